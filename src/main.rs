@@ -1,0 +1,3 @@
+//! The `ringway` program: daemon and tools.
+
+fn main() {}
