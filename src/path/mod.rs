@@ -3,5 +3,6 @@
 
 pub mod coalesce;
 pub mod drops;
+pub mod icmp;
 pub mod route;
 pub mod segment;

@@ -1,1 +1,273 @@
-//! Placeholder replaced by its owner.
+//! From the TUN to the tunnel: one frame with its offloads undone becomes single IP packets.
+//!
+//! The kernel hands over TCP super-packets (TSO), runs of UDP datagrams (USO) and packets whose checksum it left to
+//! the "device". Segments follow the rules of the kernel's own segmentation (net/ipv4/tcp_offload.c,
+//! net/ipv4/udp_offload.c): the IPv4 ID counts up, FIN and PSH stay on the last segment, CWR on the first, and each
+//! checksum field starts from the pseudo-header sum that the kernel left in it.
+
+use super::drops::Drop;
+use crate::wire::checksum::Sum;
+use crate::wire::ip::{Ip, V6_HEADER_LEN};
+use crate::wire::tcp::{self, Tcp};
+use crate::wire::udp;
+use crate::wire::vnet::{self, VnetHeader};
+use crate::wire::{get_u16, put_u16};
+
+/// What to do about TCP and UDP checksums that the kernel left unfinished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checksums {
+    /// Finish them: the peer speaks WireGuard.
+    Complete,
+    /// Leave the pseudo-header sum in place and say so: the peer is a ringway, and the AEAD protects the bytes anyway.
+    Partial,
+}
+
+/// The IP packets of one frame, one after the other.
+#[derive(Debug, Clone)]
+pub struct Segments<'a> {
+    packet: &'a [u8],
+    /// Bytes of all headers, which every segment repeats; 0 for a packet that stays whole.
+    header_len: usize,
+    /// Payload bytes of every segment but the last.
+    step: usize,
+    /// Where the next segment's payload begins.
+    at: usize,
+    /// How many segments came before it.
+    count: u16,
+    /// What is left to do to a segment besides copying it.
+    work: Work,
+    /// Whether checksums stay partial.
+    partial: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Nothing,
+    /// Finish the checksum of `packet[start..]` at `start + offset`.
+    Sum {
+        start: usize,
+        offset: usize,
+    },
+    Renumber(Renumber),
+}
+
+impl<'a> Segments<'a> {
+    /// `frame` = virtio_net_hdr | IP packet, as read from a TUN with IFF_VNET_HDR. Bytes after a single packet's end are left out.
+    ///
+    /// # Errors
+    /// [`Drop::Malformed`] when there is no whole IP packet, [`Drop::BadOffload`] when the virtio_net_hdr asks for something
+    /// that ringway did not offer or that does not fit the packet.
+    pub fn parse(frame: &'a [u8], checksums: Checksums) -> Result<Segments<'a>, Drop> {
+        let (vnet, bytes) = VnetHeader::split(frame).ok_or(Drop::Malformed)?;
+        let ip = Ip::parse(bytes).ok_or(Drop::Malformed)?;
+        let segments = match vnet.gso_type {
+            vnet::GSO_NONE => Segments::one(vnet, ip, checksums),
+            _ if ip.bytes().len() == bytes.len() => Segments::many(vnet, ip, checksums),
+            _ => return Err(Drop::Malformed),
+        };
+        segments.ok_or(Drop::BadOffload)
+    }
+
+    /// A packet that stays whole.
+    fn one(vnet: VnetHeader, ip: Ip<'a>, checksums: Checksums) -> Option<Segments<'a>> {
+        let packet = ip.bytes();
+        let (mut work, mut partial) = (Work::Nothing, false);
+        if vnet.flags & vnet::F_NEEDS_CSUM != 0 {
+            let (start, offset) = (usize::from(vnet.csum_start), usize::from(vnet.csum_offset));
+            if start + offset + 2 > packet.len() {
+                return None;
+            }
+            // The sum may also be that of a header wrapped deeper, in a VXLAN say, which only this end knows of.
+            partial = checksums == Checksums::Partial && ip.checksum_field() == Some((start, offset));
+            if !partial {
+                work = Work::Sum { start, offset };
+            }
+        }
+        Some(Segments {
+            packet,
+            header_len: 0,
+            step: packet.len(),
+            at: 0,
+            count: 0,
+            work,
+            partial,
+        })
+    }
+
+    /// A super-packet that is cut into many.
+    fn many(vnet: VnetHeader, ip: Ip<'a>, checksums: Checksums) -> Option<Segments<'a>> {
+        let packet = ip.bytes();
+        let (start, offset) = ip.checksum_field()?;
+        let tcp = match offset {
+            tcp::CHECKSUM_AT => Some(Tcp::parse(&packet[start..])?),
+            _ => None,
+        };
+        let type_fits = match vnet.gso_type & !vnet::GSO_ECN {
+            vnet::GSO_TCPV4 => tcp.is_some() && matches!(ip, Ip::V4(_)),
+            vnet::GSO_TCPV6 => tcp.is_some() && matches!(ip, Ip::V6(_)),
+            vnet::GSO_UDP_L4 => tcp.is_none() && vnet.gso_type & vnet::GSO_ECN == 0,
+            _ => false,
+        };
+        // virtio 1.2, section 5.1.6.2: who asks for segmentation must ask for checksums too.
+        let sum_fits = vnet.flags & vnet::F_NEEDS_CSUM != 0
+            && (usize::from(vnet.csum_start), usize::from(vnet.csum_offset)) == (start, offset);
+        let header_len = start + tcp.map_or(udp::HEADER_LEN, |tcp| tcp.header_len());
+        if !type_fits || !sum_fits || vnet.gso_size == 0 || header_len >= packet.len() {
+            return None;
+        }
+
+        let work = Work::Renumber(Renumber::new(ip, start, offset, tcp));
+        let partial = checksums == Checksums::Partial;
+        Some(Segments {
+            packet,
+            header_len,
+            step: vnet.gso_size.into(),
+            at: header_len,
+            count: 0,
+            work,
+            partial,
+        })
+    }
+
+    /// The whole IP packet, not yet cut, its headers checked: for looking up its route.
+    pub fn ip(&self) -> &'a [u8] {
+        self.packet
+    }
+
+    /// Bytes of the largest segment, an IP packet.
+    pub fn largest(&self) -> usize {
+        self.packet.len().min(self.header_len + self.step)
+    }
+
+    /// Bytes of the next segment, an IP packet; `None` after the last.
+    #[inline]
+    pub fn next_len(&self) -> Option<usize> {
+        let left = self.packet.len() - self.at;
+        (left > 0).then(|| self.header_len + left.min(self.step))
+    }
+
+    /// Writes the next IP packet to `out`; true when its TCP or UDP checksum field holds only the pseudo-header sum.
+    ///
+    /// # Panics
+    /// Unless `out` has exactly [`Segments::next_len`] bytes.
+    #[inline]
+    pub fn write_next(&mut self, out: &mut [u8]) -> bool {
+        assert_eq!(
+            Some(out.len()),
+            self.next_len(),
+            "the output must have the size of the next segment"
+        );
+        match &self.work {
+            Work::Nothing => {
+                out.copy_from_slice(self.packet);
+                self.at = self.packet.len();
+            }
+            &Work::Sum { start, offset } => {
+                let (before, summed) = out.split_at_mut(start);
+                before.copy_from_slice(&self.packet[..start]);
+                let sum = Sum::of_copy(&self.packet[start..], summed);
+                put_checksum(summed, offset, sum);
+                self.at = self.packet.len();
+            }
+            Work::Renumber(numbers) => {
+                let (headers, payload) = out.split_at_mut(self.header_len);
+                let from = &self.packet[self.at..self.at + payload.len()];
+                headers.copy_from_slice(&self.packet[..self.header_len]);
+                let bytes_before = self.at - self.header_len;
+                self.at += payload.len();
+                numbers.write(
+                    headers,
+                    payload.len(),
+                    self.count,
+                    bytes_before,
+                    self.at == self.packet.len(),
+                );
+                self.count = self.count.wrapping_add(1);
+                if self.partial {
+                    payload.copy_from_slice(from);
+                } else {
+                    let upper = &mut headers[numbers.start..];
+                    let sum = Sum::of_copy(from, payload).plus(Sum::of(upper));
+                    put_checksum(upper, numbers.offset, sum);
+                }
+            }
+        }
+        self.partial
+    }
+}
+
+/// What differs between the headers of a super-packet and of its segments, taken apart once.
+#[derive(Debug, Clone, Copy)]
+struct Renumber {
+    /// Where the TCP or UDP header starts.
+    start: usize,
+    /// Where its checksum lies in it.
+    offset: usize,
+    /// The pseudo-header sum but for the length.
+    pseudo: Sum,
+    /// TCP: the sequence number. `None` for UDP.
+    seq: Option<u32>,
+    /// IPv4: the ID, and the header's sum but for total length, ID and checksum. `None` for IPv6.
+    v4: Option<(u16, Sum)>,
+}
+
+impl Renumber {
+    fn new(ip: Ip<'_>, start: usize, offset: usize, tcp: Option<Tcp<'_>>) -> Renumber {
+        let packet = ip.bytes();
+        let upper_len = (packet.len() - start) as u16;
+        let v4 = match ip {
+            Ip::V4(ip) => Some((ip.id(), ip.constant_sum())),
+            Ip::V6(_) => None,
+        };
+        Renumber {
+            start,
+            offset,
+            pseudo: Sum::ZERO.word(get_u16(packet, start + offset)).without(upper_len),
+            seq: tcp.map(|tcp| tcp.seq()),
+            v4,
+        }
+    }
+
+    /// Turns the copied headers of the super-packet into those of segment `count`, which has `bytes_before` payload bytes
+    /// before it. The checksum field gets the pseudo-header sum.
+    #[inline]
+    fn write(&self, headers: &mut [u8], payload_len: usize, count: u16, bytes_before: usize, is_last: bool) {
+        let len = headers.len() + payload_len;
+        let upper_len = (len - self.start) as u16;
+        match self.v4 {
+            Some((id, constant_sum)) => {
+                let id = id.wrapping_add(count);
+                put_u16(headers, 2, len as u16);
+                put_u16(headers, 4, id);
+                put_u16(headers, 10, constant_sum.word(len as u16).word(id).checksum());
+            }
+            None => put_u16(headers, 4, (len - V6_HEADER_LEN) as u16),
+        }
+        let upper = &mut headers[self.start..];
+        match self.seq {
+            Some(seq) => {
+                let seq = seq.wrapping_add(bytes_before as u32);
+                upper[tcp::SEQ_AT..tcp::SEQ_AT + 4].copy_from_slice(&seq.to_be_bytes());
+                if count > 0 {
+                    upper[tcp::FLAGS_AT] &= !tcp::CWR;
+                }
+                if !is_last {
+                    upper[tcp::FLAGS_AT] &= !(tcp::FIN | tcp::PSH);
+                }
+            }
+            None => put_u16(upper, udp::LENGTH_AT, upper_len),
+        }
+        put_u16(upper, self.offset, self.pseudo.word(upper_len).fold());
+    }
+}
+
+/// Finishes a checksum; `sum` is that of `upper`, the pseudo-header sum in its checksum field.
+#[inline]
+fn put_checksum(upper: &mut [u8], offset: usize, sum: Sum) {
+    let checksum = if offset == udp::CHECKSUM_AT {
+        sum.udp_checksum()
+    } else {
+        sum.checksum()
+    };
+    put_u16(upper, offset, checksum);
+}
