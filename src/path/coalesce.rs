@@ -213,7 +213,7 @@ struct Candidate<'a> {
 
 impl<'a> Candidate<'a> {
     /// `None` unless `packet` is exactly an unfragmented IP packet without options or extension headers, and either a TCP segment with
-    /// payload and no flags besides ACK, PSH, ECE and CWR, or a UDP datagram with payload and a checksum.
+    /// ACK and at most PSH, ECE and CWR besides, or a UDP datagram with a checksum, and has a payload.
     #[inline]
     fn new(packet: &'a [u8], partial: bool) -> Option<Candidate<'a>> {
         let (len, protocol, layouts) = match Ip::parse(packet)? {
@@ -237,10 +237,11 @@ impl<'a> Candidate<'a> {
             )
         } else {
             let udp = Udp::parse(upper)?;
-            (udp::HEADER_LEN, udp.length() == upper.len() && udp.checksum() != 0)
+            (udp::HEADER_LEN, udp.length() == upper.len())
         };
         let header_len = layout.start + upper_header_len;
-        if !fits || len != packet.len() || header_len == len {
+        let checksum = get_u16(upper, layout.checksum_at);
+        if !fits || len != packet.len() || header_len == len || checksum == layout.never_written {
             return None;
         }
         let flow = Flow::new(layout.addresses(packet), protocol, *upper.first_chunk()?);
@@ -291,7 +292,7 @@ impl<'a> Candidate<'a> {
         } else {
             pseudo.plus(Sum::of(upper)).is_intact()
         };
-        upper_intact && (self.layout.is_v6 || Sum::of(&self.packet[..V4_HEADER_LEN]).is_intact())
+        upper_intact && (self.layout.is_v6 || is_intact_v4(&self.packet[..V4_HEADER_LEN]))
     }
 }
 
@@ -434,6 +435,12 @@ impl Open {
         inner.head[..VNET_LEN].copy_from_slice(&vnet.bytes());
         self.group
     }
+}
+
+/// Whether the header's checksum is right, and written as we would write it: never as 0xffff, the other zero.
+#[inline]
+fn is_intact_v4(header: &[u8]) -> bool {
+    Sum::of(header).is_intact() && get_u16(header, 10) != 0xffff
 }
 
 #[inline]

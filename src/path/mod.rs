@@ -6,3 +6,6 @@ pub mod drops;
 pub mod icmp;
 pub mod route;
 pub mod segment;
+
+#[cfg(test)]
+mod sample;

@@ -271,3 +271,194 @@ fn put_checksum(upper: &mut [u8], offset: usize, sum: Sum) {
     };
     put_u16(upper, offset, checksum);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::{Sample, Written};
+    use super::*;
+    use crate::wire::ip::Ip;
+    use proptest::prelude::*;
+
+    fn packets(frame: &[u8], checksums: Checksums) -> Vec<(Vec<u8>, bool)> {
+        let mut segments = Segments::parse(frame, checksums).expect("a good frame");
+        let mut packets = Vec::new();
+        while let Some(len) = segments.next_len() {
+            let mut packet = vec![0xaa; len];
+            let partial = segments.write_next(&mut packet);
+            packets.push((packet, partial));
+        }
+        packets
+    }
+
+    /// A frame with no segmentation asked for, its checksum partial or complete.
+    fn single(sample: &Sample, written: Written) -> Vec<u8> {
+        let mut frame = sample.frame(0);
+        frame[1] = vnet::GSO_NONE;
+        if written == Written::Complete {
+            frame[0] = 0;
+            frame.splice(10.., sample.bytes(Written::Complete));
+        }
+        frame
+    }
+
+    fn bytes(len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at * 7 + at / 251) as u8).collect()
+    }
+
+    prop_compose! {
+        fn sample()(
+            v6: bool, tcp: bool, ports: u32, traffic_class: u8, dont_fragment: bool, id: u16, seq: u32, ack: u32,
+            flags in prop::sample::select(vec![0x10, 0x18, 0x11, 0x19, 0x90, 0xd8, 0x50]),
+            options in 0usize..=10, len in prop_oneof![1usize..100, 1usize..20_000, Just(65_400)],
+        ) -> Sample {
+            let mut sample = Sample { ports, traffic_class, dont_fragment, id, ..Sample::udp(v6, bytes(len)) };
+            if tcp {
+                sample = Sample { tcp, seq, ack, flags, options: bytes(options * 4), ..sample };
+            }
+            sample
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn segments_are_those_of_the_slow_twin(sample in sample(), step in prop_oneof![1u16..3000, Just(1368), Just(u16::MAX)]) {
+            let frame = sample.frame(step);
+            let cut = sample.cut(step.into());
+            let expected = |written| cut.iter().map(move |segment| segment.bytes(written));
+            prop_assert_eq!(Segments::parse(&frame, Checksums::Partial).unwrap().largest(), cut[0].bytes(Written::Partial).len());
+            let partial = expected(Written::Partial).map(|packet| (packet, true)).collect::<Vec<_>>();
+            prop_assert!(packets(&frame, Checksums::Partial) == partial);
+            let complete = expected(Written::Complete).map(|packet| (packet, false)).collect::<Vec<_>>();
+            prop_assert!(packets(&frame, Checksums::Complete) == complete);
+        }
+
+        #[test]
+        fn a_single_packet_keeps_its_bytes_and_gets_the_checksum_that_is_asked_for(sample in sample()) {
+            let (complete, partial) = (sample.bytes(Written::Complete), sample.bytes(Written::Partial));
+            let frame = single(&sample, Written::Partial);
+            prop_assert!(packets(&frame, Checksums::Complete) == [(complete.clone(), false)]);
+            prop_assert!(packets(&frame, Checksums::Partial) == [(partial, true)]);
+            for checksums in [Checksums::Complete, Checksums::Partial] {
+                prop_assert!(packets(&single(&sample, Written::Complete), checksums) == [(complete.clone(), false)]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_udp_checksum_of_zero_is_written_as_all_ones() {
+        let mut sample = Sample::udp(false, vec![0; 4]);
+        let checksum = u16::from_be_bytes(sample.bytes(Written::Complete)[26..28].try_into().unwrap());
+        // Adding its own checksum to the data makes the sum -0.
+        sample.payload[..2].copy_from_slice(&checksum.to_be_bytes());
+        for frame in [single(&sample, Written::Partial), sample.frame(2000)] {
+            assert_eq!(packets(&frame, Checksums::Complete)[0].0[26..28], [0xff, 0xff]);
+        }
+    }
+
+    #[test]
+    fn a_checksum_wrapped_deeper_is_finished_for_either_peer() {
+        // A UDP datagram that carries an Ethernet-less inner IPv4/TCP packet whose checksum is the unfinished one.
+        let inner = Sample::tcp(false, 9, bytes(500));
+        let outer = Sample::udp(false, inner.bytes(Written::Partial));
+        let vnet = VnetHeader {
+            flags: vnet::F_NEEDS_CSUM,
+            csum_start: 28 + 20,
+            csum_offset: 16,
+            ..VnetHeader::default()
+        };
+        let frame = [&vnet.bytes()[..], &outer.bytes(Written::Complete)].concat();
+        for checksums in [Checksums::Complete, Checksums::Partial] {
+            let [(packet, false)] = &packets(&frame, checksums)[..] else {
+                panic!("one complete packet")
+            };
+            assert_eq!(packet[28..], inner.bytes(Written::Complete));
+        }
+    }
+
+    #[test]
+    fn extension_headers_are_repeated_in_every_segment() {
+        let sample = Sample::tcp(true, 1, bytes(3000));
+        let mut frame = sample.frame(1000);
+        let hop_by_hop = [6, 0, 1, 4, 0, 0, 0, 0];
+        frame[10 + 6] = 0;
+        frame[10 + 4..10 + 6].copy_from_slice(&(3000u16 + 32 + 8).to_be_bytes());
+        frame.splice(50..50, hop_by_hop);
+        frame[6..8].copy_from_slice(&48u16.to_ne_bytes());
+        let packets = packets(&frame, Checksums::Complete);
+        assert_eq!(packets.len(), 3);
+        for ((packet, _), expected) in packets.iter().zip(sample.cut(1000)) {
+            assert_eq!(Ip::parse(packet).unwrap().bytes().len(), packet.len());
+            assert_eq!(packet[40..48], hop_by_hop);
+            assert_eq!(packet[48..], expected.bytes(Written::Complete)[40..]);
+        }
+    }
+
+    #[test]
+    fn padding_after_a_single_packet_is_left_out() {
+        let sample = Sample::udp(false, bytes(20));
+        let padded = [&single(&sample, Written::Partial)[..], &[0; 13]].concat();
+        assert_eq!(
+            packets(&padded, Checksums::Complete)[0].0,
+            sample.bytes(Written::Complete)
+        );
+    }
+
+    #[test]
+    fn frames_without_a_whole_packet_are_malformed() {
+        let frame = Sample::tcp(false, 1, bytes(100)).frame(10);
+        for bad in [
+            &frame[..9],
+            &frame[..29],
+            &frame[..frame.len() - 1],
+            &[&frame[..], &[0]].concat(),
+        ] {
+            assert_eq!(Segments::parse(bad, Checksums::Complete).err(), Some(Drop::Malformed));
+        }
+    }
+
+    #[test]
+    fn offloads_that_were_not_asked_for_or_do_not_fit_are_refused() {
+        let refused = |sample: &Sample, change: &dyn Fn(&mut Vec<u8>)| {
+            let mut frame = sample.frame(10);
+            assert!(Segments::parse(&frame, Checksums::Partial).is_ok());
+            change(&mut frame);
+            assert_eq!(
+                Segments::parse(&frame, Checksums::Partial).err(),
+                Some(Drop::BadOffload)
+            );
+        };
+        let tcp = Sample::tcp(false, 1, bytes(100));
+        let udp = Sample::udp(true, bytes(100));
+        refused(&tcp, &|frame| frame[0] = 0); // segmentation without NEEDS_CSUM
+        refused(&tcp, &|frame| frame[1] = 3); // VIRTIO_NET_HDR_GSO_UDP, fragmentation
+        refused(&tcp, &|frame| frame[1] = vnet::GSO_TCPV6);
+        refused(&tcp, &|frame| frame[1] = vnet::GSO_UDP_L4);
+        refused(&udp, &|frame| frame[1] = vnet::GSO_UDP_L4 | vnet::GSO_ECN);
+        refused(&udp, &|frame| frame[1] = vnet::GSO_TCPV6);
+        refused(&tcp, &|frame| frame[4..6].fill(0)); // gso_size
+        refused(&tcp, &|frame| frame[6] += 1); // csum_start
+        refused(&tcp, &|frame| frame[8] = 6); // csum_offset
+        refused(&tcp, &|frame| frame[10 + 6] = 0x20); // a fragment
+
+        refused(&Sample::udp(false, bytes(10)), &|frame| {
+            frame.truncate(38);
+            frame[13] = 28; // no payload
+        });
+    }
+
+    #[test]
+    fn a_checksum_outside_the_packet_is_refused() {
+        let sample = Sample::udp(false, bytes(10));
+        let mut frame = single(&sample, Written::Partial);
+        frame[8..10].copy_from_slice(&17u16.to_ne_bytes());
+        assert_eq!(
+            Segments::parse(&frame, Checksums::Complete).err(),
+            Some(Drop::BadOffload)
+        );
+        frame[8..10].copy_from_slice(&u16::MAX.to_ne_bytes());
+        assert_eq!(
+            Segments::parse(&frame, Checksums::Complete).err(),
+            Some(Drop::BadOffload)
+        );
+    }
+}

@@ -26,6 +26,9 @@ pub(super) struct Layout {
     pub(super) start: usize,
     /// Where its checksum lies in it.
     pub(super) checksum_at: usize,
+    /// Zero has two representations as a checksum. This one is never the result of segmentation: for TCP it is -0, for UDP +0,
+    /// which means that there is no checksum.
+    pub(super) never_written: u16,
     /// The GSO type of a super-packet.
     pub(super) gso_type: u8,
     /// The header bits that must be the same in all packets of a group.
@@ -55,6 +58,7 @@ impl Layout {
             is_tcp,
             start,
             checksum_at: if is_tcp { tcp::CHECKSUM_AT } else { udp::CHECKSUM_AT },
+            never_written: if is_tcp { 0xffff } else { 0 },
             gso_type: match (is_v6, is_tcp) {
                 (false, true) => vnet::GSO_TCPV4,
                 (true, true) => vnet::GSO_TCPV6,
