@@ -1,7 +1,6 @@
 //! A validated configuration: what the rest of the program reads. Nothing in here can be wrong any more.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,7 +8,16 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::host::HostPort;
 use super::key::{PresharedKey, PrivateKey, PublicKey};
+
+/// Where daemons put their control sockets, as `NAME.sock`.
+pub const RUN_DIR: &str = "/run/ringway";
+
+/// The control socket of the interface `name` where nothing else is configured.
+pub fn default_control_socket(name: &str) -> PathBuf {
+    PathBuf::from(format!("{RUN_DIR}/{name}.sock"))
+}
 
 /// One tunnel interface and its peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +49,7 @@ pub struct Interface {
     pub crypto: Crypto,
     /// SO_MARK of the outer sockets, for policy routing.
     pub fwmark: Option<NonZeroU32>,
-    /// Where the daemon serves its control protocol; absolute when the configuration came from an absolute path.
+    /// Where the daemon serves its control protocol. A relative path in the file is relative to the file.
     pub control_socket: PathBuf,
     /// Which kernel offloads may be used where the kernel has them.
     pub offloads: OffloadSwitches,
@@ -190,22 +198,4 @@ words! {
 pub struct UnknownWord {
     /// The words that would be right.
     pub known: &'static [&'static str],
-}
-
-/// A peer's address as the file has it. Names are resolved when the tunnel runs, because their addresses change.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct HostPort {
-    /// Whom.
-    pub host: Host,
-    /// 1 to 65535.
-    pub port: u16,
-}
-
-/// The host part of an endpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Host {
-    /// An address.
-    Address(IpAddr),
-    /// What getaddrinfo(3) must resolve: a host name, or an IPv6 address with a zone ("fe80::1%eth0").
-    Name(String),
 }

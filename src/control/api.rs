@@ -16,23 +16,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::PublicKey;
 
-/// Where daemons put their control sockets, as `NAME.sock`.
-pub const RUN_DIR: &str = "/run/ringway";
-
 /// Longest request line that a daemon must accept, in bytes without the newline.
 pub const REQUEST_LEN_MAX: usize = 64 * 1024;
-
-/// The control socket of the interface `name` where nothing else is configured.
-pub fn default_socket(name: &str) -> PathBuf {
-    PathBuf::from(format!("{RUN_DIR}/{name}.sock"))
-}
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
