@@ -10,6 +10,7 @@
 //! arguments, so every packet's journey runs in a test without a kernel.
 
 pub mod config;
+pub mod control;
 pub mod crypto;
 pub mod link;
 pub mod path;
