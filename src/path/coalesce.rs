@@ -447,3 +447,6 @@ fn is_intact_v4(header: &[u8]) -> bool {
 fn has_dont_fragment(v4_packet: &[u8]) -> bool {
     v4_packet[6] & 0x40 != 0
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,21 +34,12 @@ pub struct Segments<'a> {
     at: usize,
     /// How many segments came before it.
     count: u16,
-    /// What is left to do to a segment besides copying it.
-    work: Work,
-    /// Whether checksums stay partial.
+    /// How the headers of segments differ; `None` for a packet that stays whole.
+    numbers: Option<Numbers>,
+    /// The checksum to finish: where its sum starts, and where it belongs from there.
+    unfinished: Option<(usize, usize)>,
+    /// Whether a checksum stays partial.
     partial: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Work {
-    Nothing,
-    /// Finish the checksum of `packet[start..]` at `start + offset`.
-    Sum {
-        start: usize,
-        offset: usize,
-    },
-    Renumber(Renumber),
 }
 
 impl<'a> Segments<'a> {
@@ -71,25 +62,21 @@ impl<'a> Segments<'a> {
     /// A packet that stays whole.
     fn one(vnet: VnetHeader, ip: Ip<'a>, checksums: Checksums) -> Option<Segments<'a>> {
         let packet = ip.bytes();
-        let (mut work, mut partial) = (Work::Nothing, false);
-        if vnet.flags & vnet::F_NEEDS_CSUM != 0 {
-            let (start, offset) = (usize::from(vnet.csum_start), usize::from(vnet.csum_offset));
-            if start + offset + 2 > packet.len() {
-                return None;
-            }
-            // The sum may also be that of a header wrapped deeper, in a VXLAN say, which only this end knows of.
-            partial = checksums == Checksums::Partial && ip.checksum_field() == Some((start, offset));
-            if !partial {
-                work = Work::Sum { start, offset };
-            }
+        let field = (usize::from(vnet.csum_start), usize::from(vnet.csum_offset));
+        let needs_checksum = vnet.flags & vnet::F_NEEDS_CSUM != 0;
+        if needs_checksum && field.0 + field.1 + 2 > packet.len() {
+            return None;
         }
+        // The checksum may also be that of a header wrapped deeper, in VXLAN say, which the peer would not find.
+        let partial = needs_checksum && checksums == Checksums::Partial && ip.checksum_field() == Some(field);
         Some(Segments {
             packet,
             header_len: 0,
             step: packet.len(),
             at: 0,
             count: 0,
-            work,
+            numbers: None,
+            unfinished: (needs_checksum && !partial).then_some(field),
             partial,
         })
     }
@@ -116,7 +103,6 @@ impl<'a> Segments<'a> {
             return None;
         }
 
-        let work = Work::Renumber(Renumber::new(ip, start, offset, tcp));
         let partial = checksums == Checksums::Partial;
         Some(Segments {
             packet,
@@ -124,7 +110,8 @@ impl<'a> Segments<'a> {
             step: vnet.gso_size.into(),
             at: header_len,
             count: 0,
-            work,
+            numbers: Some(Numbers::new(ip, start, offset, tcp)),
+            unfinished: (!partial).then_some((start, offset)),
             partial,
         })
     }
@@ -157,40 +144,19 @@ impl<'a> Segments<'a> {
             self.next_len(),
             "the output must have the size of the next segment"
         );
-        match &self.work {
-            Work::Nothing => {
-                out.copy_from_slice(self.packet);
-                self.at = self.packet.len();
-            }
-            &Work::Sum { start, offset } => {
-                let (before, summed) = out.split_at_mut(start);
-                before.copy_from_slice(&self.packet[..start]);
-                let sum = Sum::of_copy(&self.packet[start..], summed);
-                put_checksum(summed, offset, sum);
-                self.at = self.packet.len();
-            }
-            Work::Renumber(numbers) => {
-                let (headers, payload) = out.split_at_mut(self.header_len);
-                let from = &self.packet[self.at..self.at + payload.len()];
-                headers.copy_from_slice(&self.packet[..self.header_len]);
-                let bytes_before = self.at - self.header_len;
-                self.at += payload.len();
-                numbers.write(
-                    headers,
-                    payload.len(),
-                    self.count,
-                    bytes_before,
-                    self.at == self.packet.len(),
-                );
-                self.count = self.count.wrapping_add(1);
-                if self.partial {
-                    payload.copy_from_slice(from);
-                } else {
-                    let upper = &mut headers[numbers.start..];
-                    let sum = Sum::of_copy(from, payload).plus(Sum::of(upper));
-                    put_checksum(upper, numbers.offset, sum);
-                }
-            }
+        let (headers, payload) = out.split_at_mut(self.header_len);
+        headers.copy_from_slice(&self.packet[..self.header_len]);
+        payload.copy_from_slice(&self.packet[self.at..self.at + payload.len()]);
+        let bytes_before = self.at - self.header_len;
+        self.at += payload.len();
+
+        if let Some(numbers) = &self.numbers {
+            let is_last = self.at == self.packet.len();
+            numbers.write(headers, payload.len(), self.count, bytes_before, is_last);
+            self.count = self.count.wrapping_add(1);
+        }
+        if let Some((start, offset)) = self.unfinished {
+            finish_checksum(&mut out[start..], offset);
         }
         self.partial
     }
@@ -198,7 +164,7 @@ impl<'a> Segments<'a> {
 
 /// What differs between the headers of a super-packet and of its segments, taken apart once.
 #[derive(Debug, Clone, Copy)]
-struct Renumber {
+struct Numbers {
     /// Where the TCP or UDP header starts.
     start: usize,
     /// Where its checksum lies in it.
@@ -211,15 +177,15 @@ struct Renumber {
     v4: Option<(u16, Sum)>,
 }
 
-impl Renumber {
-    fn new(ip: Ip<'_>, start: usize, offset: usize, tcp: Option<Tcp<'_>>) -> Renumber {
+impl Numbers {
+    fn new(ip: Ip<'_>, start: usize, offset: usize, tcp: Option<Tcp<'_>>) -> Numbers {
         let packet = ip.bytes();
         let upper_len = (packet.len() - start) as u16;
         let v4 = match ip {
             Ip::V4(ip) => Some((ip.id(), ip.constant_sum())),
             Ip::V6(_) => None,
         };
-        Renumber {
+        Numbers {
             start,
             offset,
             pseudo: Sum::ZERO.word(get_u16(packet, start + offset)).without(upper_len),
@@ -261,9 +227,10 @@ impl Renumber {
     }
 }
 
-/// Finishes a checksum; `sum` is that of `upper`, the pseudo-header sum in its checksum field.
+/// Replaces the pseudo-header sum at `offset` by the checksum of `upper`, a TCP or UDP header and its payload.
 #[inline]
-fn put_checksum(upper: &mut [u8], offset: usize, sum: Sum) {
+fn finish_checksum(upper: &mut [u8], offset: usize) {
+    let sum = Sum::of(upper);
     let checksum = if offset == udp::CHECKSUM_AT {
         sum.udp_checksum()
     } else {
