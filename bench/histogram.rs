@@ -21,7 +21,7 @@ fn used() -> Box<StageHistograms> {
     for latency_ns in latencies_ns().take(100_000) {
         set.record(Stage::TunToUdp, latency_ns, 1);
         set.record(Stage::UdpToTun, latency_ns, 1);
-        set.record(Stage::BatchSize, latency_ns % 44 + 1, 1);
+        set.record(Stage::SendBatch, latency_ns % 44 + 1, 1);
     }
     set
 }
@@ -36,7 +36,7 @@ fn on_the_worker(criterion: &mut Criterion) {
     group.bench_function("a batch of 44: latency and size, clock read once before", |bencher| {
         bencher.iter(|| {
             set.record(Stage::TunToUdp, latencies.next().unwrap_or(0), black_box(BATCH));
-            set.record(Stage::BatchSize, black_box(BATCH), 1);
+            set.record(Stage::SendBatch, black_box(BATCH), 1);
         });
     });
     group.bench_function("44 packets one by one, for comparison", |bencher| {

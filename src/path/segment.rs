@@ -133,6 +133,11 @@ impl<'a> Segments<'a> {
         (left > 0).then(|| self.header_len + left.min(self.step))
     }
 
+    /// How many segments are left.
+    pub fn remaining(&self) -> usize {
+        (self.packet.len() - self.at).div_ceil(self.step.max(1))
+    }
+
     /// Writes the next IP packet to `out`; true when its TCP or UDP checksum field holds only the pseudo-header sum.
     ///
     /// # Panics

@@ -138,7 +138,7 @@ mod tests {
         let mut set = StageHistograms::new();
         (0..1_000).for_each(|sample| set.record(Stage::TunToUdp, 5_000 + 37 * sample, 2));
         set.record(Stage::TunToUdp, 3, 1);
-        set.record(Stage::BatchSize, 44, 7);
+        set.record(Stage::SendBatch, 44, 7);
         set.record(Stage::Rtt, u64::MAX, 1);
         set
     }
@@ -162,7 +162,7 @@ mod tests {
             entries[..2],
             [LogEntry::StartTime(since_epoch), LogEntry::BaseTime(since_epoch)]
         );
-        let tags = [Stage::TunToUdp, Stage::BatchSize, Stage::Rtt];
+        let tags = [Stage::TunToUdp, Stage::SendBatch, Stage::Rtt];
         let expected = [second, 2 * second]
             .into_iter()
             .flat_map(|start| tags.map(|stage| (start, stage)));
@@ -202,7 +202,7 @@ mod tests {
             assert!(error.to_string().contains("tun_to_udp"));
         }
         let of_another_stage = EncodedHistogram {
-            stage: Stage::BatchSize,
+            stage: Stage::SendBatch,
             ..encoded
         };
         assert!(

@@ -15,22 +15,31 @@ pub enum Stage {
     TunToUdp,
     /// From the kernel's receive timestamp of a datagram to the completion of its write to the TUN.
     UdpToTun,
-    /// Packets per GSO batch; not a time.
-    BatchSize,
+    /// Datagrams per UDP send (GSO); not a time.
+    SendBatch,
+    /// Packets per TUN write, after coalescing; not a time.
+    WriteBatch,
     /// From an echo request to a peer to its answer, through the tunnel.
     Rtt,
 }
 
 impl Stage {
     /// Every stage, in declaration order (a stage's discriminant is its position).
-    pub const ALL: [Stage; 4] = [Stage::TunToUdp, Stage::UdpToTun, Stage::BatchSize, Stage::Rtt];
+    pub const ALL: [Stage; 5] = [
+        Stage::TunToUdp,
+        Stage::UdpToTun,
+        Stage::SendBatch,
+        Stage::WriteBatch,
+        Stage::Rtt,
+    ];
 
     /// The stage's stable name in logs, tags and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Stage::TunToUdp => "tun_to_udp",
             Stage::UdpToTun => "udp_to_tun",
-            Stage::BatchSize => "batch_size",
+            Stage::SendBatch => "send_batch",
+            Stage::WriteBatch => "write_batch",
             Stage::Rtt => "rtt",
         }
     }
@@ -38,7 +47,7 @@ impl Stage {
     /// What a recorded value counts.
     pub const fn unit(self) -> &'static str {
         match self {
-            Stage::BatchSize => "packets",
+            Stage::SendBatch | Stage::WriteBatch => "packets",
             Stage::TunToUdp | Stage::UdpToTun | Stage::Rtt => "ns",
         }
     }
@@ -47,7 +56,7 @@ impl Stage {
     const fn bounds(self) -> (u64, u64) {
         match self {
             // Several times more than the kernel's limit of segments per batch (UDP_MAX_SEGMENTS, 128).
-            Stage::BatchSize => (1, 1024),
+            Stage::SendBatch | Stage::WriteBatch => (1, 1024),
             // 1 us to 10 s.
             Stage::TunToUdp | Stage::UdpToTun | Stage::Rtt => (1_000, 10_000_000_000),
         }
@@ -268,7 +277,7 @@ mod tests {
 
     #[test]
     fn batch_sizes_are_exact() {
-        let mut histogram = StageHistogram::new(Stage::BatchSize);
+        let mut histogram = StageHistogram::new(Stage::SendBatch);
         (1..=1024).for_each(|size| histogram.record(size, 1));
         assert!((1..=1024).all(|size| histogram.values.count_at(size) == 1));
     }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod control;
 pub mod icmp;
 pub mod ip;
 pub mod message;
