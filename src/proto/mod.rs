@@ -1,1 +1,4 @@
-//! Placeholder replaced by its owner.
+//! The sans-IO protocol.
+#![forbid(unsafe_code)]
+
+pub mod endpoint;
