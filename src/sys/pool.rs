@@ -2,16 +2,17 @@
 //! down and checked.
 //!
 //! ```text
-//!            acquire                      lend (self)
-//!   Free ---------------> Held{readers} -------------> Kernel
-//!    ^ ^                   |   ^                        | |
-//!    | '---- drop, 0 ------'   '---------- take --------' |
-//!    | '---- drop, n -> Reading{n} -- last end_read       |
-//!    '------------------ give_back -----------------------'
+//!         lend             take
+//!   Free ------> Kernel --------> Held <-. begin_read, end_read: writes to the TUN that read from it
+//!     |           acquire          ^ |  |
+//!     '----------------------------' |  |
+//!     ^                              |--'
+//!     |-------- drop, no write ------|
+//!     '-- last end_read -- Reading <-'  drop, writes left
 //! ```
 //!
-//! Only a [`Buffer`] (one per buffer at most, not `Clone`) reaches the bytes, and it exists only in `Held`. So no `&mut`
-//! to memory that the kernel may write can exist, and `bytes_mut` also refuses while a queued write reads from the buffer.
+//! Only a [`Buffer`] (one per buffer at most, not `Clone`) reaches the bytes, and it exists only in `Held`. So no
+//! reference to memory that the kernel may write can exist, and `bytes_mut` also refuses while a write reads from it.
 
 use super::mapping::Mapping;
 use std::cell::{Cell, RefCell};
@@ -84,20 +85,6 @@ impl Pool {
             pool: Rc::clone(self),
             index,
         }
-    }
-
-    /// Kernel -> Free, for a request whose outcome needs no look at the bytes.
-    ///
-    /// # Panics
-    /// When the kernel did not have it.
-    pub(super) fn give_back(&self, index: u16) {
-        let state = &self.states[usize::from(index)];
-        assert_eq!(
-            state.get(),
-            State::Kernel,
-            "buffer {index} given back by the kernel, which does not have it"
-        );
-        self.set_free(index);
     }
 
     /// A write that reads from the buffer was queued: it stays away from the kernel's writing hands until `end_read`.
@@ -194,22 +181,6 @@ impl Buffer {
         // so &mut self makes this the only reference. No write reads from it: readers is 0.
         unsafe { std::slice::from_raw_parts_mut(self.pool.address(self.index), self.pool.size) }
     }
-
-    /// Held -> Kernel; the index is what a completion will name.
-    ///
-    /// # Panics
-    /// While a queued write reads from the buffer.
-    pub(super) fn lend(self) -> u16 {
-        let state = &self.pool.states[usize::from(self.index)];
-        assert_eq!(
-            state.get(),
-            State::Held { readers: 0 },
-            "buffer {} lent while a write reads from it",
-            self.index
-        );
-        state.set(State::Kernel);
-        self.index
-    }
 }
 
 impl Drop for Buffer {
@@ -218,9 +189,154 @@ impl Drop for Buffer {
         match state.get() {
             State::Held { readers: 0 } => self.pool.set_free(self.index),
             State::Held { readers } => state.set(State::Reading { readers }),
-            // lend() moved the right to the kernel.
-            State::Kernel => {}
-            State::Free | State::Reading { .. } => unreachable!("a Buffer exists only in Held"),
+            other => unreachable!("a Buffer exists only in Held, not in {other:?}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const COUNT: u16 = 4;
+
+    #[derive(Debug, Clone, Copy)]
+    enum Operation {
+        Acquire,
+        Lend,
+        /// The kernel is done with the nth of those it has.
+        Take(usize),
+        Drop(usize),
+        Fill(usize, u8),
+        BeginRead(usize),
+        EndRead(usize),
+    }
+
+    fn operation() -> impl Strategy<Value = Operation> {
+        let nth = 0usize..8;
+        prop_oneof![
+            Just(Operation::Acquire),
+            Just(Operation::Lend),
+            nth.clone().prop_map(Operation::Take),
+            nth.clone().prop_map(Operation::Drop),
+            (nth.clone(), any::<u8>()).prop_map(|(nth, byte)| Operation::Fill(nth, byte)),
+            nth.clone().prop_map(Operation::BeginRead),
+            nth.prop_map(Operation::EndRead),
+        ]
+    }
+
+    /// What the pool does, with a list for everything.
+    #[derive(Default)]
+    struct Twin {
+        free: Vec<u16>,
+        kernel: Vec<u16>,
+        reads: Vec<u16>,
+        contents: BTreeMap<u16, u8>,
+    }
+
+    impl Twin {
+        fn free_if_unused(&mut self, index: u16, held: &[Buffer]) {
+            if !self.reads.contains(&index) && held.iter().all(|buffer| buffer.index() != index) {
+                self.free.push(index);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_pool_agrees_with_lists_of_who_has_what(operations in proptest::collection::vec(operation(), 0..200)) {
+            let pool = Pool::new(COUNT, 64).unwrap();
+            let mut twin = Twin { free: (0..COUNT).rev().collect(), ..Twin::default() };
+            let mut held: Vec<Buffer> = Vec::new();
+            for operation in operations {
+                match operation {
+                    Operation::Acquire => {
+                        let buffer = pool.acquire();
+                        prop_assert_eq!(buffer.as_ref().map(Buffer::index), twin.free.pop());
+                        held.extend(buffer);
+                    }
+                    Operation::Lend => {
+                        let index = pool.lend();
+                        prop_assert_eq!(index, twin.free.pop());
+                        twin.kernel.extend(index);
+                    }
+                    Operation::Take(nth) if nth < twin.kernel.len() => held.push(pool.take(twin.kernel.remove(nth))),
+                    Operation::Drop(nth) if nth < held.len() => {
+                        let index = held.remove(nth).index();
+                        twin.free_if_unused(index, &held);
+                    }
+                    Operation::Fill(nth, byte) if nth < held.len() && !twin.reads.contains(&held[nth].index()) => {
+                        held[nth].bytes_mut().fill(byte);
+                        twin.contents.insert(held[nth].index(), byte);
+                    }
+                    Operation::BeginRead(nth) if nth < held.len() => {
+                        pool.begin_read(held[nth].index());
+                        twin.reads.push(held[nth].index());
+                    }
+                    Operation::EndRead(nth) if nth < twin.reads.len() => {
+                        let index = twin.reads.remove(nth);
+                        pool.end_read(index);
+                        twin.free_if_unused(index, &held);
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(pool.free_count(), twin.free.len());
+                for buffer in &held {
+                    let byte = twin.contents.get(&buffer.index()).copied().unwrap_or(0);
+                    prop_assert!(buffer.bytes().iter().all(|&found| found == byte));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_buffer_used_last_comes_first() {
+        let pool = Pool::new(3, 64).unwrap();
+        let (first, second) = (pool.acquire().unwrap(), pool.acquire().unwrap());
+        let index = first.index();
+        drop((second, first));
+        assert_eq!(pool.acquire().map(|buffer| buffer.index()), Some(index));
+    }
+
+    #[test]
+    fn a_buffer_outlives_its_pool_s_owner() {
+        let mut buffer = Pool::new(1, 4096).unwrap().acquire().unwrap();
+        buffer.bytes_mut().fill(7);
+        assert_eq!(buffer.bytes(), [7; 4096]);
+    }
+
+    #[test]
+    #[should_panic(expected = "changed while a write reads from it")]
+    fn bytes_that_a_write_reads_cannot_be_changed() {
+        let pool = Pool::new(1, 64).unwrap();
+        let mut buffer = pool.acquire().unwrap();
+        pool.begin_read(buffer.index());
+        buffer.bytes_mut();
+    }
+
+    #[test]
+    #[should_panic(expected = "which is not held")]
+    fn a_write_cannot_read_what_the_kernel_has() {
+        let pool = Pool::new(1, 64).unwrap();
+        pool.begin_read(pool.lend().unwrap());
+    }
+
+    #[test]
+    #[should_panic(expected = "which does not have it")]
+    fn the_kernel_cannot_return_a_buffer_twice() {
+        let pool = Pool::new(1, 64).unwrap();
+        let index = pool.lend().unwrap();
+        let _held = pool.take(index);
+        pool.take(index);
+    }
+
+    #[test]
+    #[should_panic(expected = "none had begun")]
+    fn a_write_cannot_end_before_it_begins() {
+        let pool = Pool::new(1, 64).unwrap();
+        let buffer = pool.acquire().unwrap();
+        pool.end_read(buffer.index());
     }
 }
