@@ -3,5 +3,9 @@
 
 pub mod coalesce;
 pub mod drops;
+pub mod icmp;
 pub mod route;
 pub mod segment;
+
+#[cfg(test)]
+mod sample;
