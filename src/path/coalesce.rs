@@ -292,7 +292,7 @@ impl<'a> Candidate<'a> {
         } else {
             pseudo.plus(Sum::of(upper)).is_intact()
         };
-        upper_intact && (self.layout.is_v6 || is_intact_v4(&self.packet[..V4_HEADER_LEN]))
+        upper_intact && (self.layout.is_v6 || self.packet.first_chunk().is_some_and(is_intact_v4))
     }
 }
 
@@ -439,7 +439,7 @@ impl Open {
 
 /// Whether the header's checksum is right, and written as we would write it: never as 0xffff, the other zero.
 #[inline]
-fn is_intact_v4(header: &[u8]) -> bool {
+fn is_intact_v4(header: &[u8; V4_HEADER_LEN]) -> bool {
     Sum::of(header).is_intact() && get_u16(header, 10) != 0xffff
 }
 
