@@ -12,9 +12,11 @@
 pub mod config;
 pub mod control;
 pub mod crypto;
+pub mod gateway;
 pub mod link;
 pub mod path;
 pub mod proto;
 pub mod stats;
 pub mod sys;
 pub mod wire;
+pub mod worker;

@@ -8,10 +8,13 @@
 //! back. A [`UdpBuffer`]'s bytes are reached through the engine, because [`Engine::write`] refers to them by number:
 //! that way no slice of a receive buffer can be alive while a write that reads from it is queued.
 
-use super::pool::Buffer;
+use super::pool::{Buffer, Pool};
 use crate::path::coalesce::Group;
+use crate::path::gso::Slots;
+pub use crate::path::report::Received;
 use crate::proto::endpoint::Endpoint;
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Bytes of a send slot: the largest UDP payload (65,507 over IPv4, 65,527 over IPv6) and a little.
@@ -41,11 +44,8 @@ pub trait Engine {
     /// When `buffer` is another engine's, or a queued write reads from it.
     fn datagrams<'a>(&'a mut self, buffer: &'a mut UdpBuffer) -> (Received, &'a mut [u8]);
 
-    /// An empty send slot; none when the network is slower than the TUN. The slot used last comes first.
-    fn acquire_slot(&mut self) -> Option<TxSlot>;
-
-    /// How many slots `acquire_slot` still has. Below a quarter of all the engine stops reading the TUN.
-    fn free_slots(&self) -> usize;
+    /// Where empty send slots come from. Below a quarter of all the engine stops reading the TUN.
+    fn slots(&self) -> SendSlots;
 
     /// Queues a run of datagrams; an [`Event::Sent`] follows.
     ///
@@ -139,17 +139,30 @@ impl UdpBuffer {
     }
 }
 
-/// What the kernel said about a received batch of datagrams. All of one batch came from one sender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Received {
-    /// The sender, and the address of ours that it sent to. IPv4 appears as IPv4, whatever the socket's family.
-    pub from: Endpoint,
-    /// Bytes per datagram, at least 1; the last may be shorter.
-    pub segment: usize,
-    /// The outer header's traffic class: DSCP and ECN.
-    pub tos: u8,
-    /// When the kernel received the first of them, nanoseconds since 1970; 0 when it did not say.
-    pub received_unix_ns: u64,
+/// A worker's send slots, apart from its engine, so that they can be filled while the engine lends out a received
+/// datagram. The slot used last comes first.
+#[derive(Clone)]
+pub struct SendSlots(pub(super) Rc<Pool>);
+
+impl SendSlots {
+    /// How many are left.
+    pub fn free(&self) -> usize {
+        self.0.free_count()
+    }
+}
+
+impl Slots for SendSlots {
+    type Slot = TxSlot;
+
+    fn acquire(&mut self) -> Option<TxSlot> {
+        self.0.acquire().map(|buffer| TxSlot { buffer })
+    }
+}
+
+impl AsMut<[u8]> for TxSlot {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.buffer.bytes_mut()
+    }
 }
 
 /// An empty send buffer of [`SLOT_BYTES`] bytes. Dropping it returns it.

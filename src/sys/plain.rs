@@ -3,7 +3,7 @@
 //! A turn: send what was queued; read what is there, a bounded number each; only if there was nothing, poll as told
 //! and read again.
 
-use super::engine::{BUFFER_BYTES, Engine, EngineCounters, Event, Received, SLOT_BYTES, SendRun, TunBuffer, TxSlot};
+use super::engine::{BUFFER_BYTES, Engine, EngineCounters, Event, Received, SLOT_BYTES, SendRun, SendSlots, TunBuffer};
 use super::engine::{UdpBuffer, Wait};
 use super::errno;
 use super::gather::{Arrived, HEAD_ROOM};
@@ -259,12 +259,8 @@ impl Engine for Plain {
         (buffer.received, &mut buffer.buffer.bytes_mut()[buffer.payload.clone()])
     }
 
-    fn acquire_slot(&mut self) -> Option<TxSlot> {
-        self.send_pool.acquire().map(|buffer| TxSlot { buffer })
-    }
-
-    fn free_slots(&self) -> usize {
-        self.send_pool.free_count()
+    fn slots(&self) -> SendSlots {
+        SendSlots(Rc::clone(&self.send_pool))
     }
 
     fn send(&mut self, run: SendRun) {

@@ -6,7 +6,7 @@
 mod requests;
 
 use self::requests::{COMPLETIONS, Outcome, Requests, Write};
-use super::engine::{Engine, EngineCounters, Event, Received, SendRun, TunBuffer, TxSlot, UdpBuffer, Wait};
+use super::engine::{Engine, EngineCounters, Event, Received, SendRun, SendSlots, TunBuffer, UdpBuffer, Wait};
 use super::pool::Buffer;
 use super::probe::Refusal;
 use super::ring::Completion;
@@ -19,6 +19,7 @@ use crate::path::coalesce::Group;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 
 /// The engine on io_uring.
 pub struct Uring {
@@ -224,12 +225,8 @@ impl Engine for Uring {
         (buffer.received, &mut buffer.buffer.bytes_mut()[buffer.payload.clone()])
     }
 
-    fn acquire_slot(&mut self) -> Option<TxSlot> {
-        self.requests.send_pool().acquire().map(|buffer| TxSlot { buffer })
-    }
-
-    fn free_slots(&self) -> usize {
-        self.requests.send_pool().free_count()
+    fn slots(&self) -> SendSlots {
+        SendSlots(Rc::clone(self.requests.send_pool()))
     }
 
     fn send(&mut self, run: SendRun) {
