@@ -2,9 +2,9 @@
 //!
 //! [`Routes`] is what is configured, and cheap to edit. [`RouteTable`] is what packets are looked up in: prefixes nest
 //! but never cross, so they cut the address space into ranges of one answer each, and the longest match is the range
-//! that an address lies in. The ends of the ranges are a static B-tree whose nodes are cache lines: a lookup among
-//! 100,000 prefixes touches five of them, the upper three of which stay in the cache, and has no branch to mispredict.
-//! Workers share a table in an `Arc`; an edit makes a new one.
+//! that an address lies in. The ends of the ranges are a static B-tree. A lookup has no branch to mispredict, however
+//! the prefixes lie; among 100,000 it reads six nodes, of which the upper four stay in the cache. Workers share a table
+//! in an `Arc`; an edit makes a new one.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -104,8 +104,8 @@ impl<T: Copy> Routes<T> {
 /// A snapshot of [`Routes`] for lookups.
 #[derive(Debug, Clone)]
 pub struct RouteTable<T> {
-    v4: RangeTree<u32, T, 16>,
-    v6: RangeTree<u128, T, 8>,
+    v4: RangeTree<u32, T>,
+    v6: RangeTree<u128, T>,
 }
 
 impl<T: Copy> RouteTable<T> {
@@ -158,25 +158,28 @@ macro_rules! address {
 address!(u32);
 address!(u128);
 
-/// As many range ends as are compared at once; unused ones at the end are the largest address.
+/// Keys per node. Measured: 16 compare longer than the level that they save costs; 4 read more cold lines in IPv6.
+const WIDTH: usize = 8;
+
+/// Range ends in order; what is unused at the end is the largest address. Never in more cache lines than needed.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
-struct Node<A, const WIDTH: usize>([A; WIDTH]);
+struct Node<A>([A; WIDTH]);
 
 /// The ranges that nested prefixes cut all addresses into, as a B-tree without pointers: child `i` of node `n` is node
 /// `n * WIDTH + i` one level down, and key `i` of a node is the last key below child `i`.
 #[derive(Debug, Clone)]
-struct RangeTree<A, T, const WIDTH: usize> {
+struct RangeTree<A, T> {
     /// All levels, root first; each is as long as it needs to be.
-    nodes: Vec<Node<A, WIDTH>>,
+    nodes: Vec<Node<A>>,
     /// Where each level begins in `nodes`.
-    levels: Vec<u32>,
+    levels: Vec<usize>,
     /// The answer of each range.
     answers: Vec<Option<T>>,
 }
 
-impl<A: Address, T: Copy, const WIDTH: usize> RangeTree<A, T, WIDTH> {
-    fn new(prefixes: &BTreeMap<Prefix<A>, T>) -> RangeTree<A, T, WIDTH> {
+impl<A: Address, T: Copy> RangeTree<A, T> {
+    fn new(prefixes: &BTreeMap<Prefix<A>, T>) -> RangeTree<A, T> {
         let (ends, answers) = ranges(prefixes);
         let mut bottom_up = vec![level(&ends)];
         while let Some(below) = bottom_up.last().filter(|level| level.len() > 1) {
@@ -189,7 +192,7 @@ impl<A: Address, T: Copy, const WIDTH: usize> RangeTree<A, T, WIDTH> {
             answers,
         };
         for level in bottom_up.into_iter().rev() {
-            tree.levels.push(tree.nodes.len() as u32);
+            tree.levels.push(tree.nodes.len());
             tree.nodes.extend(level);
         }
         tree
@@ -198,16 +201,16 @@ impl<A: Address, T: Copy, const WIDTH: usize> RangeTree<A, T, WIDTH> {
     #[inline]
     fn lookup(&self, address: A) -> Option<T> {
         // The largest address is a key on every level, so the count of smaller keys is always less than WIDTH.
-        let child = |node: usize, &level: &u32| {
-            let keys = &self.nodes[level as usize + node].0;
-            node * WIDTH + keys.iter().map(|&key| usize::from(key < address)).sum::<usize>()
+        let child = |node: usize, level: &usize| {
+            let keys = &self.nodes[level + node].0;
+            node * WIDTH + keys.iter().map(|&key| u32::from(key < address)).sum::<u32>() as usize
         };
         self.answers[self.levels.iter().fold(0, child)]
     }
 }
 
 /// Keys in nodes, the last one filled up with the largest address.
-fn level<A: Address, const WIDTH: usize>(keys: &[A]) -> Vec<Node<A, WIDTH>> {
+fn level<A: Address>(keys: &[A]) -> Vec<Node<A>> {
     let node = |keys: &[A]| {
         let mut node = Node([A::MAX; WIDTH]);
         node.0[..keys.len()].copy_from_slice(keys);
