@@ -1,3 +1,7 @@
 //! The `ringway` program: daemon and tools.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ringway::cli::main(|_config| Err(std::io::Error::from(std::io::ErrorKind::Unsupported)))
+}
