@@ -58,8 +58,14 @@ impl Pair {
     /// Two hosts that know each other; host `h` has the inner addresses 10.9.0.h and those that [`Sample`] makes.
     fn new(suites: [SuiteChoice; 2], workers: [usize; 2]) -> Pair {
         let keys = [1, 2].map(|byte| StaticSecret::from([byte; 32]));
-        let publics = [PublicKey::from(&keys[0]).to_bytes(), PublicKey::from(&keys[1]).to_bytes()];
-        let now = Now { mono: Time::from_nanos(1_000_000_000), unix: Duration::from_secs(1_700_000_000) };
+        let publics = [
+            PublicKey::from(&keys[0]).to_bytes(),
+            PublicKey::from(&keys[1]).to_bytes(),
+        ];
+        let now = Now {
+            mono: Time::from_nanos(1_000_000_000),
+            unix: Duration::from_secs(1_700_000_000),
+        };
         let host = |at: usize| {
             let mut seed = at as u64 + 1;
             let random = move |bytes: &mut [u8]| {
@@ -71,8 +77,11 @@ impl Pair {
                     *byte = seed as u8;
                 }
             };
-            let config =
-                DeviceConfig { private_key: keys[at].clone(), lanes: workers[at] as u8, crypto: Choice::Auto };
+            let config = DeviceConfig {
+                private_key: keys[at].clone(),
+                lanes: workers[at] as u8,
+                crypto: Choice::Auto,
+            };
             let mut device = Device::new(config, random);
             let address = |host: usize| SocketAddr::from(([192, 0, 2, host as u8 + 1], 51820));
             let peer = device
@@ -89,7 +98,14 @@ impl Pair {
                 .expect("the only peer");
             let cells = Arc::new(PeerCells::new(workers[at]));
             let mut routes = Routes::new();
-            for prefix in ["10.0.0.0/8", "2001:db8::/32", "fd00::/8", "192.168.0.0/16", "0.0.0.0/0", "::/0"] {
+            for prefix in [
+                "10.0.0.0/8",
+                "2001:db8::/32",
+                "fd00::/8",
+                "192.168.0.0/16",
+                "0.0.0.0/0",
+                "::/0",
+            ] {
                 routes.insert(prefix.parse::<IpNet>().expect("a prefix"), peer);
             }
             let table = Arc::new(routes.table());
@@ -104,7 +120,14 @@ impl Pair {
                     counters.clone(),
                 );
                 forwarder.set_routes(table.clone());
-                forwarder.add_peer(peer, Some(Endpoint { remote: address(1 - at), local: None }), cells.clone());
+                forwarder.add_peer(
+                    peer,
+                    Some(Endpoint {
+                        remote: address(1 - at),
+                        local: None,
+                    }),
+                    cells.clone(),
+                );
                 forwarder
             });
             Host {
@@ -119,7 +142,10 @@ impl Pair {
                 writes: 0,
             }
         };
-        Pair { hosts: [host(0), host(1)], now }
+        Pair {
+            hosts: [host(0), host(1)],
+            now,
+        }
     }
 
     /// Gives host `from`'s worker a frame from its TUN, and carries everything until the wire is silent. `bend` may
@@ -149,7 +175,10 @@ impl Pair {
     }
 
     fn advance(&mut self, time: Duration) {
-        self.now = Now { mono: self.now.mono + time, unix: self.now.unix + time };
+        self.now = Now {
+            mono: self.now.mono + time,
+            unix: self.now.unix + time,
+        };
         for host in &mut self.hosts {
             if host.device.poll_timeout().is_some_and(|due| due <= self.now.mono) {
                 host.device.handle_timeout(self.now);
@@ -159,7 +188,11 @@ impl Pair {
     }
 
     fn drops(&self, host: usize) -> CounterSnapshot {
-        self.hosts[host].counters.iter().map(|counters| counters.snapshot()).sum()
+        self.hosts[host]
+            .counters
+            .iter()
+            .map(|counters| counters.snapshot())
+            .sum()
     }
 }
 
@@ -204,7 +237,14 @@ impl Host {
         let each = self.workers.iter_mut();
         match action {
             Action::Transmit { datagram, .. } => wire.push((0, datagram)),
-            Action::Install { peer, suite, seals, opens, sending, .. } => {
+            Action::Install {
+                peer,
+                suite,
+                seals,
+                opens,
+                sending,
+                ..
+            } => {
                 let mut open: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
                 for half in opens {
                     open[half.local_index() as usize % 256 % count].push(half);
@@ -236,8 +276,15 @@ impl Host {
 
     /// One receive buffer, and what it makes the worker write to the TUN.
     fn receive_run(&mut self, now: Now, from: SocketAddr, worker: usize, buffer: &mut [u8], segment: usize) {
-        let received =
-            Received { from: Endpoint { remote: from, local: None }, segment, tos: 0, received_unix_ns: 0 };
+        let received = Received {
+            from: Endpoint {
+                remote: from,
+                local: None,
+            },
+            segment,
+            tos: 0,
+            received_unix_ns: 0,
+        };
         self.workers[worker].inbound(now.mono, &received, 0, buffer, &mut self.memory);
         self.finish(worker, buffer);
         for mut handover in std::mem::take(&mut self.workers[worker].handovers) {
@@ -257,7 +304,9 @@ impl Host {
     }
 
     fn is_idle(&mut self) -> bool {
-        self.workers.iter().all(|worker| worker.reports.is_empty() && worker.handovers.is_empty())
+        self.workers
+            .iter()
+            .all(|worker| worker.reports.is_empty() && worker.handovers.is_empty())
     }
 }
 
@@ -265,7 +314,11 @@ impl Host {
 fn frame_of(group: &Group, buffer: &[u8]) -> Vec<u8> {
     let mut frame = group.head().to_vec();
     for part in group.parts() {
-        let from = if part.buffer == Part::OWN { &group.own[..] } else { buffer };
+        let from = if part.buffer == Part::OWN {
+            &group.own[..]
+        } else {
+            buffer
+        };
         frame.extend(&from[part.start as usize..][..part.len as usize]);
     }
     frame
@@ -294,11 +347,19 @@ fn the_first_packet_waits_for_the_handshake_and_arrives() {
             for worker in 0..workers[0] {
                 pair.send(0, worker, &sample.frame(0).tap(plain), &mut |_| {});
             }
-            assert_eq!(pair.hosts[1].tun, vec![sample.bytes(Written::Complete); workers[0]], "{suite:?} {workers:?}");
+            assert_eq!(
+                pair.hosts[1].tun,
+                vec![sample.bytes(Written::Complete); workers[0]],
+                "{suite:?} {workers:?}"
+            );
             for worker in 0..workers[1] {
                 pair.send(1, worker, &sample.frame(0).tap(plain), &mut |_| {});
             }
-            assert_eq!(pair.hosts[0].tun, vec![sample.bytes(Written::Complete); workers[1]], "{suite:?} {workers:?}");
+            assert_eq!(
+                pair.hosts[0].tun,
+                vec![sample.bytes(Written::Complete); workers[1]],
+                "{suite:?} {workers:?}"
+            );
         }
     }
 }
@@ -438,7 +499,11 @@ fn what_the_path_does_not_carry_is_refused_and_its_sender_told() {
         let errors: Vec<_> = host.workers[0].groups.drain(..).collect();
         let [error] = &errors[..] else { panic!("one ICMP error") };
         let packet = &cut(&frame_of(error, &[]))[0];
-        assert_eq!((packet[9], packet[20], packet[21]), (1, 3, 4), "ICMP, unreachable, fragmentation needed");
+        assert_eq!(
+            (packet[9], packet[20], packet[21]),
+            (1, 3, 4),
+            "ICMP, unreachable, fragmentation needed"
+        );
         assert_eq!(u16::from_be_bytes([packet[26], packet[27]]), 1220);
         assert_eq!(pair.drops(0).drops.get(Drop::TooBig.name()), Some(&1));
     }
@@ -452,7 +517,10 @@ fn without_send_slots_the_rest_of_a_super_packet_is_dropped_and_counted() {
     pair.send(0, 0, &sample.frame(500), &mut |_| {});
     let arrived = pair.hosts[1].tun.len();
     assert!(arrived > 0);
-    assert_eq!(pair.drops(0).drops.get(Drop::NoSendSlot.name()), Some(&(128 - arrived as u64)));
+    assert_eq!(
+        pair.drops(0).drops.get(Drop::NoSendSlot.name()),
+        Some(&(128 - arrived as u64))
+    );
 }
 
 #[test]
@@ -483,7 +551,10 @@ fn echoes_tell_the_round_trip_to_native_peers_only() {
         for (socket, datagram) in wire {
             pair.hosts[1].receive(sent, a, socket, datagram);
         }
-        let later = Now { mono: sent.mono + Duration::from_millis(3), ..sent };
+        let later = Now {
+            mono: sent.mono + Duration::from_millis(3),
+            ..sent
+        };
         for (socket, datagram) in pair.hosts[1].drain(later) {
             pair.hosts[0].receive(later, b, socket, datagram);
         }
@@ -509,7 +580,11 @@ fn a_peer_that_moves_is_answered_where_it_is() {
     let now = pair.now;
     let host = &mut pair.hosts[1];
     for worker in 0..2 {
-        host.workers[worker].outbound(now.mono, &Sample::udp(false, vec![1; 10]).frame(0).tap(plain), &mut host.memory);
+        host.workers[worker].outbound(
+            now.mono,
+            &Sample::udp(false, vec![1; 10]).frame(0).tap(plain),
+            &mut host.memory,
+        );
         let batch = host.workers[worker].batches.drain().next().expect("one batch");
         assert_eq!(batch.to.remote, moved, "worker {worker}");
     }
@@ -524,7 +599,11 @@ fn traffic_outlives_many_rekeys() {
             for host in [0, 1] {
                 let sample = Sample::udp(false, vec![second as u8; 50]);
                 pair.send(host, 0, &sample.frame(0).tap(plain), &mut |_| {});
-                assert_eq!(pair.hosts[1 - host].tun.pop(), Some(sample.bytes(Written::Complete)), "{suite:?} {second}");
+                assert_eq!(
+                    pair.hosts[1 - host].tun.pop(),
+                    Some(sample.bytes(Written::Complete)),
+                    "{suite:?} {second}"
+                );
             }
         }
         assert!(pair.hosts[0].cells.snapshot().rx_packets >= 600);
