@@ -361,7 +361,7 @@ impl Open {
     #[inline]
     fn agrees_with(&self, next: &Candidate<'_>) -> bool {
         let headers = &self.group.inner.head[VNET_LEN..VNET_LEN + self.header_len];
-        next.header_len == self.header_len && self.layout.agree(headers, next.headers())
+        self.layout.agree(headers, next.headers())
     }
 
     #[inline]
