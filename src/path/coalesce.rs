@@ -240,8 +240,8 @@ impl<'a> Candidate<'a> {
             (udp::HEADER_LEN, udp.length() == upper.len())
         };
         let header_len = layout.start + upper_header_len;
-        let checksum = get_u16(upper, layout.checksum_at);
-        if !fits || len != packet.len() || header_len == len || checksum == layout.never_written {
+        let odd_zero = !partial && get_u16(upper, layout.checksum_at) == layout.never_written;
+        if !fits || len != packet.len() || header_len == len || odd_zero {
             return None;
         }
         let flow = Flow::new(layout.addresses(packet), protocol, *upper.first_chunk()?);
