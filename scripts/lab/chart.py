@@ -28,6 +28,7 @@ class Curve:
 
     label: str
     points: list[tuple[float, float]]
+    colour: int = 0
     dashed: bool = False
 
 
@@ -92,7 +93,7 @@ def bars(panels: list[Bars], base: str | None = None, standalone: bool = False, 
 def percentiles(title: str, curves: list[Curve], standalone: bool = False) -> str:
     """Latency by percentile as HdrHistogram plots it: x is log(1 / (1 - quantile)), y the latency, logarithmic too."""
     curves = [curve for curve in curves if curve.points]
-    left, right, top, height = 84, 26, 58 + 20 * math.ceil(len(curves) / 2), 300
+    left, right, top, height = 84, 46, 58 + 20 * math.ceil(len(curves) / 2), 300
     decades = max(2, math.ceil(max((math.log10(curve.points[-1][0]) for curve in curves), default=2) - 0.3))
     values = [max(value, 1) for curve in curves for _, value in curve.points] or [1000, 10_000]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
@@ -107,7 +108,7 @@ def percentiles(title: str, curves: list[Curve], standalone: bool = False) -> st
     parts = [_text(24, 30, title, "title")]
     for index, curve in enumerate(curves):
         x, y = 24 + (index % 2) * (WIDTH / 2 - 12), 56 + 20 * (index // 2)
-        parts.append(f'<path class="line s{index % 6}{_dash(curve)}" d="M{x:.0f} {y - 4}h22"/>')
+        parts.append(f'<path class="{_line(curve)}" d="M{x:.0f} {y - 4}h22"/>')
         parts.append(_text(x + 30, y, curve.label, "label"))
     for exponent in range(low, high + 1):
         y = y_of(10**exponent)
@@ -121,12 +122,10 @@ def percentiles(title: str, curves: list[Curve], standalone: bool = False) -> st
         parts.append(f'<path class="grid" d="M{x:.1f} {top}V{top + height}"/>')
         parts.append(_text(x, top + height + 20, _percent_label(decade), "", "middle"))
     parts.append(_text(left + (WIDTH - left - right) / 2, top + height + 42, "percentile", "", "middle"))
-    for index, curve in enumerate(curves):
-        path, y = f"M{x_of(1):.1f} {y_of(curve.points[0][1]):.1f}", None
-        for inverse, value in curve.points:
-            y = y_of(value)
-            path += f"L{x_of(inverse):.1f} {y:.1f}"
-        parts.append(f'<path class="line s{index % 6}{_dash(curve)}" d="{path}"/>')
+    for curve in curves:
+        path = f"M{x_of(1):.1f} {y_of(curve.points[0][1]):.1f}"
+        path += "".join(f"L{x_of(inverse):.1f} {y_of(value):.1f}" for inverse, value in curve.points)
+        parts.append(f'<path class="{_line(curve)}" d="{path}"/>')
     return _svg(parts, top + height + 58, standalone, title)
 
 
@@ -171,8 +170,9 @@ def _text(x: float, y: float, text: str, name: str, anchor: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}"{named}{anchored}>{escape(text)}</text>'
 
 
-def _dash(curve: Curve) -> str:
-    return " dashed" if curve.dashed else ""
+def _line(curve: Curve) -> str:
+    """Its classes."""
+    return f"line s{curve.colour % 6}" + (" dashed" if curve.dashed else "")
 
 
 def _nice_step(largest: float) -> float:

@@ -23,15 +23,16 @@ _CURVES_UNDER = [measure.TCP_1.key, measure.TCP_BOTH_WAYS.key]
 
 def main() -> int:
     options = _parse_arguments()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
         binary = os.path.abspath(options.binary) if options.binary else _build()
         os.makedirs(options.output, exist_ok=True)
-        described = machine.fingerprint(_REPOSITORY)
+        fingerprint = machine.fingerprint(_REPOSITORY)
         mode = isolate.enter()
         say(f"\nRunning {'as root' if mode == 'root' else 'without root, in a user namespace'}, in namespaces of our own.")
-        result = _measure(options, binary, mode, described)
+        result = _measure(options, binary, mode, fingerprint)
         _write(result, options)
         _print(result, options)
     except KeyboardInterrupt:
@@ -84,7 +85,7 @@ def _build() -> str:
     return next(message["executable"] for message in messages if message.get("executable"))
 
 
-def _measure(options: argparse.Namespace, binary: str, mode: str, described: dict) -> dict:
+def _measure(options: argparse.Namespace, binary: str, mode: str, fingerprint: dict) -> dict:
     with netns.Lab() as lab:
         heading("The lab")
         say(_drawing())
@@ -96,7 +97,7 @@ def _measure(options: argparse.Namespace, binary: str, mode: str, described: dic
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "mode": mode,
             "seconds": options.seconds,
-            "machine": described,
+            "machine": fingerprint,
             "base": bare.key,
             "measurements": [{"key": m.key, "label": m.label, "unit": m.unit} for m in measurements],
             "tunnels": [],
@@ -109,9 +110,10 @@ def _measure(options: argparse.Namespace, binary: str, mode: str, described: dic
             progress = terminal.Progress("link" if tunnel is bare else "handshake")
             progress.update(0, 0)
             with tunnel:
-                result["tunnels"].append(tunnel.describe())
+                described = tunnel.describe()
+                progress.done(f"up: {described['detail']}" if described["detail"] else "up")
+                result["tunnels"].append(described)
                 result["ping_ms"][tunnel.key] = measure.ping_average_ms(tunnel)
-                progress.done(f"up, ping {result['ping_ms'][tunnel.key] * 1000:.0f} µs")
                 for measurement in measurements:
                     _measure_one(tunnel, measurement, options, result)
         return result
@@ -147,14 +149,16 @@ def _write(result: dict, options: argparse.Namespace) -> None:
 
 def _print(result: dict, options: argparse.Namespace) -> None:
     heading(f"Measured: {machine.summary(result['machine'])}")
-    terminal.table(*report.throughput_rows(result))
+    header, rows = report.throughput_rows(result)
+    terminal.table(header, rows)
+    say("  of bare: share of the bare veth's rate.  CPU s/GB: seconds of each daemon per 10^9 bytes of payload received.")
     for key in _CURVES_UNDER:
         rows = report.latency_rows(result, key)
         if rows:
             label = next(m["label"] for m in result["measurements"] if m["key"] == key)
             heading(f"Latency in µs under: {label}")
             terminal.table(["", "samples", *(label for _, label in report.PERCENTILES)], rows)
-    output = os.path.relpath(options.output)
+    output = os.path.relpath(options.output) if options.output.startswith(_REPOSITORY) else options.output
     say(f"\n{output}/report.html, report.json, *.hlog (HdrHistogram), *.log (the daemons')")
 
 

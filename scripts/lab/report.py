@@ -1,7 +1,7 @@
 """One run's report: a dictionary that is written as JSON and drawn as one self-contained HTML page.
 
     {"version": 1, "started": ISO 8601, "mode": "root" | "rootless", "seconds": per measurement, "machine": {...},
-     "tunnels": [{"key", "label", ...}], "base": key of the tunnel to compare with,
+     "tunnels": [{"key", "label", "detail", ...}], "base": key of the tunnel to compare with,
      "measurements": [{"key", "label", "unit"}], "results": [measure.Result as a dictionary],
      "ping_ms": {tunnel key: average},
      "latency": [{"tunnel", "measurement", "end": "a" | "b", "stage": a stage of `ringway latency --json`}]}
@@ -35,12 +35,14 @@ def results_of(report: dict, tunnel: str) -> dict[str, dict]:
 
 
 def latency_of(report: dict, measurement: str) -> list[dict]:
-    """The entries with samples in nanoseconds that were taken under a measurement."""
-    return [
+    """The entries with samples in nanoseconds that were taken under a measurement: stage by stage, a before b."""
+    entries = [
         entry
         for entry in report["latency"]
         if entry["measurement"] == measurement and entry["stage"]["unit"] == "ns" and entry["stage"]["count"]
     ]
+    order = list(dict.fromkeys(entry["stage"]["name"] for entry in entries))
+    return sorted(entries, key=lambda entry: (order.index(entry["stage"]["name"]), entry["end"]))
 
 
 def stage_label(entry: dict) -> str:
@@ -75,8 +77,14 @@ def bars(report: dict, standalone: bool = False) -> str:
 def curves(report: dict, measurement: dict) -> str:
     """The percentile curves of every stage under one measurement; "" without samples."""
     entries = latency_of(report, measurement["key"])
+    names = list(dict.fromkeys(entry["stage"]["name"] for entry in entries))
     lines = [
-        chart.Curve(stage_label(entry), hlog.decode(entry["stage"]["histogram"]).curve(), dashed=entry["end"] == "b")
+        chart.Curve(
+            stage_label(entry),
+            hlog.decode(entry["stage"]["histogram"]).curve(),
+            colour=names.index(entry["stage"]["name"]),
+            dashed=entry["end"] == "b",
+        )
         for entry in entries
     ]
     return chart.percentiles(f"Latency inside the tunnel under load: {measurement['label']}", lines) if lines else ""
@@ -95,7 +103,7 @@ def write_html(report: dict, path: str, curves_under: list[str]) -> None:
 <title>{title}</title><style>{_PAGE_STYLE}{chart.style()}</style></head><body><main>
 <h1>{title}</h1>
 <p>{described}. Commit {commit}, {escape(report["started"])}, {report["seconds"]} s per measurement, run as
-{escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b.</p>
+{escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b. {_details(report)}</p>
 {body}
 <h2>Throughput and cost</h2>{_throughput_table(report)}
 <h2>Latency by stage, µs</h2>{_latency_table(report)}
@@ -103,6 +111,11 @@ def write_html(report: dict, path: str, curves_under: list[str]) -> None:
 """
     with open(path, "w", encoding="utf-8") as file:
         file.write(page)
+
+
+def _details(report: dict) -> str:
+    details = [f"{tunnel['label']}: {tunnel['detail']}." for tunnel in report["tunnels"] if tunnel["detail"]]
+    return escape(" ".join(details))
 
 
 _PAGE_STYLE = (
@@ -128,7 +141,7 @@ def throughput_rows(report: dict) -> tuple[list[str], list[list[str]]]:
     header = ["", labels[report["base"]]]
     others = [key for key in labels if key != report["base"]]
     for key in others:
-        header += [labels[key], "of bare", "lost", "retransmits", "CPU s/GB a + b", "RSS a, b"]
+        header += [labels[key], "of bare", "lost", "resent", "CPU s/GB a + b", "RSS MiB"]
     rows = []
     for measurement in report["measurements"]:
         key, unit = measurement["key"], measurement["unit"]
@@ -163,7 +176,7 @@ def _cells(result: dict | None, reference: dict | None, unit: str) -> list[str]:
     retransmits = "-" if result["retransmits"] is None else f"{result['retransmits']}"
     cpu = " + ".join(f"{seconds:.2f}" if seconds < 10 else f"{seconds:.0f}" for seconds in result["cpu_s_per_gb"])
     rss = ", ".join(f"{count / 2**20:.0f}" for count in result["rss_bytes_peak"])
-    return [_headline(result, unit), share, lost, retransmits, cpu, f"{rss} MiB" if rss else "-"]
+    return [_headline(result, unit), share, lost, retransmits, cpu, rss or "-"]
 
 
 def latency_rows(report: dict, measurement: str) -> list[list[str]]:

@@ -8,7 +8,7 @@ import sys
 
 
 def say(text: str = "") -> None:
-    """A line for people: standard error stays free for cargo and for errors."""
+    """A line for people, at once."""
     print(text, flush=True)
 
 
@@ -50,10 +50,10 @@ def table(header: list[str], rows: list[list[str]]) -> None:
 
     def line(cells: list[str]) -> str:
         aligned = (cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(zip(cells, widths)))
-        return "  " + "   ".join(aligned).rstrip()
+        return "  " + "  ".join(aligned).rstrip()
 
     say(line(header))
-    say("  " + "   ".join("─" * width for width in widths))
+    say("  " + "  ".join("─" * width for width in widths))
     for row in rows:
         say(line(row))
 

@@ -69,7 +69,7 @@ class Tunnel:
 
     def describe(self) -> dict:
         """What is known of it, for reports."""
-        return {"key": self.key, "label": self.label}
+        return {"key": self.key, "label": self.label, "detail": ""}
 
     def _log(self, end: str) -> str:
         path = f"{self.logs}/{self.key}.{end}.log"
@@ -149,8 +149,10 @@ suite = "{self.suite}"
         return json.loads(self._tool("latency", self._sockets[end], "--json", "--hlog", hlog))["stages"]
 
     def describe(self) -> dict:
-        status = [self.status(end) for end in (0, 1)]
-        return {**super().describe(), "suite": self.suite, "io": self.io, "workers": self.workers, "status": status}
+        status = self.status(0)
+        workers = status["workers"]
+        detail = f"{self.suite} suite, {workers[0]['io']} engine, {len(workers)} worker{'s' if len(workers) > 1 else ''}"
+        return {**super().describe(), "detail": detail, "suite": self.suite, "status": [status, self.status(1)]}
 
 
 class WireguardGo(Tunnel):
