@@ -10,10 +10,13 @@
 //! arguments, so every packet's journey runs in a test without a kernel.
 
 pub mod config;
+pub mod control;
 pub mod crypto;
+pub mod gateway;
 pub mod link;
 pub mod path;
 pub mod proto;
 pub mod stats;
 pub mod sys;
 pub mod wire;
+pub mod worker;

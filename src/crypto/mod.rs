@@ -1,1 +1,266 @@
-//! Placeholder replaced by its owner.
+//! One AEAD over backends chosen at run time: seal and open a record in place.
+//!
+//! [`self_test`] runs at start and says which backend each algorithm gets; [`Aead`] is one key on one backend. Calls
+//! neither allocate nor fail for reasons other than a forged record, so the fast path has one branch per record.
+#![forbid(unsafe_code)]
+
+mod aws_lc;
+mod portable;
+mod self_test;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use self_test::{Selected, SelfTestError, self_test};
+
+/// Bytes of a key, of both algorithms.
+pub const KEY_LEN: usize = 32;
+/// Bytes of a nonce, of both algorithms (RFC 5116, section 3.2).
+pub const NONCE_LEN: usize = 12;
+/// Bytes of a tag, of both algorithms.
+pub const TAG_LEN: usize = 16;
+
+/// An authenticated cipher with a 256-bit key, a 96-bit nonce and a 128-bit tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// AES-256 in Galois/Counter Mode: NIST SP 800-38D, RFC 5116. The native suite's.
+    Aes256Gcm,
+    /// ChaCha20 with Poly1305: RFC 8439. WireGuard's.
+    ChaCha20Poly1305,
+}
+
+/// What the user asks for: the `crypto` key and its command line and environment twins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Choice {
+    /// For each algorithm the fastest backend that passes its self-test.
+    #[default]
+    Auto,
+    /// aws-lc-rs for both algorithms.
+    AwsLc,
+    /// The portable pure Rust crates: `aes-gcm`, and `chacha20poly1305` for the other algorithm.
+    AesGcm,
+}
+
+impl Choice {
+    /// Every choice.
+    pub const ALL: [Choice; 3] = [Choice::Auto, Choice::AwsLc, Choice::AesGcm];
+
+    /// The choice's stable name in configs and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Choice::Auto => "auto",
+            Choice::AwsLc => "aws-lc",
+            Choice::AesGcm => "aes-gcm",
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Choice {
+    type Err = UnknownChoice;
+
+    fn from_str(name: &str) -> Result<Choice, UnknownChoice> {
+        Choice::ALL
+            .into_iter()
+            .find(|choice| choice.name() == name)
+            .ok_or(UnknownChoice)
+    }
+}
+
+/// The text names no [`Choice`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected one of: auto, aws-lc, aes-gcm")]
+pub struct UnknownChoice;
+
+/// An implementation of an [`Algorithm`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// AWS-LC's assembly, through aws-lc-rs.
+    AwsLc,
+    /// The pure Rust crates of the RustCrypto project.
+    Portable,
+}
+
+impl Backend {
+    /// Fastest first.
+    const BY_SPEED: [Backend; 2] = [Backend::AwsLc, Backend::Portable];
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Backend::AwsLc => "aws-lc",
+            Backend::Portable => "portable",
+        })
+    }
+}
+
+/// The record does not authenticate under this key, nonce and associated data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("forged record")]
+pub struct Forged;
+
+/// One key of one algorithm, ready for use. Its expanded form lives on the heap and is wiped on drop.
+pub struct Aead(Key);
+
+enum Key {
+    AwsLc(aws_lc::Key),
+    Portable(portable::Key),
+}
+
+impl Aead {
+    /// Expands `key` for the backend that `choice` means.
+    ///
+    /// # Panics
+    /// With [`Choice::Auto`] when no backend passes its self-test: call [`self_test`] once at start and refuse to run.
+    pub fn new(algorithm: Algorithm, choice: Choice, key: &[u8; KEY_LEN]) -> Aead {
+        let backend = match choice {
+            Choice::AwsLc => Backend::AwsLc,
+            Choice::AesGcm => Backend::Portable,
+            Choice::Auto => self_test::selected().backend(algorithm),
+        };
+        Aead::with_backend(algorithm, backend, key)
+    }
+
+    fn with_backend(algorithm: Algorithm, backend: Backend, key: &[u8; KEY_LEN]) -> Aead {
+        Aead(match backend {
+            Backend::AwsLc => Key::AwsLc(aws_lc::Key::new(algorithm, key)),
+            Backend::Portable => Key::Portable(portable::Key::new(algorithm, key)),
+        })
+    }
+
+    /// Encrypts `text` = plaintext | 16 bytes of any value, which becomes ciphertext | tag. `aad` is authenticated
+    /// with it. A nonce must never be used twice with a key.
+    ///
+    /// # Panics
+    /// When `text` is shorter than a tag.
+    #[inline]
+    pub fn seal_in_place(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) {
+        let (plaintext, tag) = text.split_last_chunk_mut().expect("the caller leaves room for the tag");
+        match &self.0 {
+            Key::AwsLc(key) => key.seal(nonce, aad, plaintext, tag),
+            Key::Portable(key) => key.seal(nonce, aad, plaintext, tag),
+        }
+    }
+
+    /// Decrypts `text` = ciphertext | tag; the plaintext is `text[..text.len() - 16]`.
+    ///
+    /// # Errors
+    /// [`Forged`] when the tag is wrong or missing. `text` is zeroed then, so nothing unauthentic can leak.
+    #[inline]
+    pub fn open_in_place(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) -> Result<(), Forged> {
+        let opened = match &self.0 {
+            Key::AwsLc(key) => key.open(nonce, aad, text),
+            Key::Portable(key) => key.open(nonce, aad, text),
+        };
+        if opened.is_err() {
+            text.fill(0);
+        }
+        opened
+    }
+}
+
+impl fmt::Debug for Aead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Aead(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALGORITHMS: [Algorithm; 2] = [Algorithm::Aes256Gcm, Algorithm::ChaCha20Poly1305];
+    const NONCE: [u8; NONCE_LEN] = [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+
+    fn each_backend(algorithm: Algorithm, key: &[u8; KEY_LEN]) -> [Aead; 2] {
+        Backend::BY_SPEED.map(|backend| Aead::with_backend(algorithm, backend, key))
+    }
+
+    fn with_room_for_the_tag(plaintext: &[u8]) -> Vec<u8> {
+        [plaintext, &[0xa5; TAG_LEN]].concat()
+    }
+
+    #[test]
+    fn backends_agree_and_open_each_others_records_at_every_length_to_2000() {
+        let plaintext: Vec<u8> = (0..2000u32).map(|i| (i * 31 / 8) as u8).collect();
+        for algorithm in ALGORITHMS {
+            let backends = each_backend(algorithm, &[0x42; KEY_LEN]);
+            for len in 0..=plaintext.len() {
+                let (aad, plaintext) = (&plaintext[..len % 33], &plaintext[..len]);
+                let mut records = backends.each_ref().map(|aead| {
+                    let mut text = with_room_for_the_tag(plaintext);
+                    aead.seal_in_place(&NONCE, aad, &mut text);
+                    text
+                });
+                assert_eq!(records[0], records[1], "{algorithm:?} of {len} bytes");
+                for (aead, text) in backends.iter().zip(&mut records) {
+                    assert_eq!(aead.open_in_place(&NONCE, aad, text), Ok(()));
+                    assert_eq!(&text[..len], plaintext);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_shorter_than_a_tag_is_forged() {
+        for algorithm in ALGORITHMS {
+            for aead in each_backend(algorithm, &[1; KEY_LEN]) {
+                for len in 0..TAG_LEN {
+                    assert_eq!(aead.open_in_place(&NONCE, &[], &mut vec![0; len]), Err(Forged));
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "room for the tag")]
+    fn sealing_without_room_for_the_tag_panics() {
+        Aead::new(Algorithm::Aes256Gcm, Choice::Auto, &[1; KEY_LEN]).seal_in_place(&NONCE, &[], &mut [0; 15]);
+    }
+
+    #[test]
+    fn a_choice_is_spelt_as_it_is_read() {
+        for choice in Choice::ALL {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        assert_eq!("AES".parse::<Choice>(), Err(UnknownChoice));
+    }
+
+    #[test]
+    fn keys_may_be_shared_between_threads() {
+        fn shareable<T: Send + Sync>() {}
+        shareable::<Aead>();
+    }
+
+    proptest! {
+        #[test]
+        fn one_flipped_bit_anywhere_is_refused_and_leaves_nothing_to_read(
+            key: [u8; KEY_LEN],
+            nonce: [u8; NONCE_LEN],
+            aad in prop::collection::vec(any::<u8>(), 0..40),
+            plaintext in prop::collection::vec(any::<u8>(), 0..2000),
+            bit: prop::sample::Index,
+        ) {
+            for algorithm in ALGORITHMS {
+                for aead in each_backend(algorithm, &key) {
+                    let mut text = with_room_for_the_tag(&plaintext);
+                    aead.seal_in_place(&nonce, &aad, &mut text);
+                    let (mut nonce, mut aad) = (nonce, aad.clone());
+                    let bit = bit.index((NONCE_LEN + aad.len() + text.len()) * 8);
+                    let byte = nonce.iter_mut().chain(&mut aad).chain(&mut text).nth(bit / 8);
+                    *byte.expect("the bit lies within all bytes") ^= 1 << (bit % 8);
+                    prop_assert_eq!(aead.open_in_place(&nonce, &aad, &mut text), Err(Forged));
+                    prop_assert!(text.iter().all(|&byte| byte == 0));
+                }
+            }
+        }
+    }
+}

@@ -1,1 +1,23 @@
-//! Placeholder replaced by its owner.
+//! The sans-IO protocol: handshakes, sessions, timers, cookies; everything of the WireGuard paper's sections 5 and 6,
+//! for both suites.
+//!
+//! A [`Device`] lives on the control thread and knows all peers. It is told the time, the datagrams that are not
+//! data, and what the data plane noticed; it answers with [`Action`]s. The data plane holds [`SealHalf`]s and
+//! [`OpenHalf`]s and needs nothing else for a packet.
+#![forbid(unsafe_code)]
+
+pub mod action;
+pub mod device;
+pub mod endpoint;
+pub mod limits;
+pub mod replay;
+pub mod session;
+pub mod suite;
+pub mod time;
+
+pub use action::{Action, Rejected};
+pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate};
+pub use endpoint::{Endpoint, Local, PeerId, SessionId};
+pub use session::{OpenError, OpenHalf, Refused, SealHalf};
+pub use suite::{Suite, SuiteChoice};
+pub use time::{Now, Time};
