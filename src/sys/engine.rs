@@ -44,7 +44,8 @@ pub trait Engine {
     /// An empty send slot; none when the network is slower than the TUN. The slot used last comes first.
     fn acquire_slot(&mut self) -> Option<TxSlot>;
 
-    /// How many slots `acquire_slot` still has. Below a quarter of all the engine stops reading the TUN.
+    /// How many slots `acquire_slot` still has. The engine reads only as many frames from the TUN as will find two of them
+    /// each (what a frame of 64 KiB needs), so slots that are held keep frames in the TUN's queue.
     fn free_slots(&self) -> usize;
 
     /// Queues a run of datagrams; an [`Event::Sent`] follows.

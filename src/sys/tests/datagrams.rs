@@ -2,9 +2,10 @@
 
 use super::lab::{BOTH, Kind, Station, as_udp, in_namespace, with_each_engine};
 use crate::proto::endpoint::{Endpoint, Local};
+use crate::sys::address::Family;
 use crate::sys::clock;
 use crate::sys::engine::{Event, SendRun, Wait};
-use crate::sys::udp::UdpOptions;
+use crate::sys::udp::{self, UdpOptions};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -159,8 +160,43 @@ fn without_gso_a_run_still_arrives() {
             },
         );
         let mut b = Station::new(kind);
-        transfer(&mut a, &mut b, "127.0.0.1".parse().unwrap(), 20, 63);
+        transfer(&mut a, &mut b, "127.0.0.1".parse().unwrap(), 20, 45);
         assert_eq!(a.engine.counters().runs_unsegmented, 20);
+    });
+}
+
+#[test]
+fn a_machine_without_ipv6_has_sockets_too() {
+    with_each_engine(|kind| {
+        let v4_only = || {
+            let group = udp::bind_family(Family::V4, 0, 1, UdpOptions::default()).unwrap();
+            assert!(!group.dual_stack);
+            Station::on(kind, group)
+        };
+        let (mut a, mut b) = (v4_only(), v4_only());
+        transfer(&mut a, &mut b, "127.0.0.1".parse().unwrap(), 20, 40);
+        let source = Some(Local {
+            address: "127.0.0.9".parse().unwrap(),
+            interface: 1,
+        });
+        let to = Endpoint {
+            remote: SocketAddr::from(([127, 0, 0, 1], b.port)),
+            local: source,
+        };
+        assert!(queue(&mut a, to, 0, 2, 500, 500));
+        assert_eq!(a.wait_sent().result, Ok(()));
+        let mut events = Vec::new();
+        b.turn_until(&mut events, |events| !events.is_empty());
+        let from = events.into_iter().find_map(as_udp).unwrap().received().from;
+        assert_eq!(from.remote, SocketAddr::from(([127, 0, 0, 9], a.port)));
+        // An IPv6 peer is out of reach, for that socket.
+        let to = Endpoint {
+            remote: SocketAddr::new("::1".parse().unwrap(), b.port),
+            local: None,
+        };
+        assert!(queue(&mut a, to, 0, 2, 500, 500));
+        let sent = a.wait_sent();
+        assert_eq!((sent.result, sent.taken), (Err(libc::EAFNOSUPPORT), 0));
     });
 }
 

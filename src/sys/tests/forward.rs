@@ -62,7 +62,7 @@ impl Forwarder {
             for event in events.drain(..) {
                 match event {
                     Event::Tun(buffer) => self.out(buffer.frame()),
-                    Event::Udp(buffer) => self.into_tun(buffer),
+                    Event::Udp(buffer) => self.back(buffer),
                     Event::Written { group, result } => {
                         self.lost += u64::from(result.is_err());
                         self.coalescer.recycle(group);
@@ -122,7 +122,7 @@ impl Forwarder {
         }
     }
 
-    fn into_tun(&mut self, mut buffer: UdpBuffer) {
+    fn back(&mut self, mut buffer: UdpBuffer) {
         let index = buffer.index();
         let (received, bytes) = self.engine.datagrams(&mut buffer);
         for (number, datagram) in bytes.chunks(received.segment).enumerate() {

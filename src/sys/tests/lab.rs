@@ -3,7 +3,7 @@
 use crate::sys::engine::{Engine, Event, Sent, TunBuffer, UdpBuffer, Wait};
 use crate::sys::plain::Plain;
 use crate::sys::tun::{self, Offloads, TunDevice, TunQueue};
-use crate::sys::udp::{self, UdpOptions, UdpSocket};
+use crate::sys::udp::{self, UdpGroup, UdpOptions, UdpSocket};
 use crate::sys::uring::Uring;
 use crate::sys::wake::{self, Wake, Waker};
 use std::process::Command;
@@ -90,8 +90,11 @@ impl Station {
     }
 
     pub(super) fn with(kind: Kind, options: UdpOptions) -> Station {
+        Station::on(kind, udp::bind_group(0, 1, options).unwrap())
+    }
+
+    pub(super) fn on(kind: Kind, mut group: UdpGroup) -> Station {
         let TunDevice { name, mut queues, .. } = tun::create("rwt%d", 1, Offloads::ALL).unwrap();
-        let mut group = udp::bind_group(0, 1, options).unwrap();
         let (waker, wake) = wake::pair().unwrap();
         let engine = kind.build(queues.remove(0), group.sockets.remove(0), wake);
         Station {

@@ -4,5 +4,6 @@ mod datagrams;
 mod forward;
 mod group;
 mod lab;
+mod no_uring;
 mod refusals;
 mod tun_device;

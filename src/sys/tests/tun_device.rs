@@ -1,6 +1,6 @@
 //! The TUN itself, and both engines reading and writing it.
 
-use super::lab::{Station, as_tun, as_udp, in_namespace, ip, with_each_engine};
+use super::lab::{Station, as_tun, in_namespace, ip, with_each_engine};
 use crate::path::coalesce::{self, Coalescer, Group};
 use crate::path::segment::{Checksums, Segments};
 use crate::sys::engine::{Event, Wait};
@@ -56,8 +56,7 @@ fn a_device_has_the_queues_and_offloads_it_was_asked_for() {
             device.offloads.csum && device.offloads.tso,
             "every kernel that this runs on has these"
         );
-        let index = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
-        assert!(device.ifindex > 1, "1 is the loopback: {index}");
+        assert!(device.ifindex > 1, "1 is the loopback");
         let plain = tun::create(
             "rwplain",
             1,
@@ -69,7 +68,8 @@ fn a_device_has_the_queues_and_offloads_it_was_asked_for() {
         .unwrap();
         assert_eq!(plain.offloads, Offloads::NONE);
         drop((device, plain));
-        ip("link add rwt0 type dummy");
+        let interfaces = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        assert!(!interfaces.contains("rw"), "{interfaces}");
     });
 }
 
@@ -138,7 +138,7 @@ fn receive_buffers_are_written_from_where_they_are_and_then_reused() {
         let socket = receiver();
         let sender = StdSocket::bind("127.0.0.1:0").unwrap();
         let mut coalescer = Coalescer::new(coalesce::Offloads { tcp: true, udp: false });
-        let (mut sent, mut arrived, mut in_flight) = (0u16, 0u16, 0);
+        let (mut sent, mut arrived) = (0u16, 0u16);
         let started = Instant::now();
         // Several times as many as there are buffers.
         while arrived < 500 {
@@ -167,17 +167,14 @@ fn receive_buffers_are_written_from_where_they_are_and_then_reused() {
                     }
                     Event::Written { group, result } => {
                         assert_eq!(result, Ok(()));
-                        in_flight -= 1;
                         coalescer.recycle(group);
                     }
                     _ => {}
                 }
             }
             coalescer.flush(&mut groups);
-            in_flight += groups.len();
             groups.into_iter().for_each(|group| station.engine.write(group));
             drop(held);
-            station.engine.turn(Wait::Now, &mut Vec::new()).unwrap();
             socket.set_nonblocking(true).unwrap();
             let mut found = [0; 16];
             while let Ok(len) = socket.recv(&mut found) {
@@ -185,32 +182,7 @@ fn receive_buffers_are_written_from_where_they_are_and_then_reused() {
                 arrived += 1;
             }
         }
-        assert!(in_flight <= 500);
     });
-}
-
-#[test]
-#[should_panic(expected = "is not within the")]
-fn a_part_outside_of_what_arrived_is_refused() {
-    if !crate::sys::tests::lab::enter_fresh_namespace() {
-        panic!("skipped; but the part is not within the rules either");
-    }
-    let mut station = Station::new(crate::sys::tests::lab::Kind::Plain);
-    let sender = StdSocket::bind("127.0.0.1:0").unwrap();
-    sender
-        .send_to(&packet_to(9, b"x"), ("127.0.0.1", station.port))
-        .unwrap();
-    let mut events = Vec::new();
-    station.turn_until(&mut events, |events| !events.is_empty());
-    let mut buffer = events.into_iter().find_map(as_udp).unwrap();
-    let mut groups = Vec::new();
-    let mut coalescer = Coalescer::new(coalesce::Offloads { tcp: false, udp: false });
-    let index = buffer.index();
-    let (_, packet) = station.engine.datagrams(&mut buffer);
-    // One byte further than it lies.
-    coalescer.push(index, 1, packet, false, 0, &mut groups).unwrap();
-    coalescer.flush(&mut groups);
-    groups.into_iter().for_each(|group| station.engine.write(group));
 }
 
 #[test]
