@@ -7,12 +7,22 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+mod cookie;
 pub mod device;
 pub mod endpoint;
+mod handshake;
+mod identity;
+mod index;
+mod lanes;
 pub mod limits;
+mod mac;
+mod noise;
+pub mod ratelimit;
 pub mod replay;
+mod resolver;
 pub mod session;
 pub mod suite;
+pub mod tai64n;
 pub mod time;
 
 pub use action::{Action, Rejected};
