@@ -72,6 +72,7 @@ impl IndexTable {
     }
 
     /// How many bases are in use.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }

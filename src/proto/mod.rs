@@ -7,6 +7,9 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+mod answer;
+mod attempt;
+mod context;
 mod cookie;
 pub mod device;
 pub mod endpoint;
@@ -17,16 +20,19 @@ mod lanes;
 pub mod limits;
 mod mac;
 mod noise;
+mod peer;
 pub mod ratelimit;
 pub mod replay;
 mod resolver;
 pub mod session;
+mod slots;
 pub mod suite;
 pub mod tai64n;
 pub mod time;
+mod timers;
 
 pub use action::{Action, Rejected};
-pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate};
+pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps};
 pub use endpoint::{Endpoint, Local, PeerId, SessionId};
 pub use session::{OpenError, OpenHalf, Refused, SealHalf};
 pub use suite::{Suite, SuiteChoice};

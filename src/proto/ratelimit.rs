@@ -175,20 +175,20 @@ mod tests {
     #[test]
     fn a_source_is_free_up_to_its_burst_and_then_has_to_show_a_cookie() {
         let mut gate = gate();
-        assert_eq!(tally(&mut gate, START, v4(1), 150, false), [100, 50, 0]);
+        assert_eq!(tally(&mut gate, START, v4(1), 550, false), [500, 50, 0]);
         assert_eq!(
             tally(&mut gate, START, v4(2), 10, false),
             [10, 0, 0],
             "others do not notice"
         );
         let later = START + Duration::from_secs(1);
-        assert_eq!(tally(&mut gate, later, v4(1), 60, false), [50, 10, 0]);
+        assert_eq!(tally(&mut gate, later, v4(1), 210, false), [200, 10, 0]);
     }
 
     #[test]
     fn a_cookie_buys_a_limited_rate_only() {
         let mut gate = gate();
-        tally(&mut gate, START, v4(1), 100, false);
+        tally(&mut gate, START, v4(1), FREE.burst, false);
         assert_eq!(tally(&mut gate, START, v4(1), 30, true), [5, 0, 25]);
         let later = START + Duration::from_millis(150);
         assert_eq!(
@@ -216,10 +216,10 @@ mod tests {
     fn the_addresses_of_one_ipv6_subnet_are_one_source() {
         let mut gate = gate();
         let host = |n: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, n).into();
-        let admitted: u32 = (0..150).map(|n| tally(&mut gate, START, host(n), 1, false)[0]).sum();
+        let admitted: u32 = (0..600).map(|n| tally(&mut gate, START, host(n), 1, false)[0]).sum();
         assert_eq!(admitted, FREE.burst);
         let mapped = |last| IpAddr::V6(Ipv4Addr::new(192, 0, 2, last).to_ipv6_mapped());
-        assert_eq!(tally(&mut gate, START, mapped(1), 100, false), [100, 0, 0]);
+        assert_eq!(tally(&mut gate, START, mapped(1), 500, false), [500, 0, 0]);
         assert_eq!(
             tally(&mut gate, START, v4(1), 1, false),
             [0, 1, 0],
