@@ -87,7 +87,7 @@ mod tests {
         // A generator that draws each value thrice, with different low bytes.
         let mut draws = 0u32;
         let mut random = move |bytes: &mut [u8]| {
-            bytes.copy_from_slice(&((draws / 3 << 8) | draws % 3).to_le_bytes());
+            bytes.copy_from_slice(&(((draws / 3) << 8) | (draws % 3)).to_le_bytes());
             draws += 1;
         };
         let mut table = IndexTable::default();

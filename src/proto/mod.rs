@@ -30,6 +30,8 @@ pub mod suite;
 pub mod tai64n;
 pub mod time;
 mod timers;
+#[cfg(test)]
+mod transcripts;
 
 pub use action::{Action, Rejected};
 pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps};

@@ -235,20 +235,15 @@ mod tests {
     fn both_ends_agree_on_keys_and_payloads() {
         for suite in Suite::ALL {
             let [a, b] = pair();
-            let (mut initiator, first) = Initiator::start(means(&a, suite), key(3), b.public(), b"hello")
-                .ok()
-                .unwrap();
-            let (responder, from, hello) = Responder::read(means(&b, suite), key(4), &first).ok().unwrap();
+            let (mut initiator, first) = Initiator::start(means(&a, suite), key(3), b.public(), b"hello").unwrap();
+            let (responder, from, hello) = Responder::read(means(&b, suite), key(4), &first).unwrap();
             assert_eq!((&from, payload(&hello)), (a.public(), &b"hello"[..]));
-            let (theirs, second) = responder.respond(&PSK, b"hi").ok().unwrap();
+            let (theirs, second) = responder.respond(&PSK, b"hi").unwrap();
             assert!(initiator.finish(&NO_PSK, &second).is_err(), "another preshared key");
             let mut broken = second.clone();
             broken[40] ^= 1;
             assert!(initiator.finish(&PSK, &broken).is_err());
-            let (ours, hi) = initiator
-                .finish(&PSK, &second)
-                .ok()
-                .expect("errors before do not matter");
+            let (ours, hi) = initiator.finish(&PSK, &second).expect("errors before do not matter");
             assert_eq!(payload(&hi), b"hi");
             assert_eq!(ours.to_initiator, theirs.to_initiator);
             assert_eq!(ours.to_responder, theirs.to_responder);
@@ -261,9 +256,7 @@ mod tests {
         for suite in Suite::ALL {
             let [a, b] = pair();
             b.remove(a.public());
-            let (_, first) = Initiator::start(means(&a, suite), key(3), b.public(), b"")
-                .ok()
-                .unwrap();
+            let (_, first) = Initiator::start(means(&a, suite), key(3), b.public(), b"").unwrap();
             let refused = Responder::read(means(&b, suite), key(4), &first).err();
             assert_eq!(refused, Some(NoiseError::UnknownPeer));
             assert_eq!(b.diffie_hellmans(), 1);
@@ -279,12 +272,10 @@ mod tests {
     fn a_known_pair_computes_its_static_secret_once() {
         let [a, b] = pair();
         for handshake in 0..3 {
-            let (mut initiator, first) = Initiator::start(means(&a, Suite::Native), key(3), b.public(), b"")
-                .ok()
-                .unwrap();
-            let (responder, ..) = Responder::read(means(&b, Suite::Native), key(4), &first).ok().unwrap();
-            let (_, second) = responder.respond(&PSK, b"").ok().unwrap();
-            initiator.finish(&PSK, &second).ok().unwrap();
+            let (mut initiator, first) = Initiator::start(means(&a, Suite::Native), key(3), b.public(), b"").unwrap();
+            let (responder, ..) = Responder::read(means(&b, Suite::Native), key(4), &first).unwrap();
+            let (_, second) = responder.respond(&PSK, b"").unwrap();
+            initiator.finish(&PSK, &second).unwrap();
             // es, ee and se each time, ss the first time.
             assert_eq!([a.diffie_hellmans(), b.diffie_hellmans()], [4 + 3 * handshake; 2]);
         }
@@ -293,18 +284,14 @@ mod tests {
     #[test]
     fn the_suites_do_not_understand_each_other() {
         let [a, b] = pair();
-        let (_, first) = Initiator::start(means(&a, Suite::Native), key(3), b.public(), b"")
-            .ok()
-            .unwrap();
+        let (_, first) = Initiator::start(means(&a, Suite::Native), key(3), b.public(), b"").unwrap();
         assert!(Responder::read(means(&b, Suite::WireGuard), key(4), &first).is_err());
     }
 
     #[test]
     fn a_first_message_with_a_low_order_ephemeral_key_is_refused() {
         let [a, b] = pair();
-        let (_, mut first) = Initiator::start(means(&a, Suite::Native), key(3), b.public(), b"")
-            .ok()
-            .unwrap();
+        let (_, mut first) = Initiator::start(means(&a, Suite::Native), key(3), b.public(), b"").unwrap();
         first[..32].fill(0);
         assert_eq!(
             Responder::read(means(&b, Suite::Native), key(4), &first).err(),

@@ -127,13 +127,14 @@ mod tests {
         retired.into_iter().flatten().map(|slot| slot.session.0).collect()
     }
 
+    const NONE: [u64; 0] = [];
     const NOW: Time = Time::from_nanos(1);
 
     #[test]
     fn an_initiators_sessions_move_from_current_to_previous_and_out() {
         let mut slots = Slots::default();
-        assert_eq!(gone(slots.initiated(NOW, slot(1))), []);
-        assert_eq!(gone(slots.initiated(NOW, slot(2))), []);
+        assert_eq!(gone(slots.initiated(NOW, slot(1))), NONE);
+        assert_eq!(gone(slots.initiated(NOW, slot(2))), NONE);
         assert_eq!(ids(&slots), [Some(1), Some(2), None]);
         assert_eq!(gone(slots.initiated(NOW, slot(3))), [1]);
         assert_eq!(ids(&slots), [Some(2), Some(3), None]);
@@ -142,12 +143,12 @@ mod tests {
     #[test]
     fn a_responders_session_waits_for_confirmation() {
         let mut slots = Slots::default();
-        assert_eq!(gone(slots.answered(slot(1))), []);
+        assert_eq!(gone(slots.answered(slot(1))), NONE);
         assert_eq!(ids(&slots), [None, None, Some(1)]);
         assert!(slots.confirm(NOW, SessionId(9)).is_none());
-        assert_eq!(gone(slots.confirm(NOW, SessionId(1)).unwrap().1), []);
+        assert_eq!(gone(slots.confirm(NOW, SessionId(1)).unwrap().1), NONE);
         assert!(slots.confirm(NOW, SessionId(1)).is_none(), "once");
-        assert_eq!(gone(slots.answered(slot(2))), []);
+        assert_eq!(gone(slots.answered(slot(2))), NONE);
         assert_eq!(gone(slots.answered(slot(3))), [2], "an unconfirmed one gives way");
         assert_eq!(ids(&slots), [None, Some(1), Some(3)]);
         slots.confirm(NOW, SessionId(3)).unwrap();
