@@ -2,11 +2,14 @@
 //!
 //! [`self_test`] runs at start and says which backend each algorithm gets; [`Aead`] is one key on one backend. Calls
 //! neither allocate nor fail for reasons other than a forged record, so the fast path has one branch per record.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod aws_lc;
+mod avx512;
+mod gcm512;
 mod portable;
 mod self_test;
+mod simd;
 
 use std::fmt;
 use std::str::FromStr;
@@ -35,6 +38,8 @@ pub enum Choice {
     /// For each algorithm the fastest backend that passes its self-test.
     #[default]
     Auto,
+    /// ringway's own kernels for AVX-512, on CPUs that have it.
+    Avx512,
     /// aws-lc-rs for both algorithms.
     AwsLc,
     /// The portable pure Rust crates: `aes-gcm`, and `chacha20poly1305` for the other algorithm.
@@ -43,12 +48,13 @@ pub enum Choice {
 
 impl Choice {
     /// Every choice.
-    pub const ALL: [Choice; 3] = [Choice::Auto, Choice::AwsLc, Choice::AesGcm];
+    pub const ALL: [Choice; 4] = [Choice::Auto, Choice::Avx512, Choice::AwsLc, Choice::AesGcm];
 
     /// The choice's stable name in configs and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Choice::Auto => "auto",
+            Choice::Avx512 => "avx512",
             Choice::AwsLc => "aws-lc",
             Choice::AesGcm => "aes-gcm",
         }
@@ -80,6 +86,8 @@ pub struct UnknownChoice;
 /// An implementation of an [`Algorithm`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
+    /// ours
+    Avx512,
     /// AWS-LC's assembly, through aws-lc-rs.
     AwsLc,
     /// The pure Rust crates of the RustCrypto project.
@@ -88,12 +96,13 @@ pub enum Backend {
 
 impl Backend {
     /// Fastest first.
-    const BY_SPEED: [Backend; 2] = [Backend::AwsLc, Backend::Portable];
+    const BY_SPEED: [Backend; 3] = [Backend::Avx512, Backend::AwsLc, Backend::Portable];
 }
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Backend::Avx512 => "avx512",
             Backend::AwsLc => "aws-lc",
             Backend::Portable => "portable",
         })
@@ -109,6 +118,7 @@ pub struct Forged;
 pub struct Aead(Key);
 
 enum Key {
+    Avx512(avx512::Key),
     AwsLc(aws_lc::Key),
     Portable(portable::Key),
 }
@@ -120,6 +130,7 @@ impl Aead {
     /// With [`Choice::Auto`] when no backend passes its self-test: call [`self_test`] once at start and refuse to run.
     pub fn new(algorithm: Algorithm, choice: Choice, key: &[u8; KEY_LEN]) -> Aead {
         let backend = match choice {
+            Choice::Avx512 => Backend::Avx512,
             Choice::AwsLc => Backend::AwsLc,
             Choice::AesGcm => Backend::Portable,
             Choice::Auto => self_test::selected().backend(algorithm),
@@ -129,6 +140,7 @@ impl Aead {
 
     fn with_backend(algorithm: Algorithm, backend: Backend, key: &[u8; KEY_LEN]) -> Aead {
         Aead(match backend {
+            Backend::Avx512 => Key::Avx512(avx512::Key::new(key)),
             Backend::AwsLc => Key::AwsLc(aws_lc::Key::new(algorithm, key)),
             Backend::Portable => Key::Portable(portable::Key::new(algorithm, key)),
         })
@@ -143,6 +155,7 @@ impl Aead {
     pub fn seal_in_place(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) {
         let (plaintext, tag) = text.split_last_chunk_mut().expect("the caller leaves room for the tag");
         match &self.0 {
+            Key::Avx512(key) => key.seal(nonce, aad, plaintext, tag),
             Key::AwsLc(key) => key.seal(nonce, aad, plaintext, tag),
             Key::Portable(key) => key.seal(nonce, aad, plaintext, tag),
         }
@@ -155,6 +168,7 @@ impl Aead {
     #[inline]
     pub fn open_in_place(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) -> Result<(), Forged> {
         let opened = match &self.0 {
+            Key::Avx512(key) => key.open(nonce, aad, text),
             Key::AwsLc(key) => key.open(nonce, aad, text),
             Key::Portable(key) => key.open(nonce, aad, text),
         };

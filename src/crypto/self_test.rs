@@ -52,6 +52,7 @@ pub(super) fn selected() -> Selected {
 fn select(choice: Choice, passes: impl Fn(Algorithm, Backend) -> bool) -> Result<Selected, SelfTestError> {
     let allowed: &[Backend] = match choice {
         Choice::Auto => &Backend::BY_SPEED,
+        Choice::Avx512 => &[Backend::Avx512],
         Choice::AwsLc => &[Backend::AwsLc],
         Choice::AesGcm => &[Backend::Portable],
     };
