@@ -4,8 +4,8 @@
 //! neither allocate nor fail for reasons other than a forged record, so the fast path has one branch per record.
 #![deny(unsafe_code)]
 
-mod aws_lc;
 mod avx512;
+mod aws_lc;
 mod gcm512;
 mod portable;
 mod self_test;
@@ -38,7 +38,7 @@ pub enum Choice {
     /// For each algorithm the fastest backend that passes its self-test.
     #[default]
     Auto,
-    /// ringway's own kernels for AVX-512, on CPUs that have it.
+    /// ringway's own kernels on AVX-512, and aws-lc-rs for an algorithm without one.
     Avx512,
     /// aws-lc-rs for both algorithms.
     AwsLc,
@@ -80,13 +80,13 @@ impl FromStr for Choice {
 
 /// The text names no [`Choice`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected one of: auto, aws-lc, aes-gcm")]
+#[error("expected one of: auto, avx512, aws-lc, aes-gcm")]
 pub struct UnknownChoice;
 
 /// An implementation of an [`Algorithm`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
-    /// ours
+    /// ringway's own kernels, on CPUs with AVX-512, VAES and VPCLMULQDQ.
     Avx512,
     /// AWS-LC's assembly, through aws-lc-rs.
     AwsLc,
@@ -95,8 +95,19 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Fastest first.
+    /// Every backend, fastest first.
     const BY_SPEED: [Backend; 3] = [Backend::Avx512, Backend::AwsLc, Backend::Portable];
+
+    /// What `choice` allows for `algorithm`, best first.
+    const fn allowed(choice: Choice, algorithm: Algorithm) -> &'static [Backend] {
+        match (choice, algorithm) {
+            (Choice::Auto, _) => &Backend::BY_SPEED,
+            (Choice::Avx512, Algorithm::Aes256Gcm) => &[Backend::Avx512],
+            (Choice::Avx512, Algorithm::ChaCha20Poly1305) => &[Backend::AwsLc],
+            (Choice::AwsLc, _) => &[Backend::AwsLc],
+            (Choice::AesGcm, _) => &[Backend::Portable],
+        }
+    }
 }
 
 impl fmt::Display for Backend {
@@ -118,6 +129,7 @@ pub struct Forged;
 pub struct Aead(Key);
 
 enum Key {
+    #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Key),
     AwsLc(aws_lc::Key),
     Portable(portable::Key),
@@ -127,23 +139,27 @@ impl Aead {
     /// Expands `key` for the backend that `choice` means.
     ///
     /// # Panics
-    /// With [`Choice::Auto`] when no backend passes its self-test: call [`self_test`] once at start and refuse to run.
+    /// When [`Choice::Auto`] has no backend that passes its self-test, or [`Choice::Avx512`] was not made for this CPU:
+    /// call [`self_test`] with the choice once at start and refuse to run.
     pub fn new(algorithm: Algorithm, choice: Choice, key: &[u8; KEY_LEN]) -> Aead {
         let backend = match choice {
-            Choice::Avx512 => Backend::Avx512,
-            Choice::AwsLc => Backend::AwsLc,
-            Choice::AesGcm => Backend::Portable,
             Choice::Auto => self_test::selected().backend(algorithm),
+            _ => Backend::allowed(choice, algorithm)[0],
         };
-        Aead::with_backend(algorithm, backend, key)
+        Aead::with_backend(algorithm, backend, key).expect("start-up refuses to run with a backend that cannot")
     }
 
-    fn with_backend(algorithm: Algorithm, backend: Backend, key: &[u8; KEY_LEN]) -> Aead {
-        Aead(match backend {
-            Backend::Avx512 => Key::Avx512(avx512::Key::new(key)),
+    /// None when `backend` does not run on this CPU or does not know `algorithm`.
+    fn with_backend(algorithm: Algorithm, backend: Backend, key: &[u8; KEY_LEN]) -> Option<Aead> {
+        let key = match backend {
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx512 => Key::Avx512(avx512::Key::new(algorithm, key)?),
+            #[cfg(not(target_arch = "x86_64"))]
+            Backend::Avx512 => return None,
             Backend::AwsLc => Key::AwsLc(aws_lc::Key::new(algorithm, key)),
             Backend::Portable => Key::Portable(portable::Key::new(algorithm, key)),
-        })
+        };
+        Some(Aead(key))
     }
 
     /// Encrypts `text` = plaintext | 16 bytes of any value, which becomes ciphertext | tag. `aad` is authenticated
@@ -155,6 +171,7 @@ impl Aead {
     pub fn seal_in_place(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) {
         let (plaintext, tag) = text.split_last_chunk_mut().expect("the caller leaves room for the tag");
         match &self.0 {
+            #[cfg(target_arch = "x86_64")]
             Key::Avx512(key) => key.seal(nonce, aad, plaintext, tag),
             Key::AwsLc(key) => key.seal(nonce, aad, plaintext, tag),
             Key::Portable(key) => key.seal(nonce, aad, plaintext, tag),
@@ -168,6 +185,7 @@ impl Aead {
     #[inline]
     pub fn open_in_place(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) -> Result<(), Forged> {
         let opened = match &self.0 {
+            #[cfg(target_arch = "x86_64")]
             Key::Avx512(key) => key.open(nonce, aad, text),
             Key::AwsLc(key) => key.open(nonce, aad, text),
             Key::Portable(key) => key.open(nonce, aad, text),
@@ -194,8 +212,12 @@ mod tests {
     const ALGORITHMS: [Algorithm; 2] = [Algorithm::Aes256Gcm, Algorithm::ChaCha20Poly1305];
     const NONCE: [u8; NONCE_LEN] = [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
 
-    fn each_backend(algorithm: Algorithm, key: &[u8; KEY_LEN]) -> [Aead; 2] {
-        Backend::BY_SPEED.map(|backend| Aead::with_backend(algorithm, backend, key))
+    /// Those that run on this CPU.
+    fn each_backend(algorithm: Algorithm, key: &[u8; KEY_LEN]) -> Vec<Aead> {
+        let backends = Backend::BY_SPEED.into_iter();
+        backends
+            .filter_map(|backend| Aead::with_backend(algorithm, backend, key))
+            .collect()
     }
 
     fn with_room_for_the_tag(plaintext: &[u8]) -> Vec<u8> {

@@ -12,7 +12,7 @@
 use std::arch::x86_64::*;
 
 use super::gcm512;
-use super::{KEY_LEN, NONCE_LEN, TAG_LEN};
+use super::{KEY_LEN, TAG_LEN};
 
 /// Proof that this machine has the features named in [`Avx512::detect`]: the generation of Ice Lake and Zen 4.
 #[derive(Clone, Copy)]
@@ -32,9 +32,9 @@ impl Avx512 {
     }
 
     /// [`gcm512::expand`].
-    pub(super) fn gcm_expand(self, key: &[u8; KEY_LEN], schedule: &mut gcm512::Schedule) {
+    pub(super) fn gcm_expand(self, key: &[u8; KEY_LEN]) -> Box<gcm512::Schedule> {
         // SAFETY: the function needs avx512bw, avx512vl, vaes, vpclmulqdq and bmi2, which `self` proves.
-        unsafe { gcm512::expand(key, schedule) }
+        unsafe { gcm512::expand(key) }
     }
 
     /// [`gcm512::seal`].
@@ -42,7 +42,7 @@ impl Avx512 {
     pub(super) fn gcm_seal(
         self,
         schedule: &gcm512::Schedule,
-        nonce: &[u8; NONCE_LEN],
+        nonce: gcm512::Nonce,
         aad: &[u8],
         text: &mut [u8],
         tag: &mut [u8; TAG_LEN],
@@ -56,7 +56,7 @@ impl Avx512 {
     pub(super) fn gcm_open(
         self,
         schedule: &gcm512::Schedule,
-        nonce: &[u8; NONCE_LEN],
+        nonce: gcm512::Nonce,
         aad: &[u8],
         text: &mut [u8],
         tag: &[u8; TAG_LEN],
