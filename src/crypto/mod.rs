@@ -225,20 +225,19 @@ mod tests {
     }
 
     #[test]
-    fn backends_agree_and_open_each_others_records_at_every_length_to_2000() {
-        let plaintext: Vec<u8> = (0..2000u32).map(|i| (i * 31 / 8) as u8).collect();
+    fn backends_agree_and_open_each_others_records_at_every_length_to_2100() {
+        let plaintext: Vec<u8> = (0..2100u32).map(|i| (i * 31 / 8) as u8).collect();
         for algorithm in ALGORITHMS {
             let backends = each_backend(algorithm, &[0x42; KEY_LEN]);
             for len in 0..=plaintext.len() {
                 let (aad, plaintext) = (&plaintext[..len % 33], &plaintext[..len]);
-                let mut records = backends.each_ref().map(|aead| {
+                let mut record = with_room_for_the_tag(plaintext);
+                backends[0].seal_in_place(&NONCE, aad, &mut record);
+                for aead in &backends {
                     let mut text = with_room_for_the_tag(plaintext);
                     aead.seal_in_place(&NONCE, aad, &mut text);
-                    text
-                });
-                assert_eq!(records[0], records[1], "{algorithm:?} of {len} bytes");
-                for (aead, text) in backends.iter().zip(&mut records) {
-                    assert_eq!(aead.open_in_place(&NONCE, aad, text), Ok(()));
+                    assert_eq!(text, record, "{algorithm:?} of {len} bytes");
+                    assert_eq!(aead.open_in_place(&NONCE, aad, &mut text), Ok(()));
                     assert_eq!(&text[..len], plaintext);
                 }
             }

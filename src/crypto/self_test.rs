@@ -192,10 +192,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_backend_passes() {
+    fn every_backend_that_runs_here_passes() {
         for algorithm in [Algorithm::Aes256Gcm, Algorithm::ChaCha20Poly1305] {
             for backend in Backend::BY_SPEED {
-                assert!(passes(algorithm, backend), "{algorithm:?} on {backend}");
+                let runs = Aead::with_backend(algorithm, backend, &[0; KEY_LEN]).is_some();
+                assert_eq!(passes(algorithm, backend), runs, "{algorithm:?} on {backend}");
             }
         }
     }
@@ -219,21 +220,45 @@ mod tests {
     }
 
     #[test]
-    fn auto_takes_the_fastest_backend_and_falls_back_per_algorithm() {
-        let aws_lc = Selected {
-            aes_256_gcm: Backend::AwsLc,
+    fn auto_takes_the_fastest_backend_that_passes_per_algorithm() {
+        let all_but = |broken: &'static [(Algorithm, Backend)]| {
+            select(Choice::Auto, |algorithm, backend| {
+                !broken.contains(&(algorithm, backend))
+            })
+        };
+        let avx512 = Selected {
+            aes_256_gcm: Backend::Avx512,
             chacha20_poly1305: Backend::AwsLc,
         };
-        assert_eq!(self_test(Choice::Auto), Ok(aws_lc));
-        assert_eq!(self_test(Choice::AwsLc), Ok(aws_lc));
-        let broken = |algorithm, backend| algorithm != Algorithm::Aes256Gcm || backend != Backend::AwsLc;
-        assert_eq!(
-            select(Choice::Auto, broken),
+        const CHACHA_ON_AVX512: (Algorithm, Backend) = (Algorithm::ChaCha20Poly1305, Backend::Avx512);
+        const AES_ON_AVX512: (Algorithm, Backend) = (Algorithm::Aes256Gcm, Backend::Avx512);
+        assert_eq!(all_but(&[CHACHA_ON_AVX512]), Ok(avx512));
+        let aws_lc = Selected {
+            aes_256_gcm: Backend::AwsLc,
+            ..avx512
+        };
+        assert_eq!(all_but(&[CHACHA_ON_AVX512, AES_ON_AVX512]), Ok(aws_lc));
+        let portable = Selected {
+            aes_256_gcm: Backend::Portable,
+            ..avx512
+        };
+        const AES_ON_AWS_LC: (Algorithm, Backend) = (Algorithm::Aes256Gcm, Backend::AwsLc);
+        assert_eq!(all_but(&[CHACHA_ON_AVX512, AES_ON_AVX512, AES_ON_AWS_LC]), Ok(portable));
+    }
+
+    #[test]
+    fn a_choice_is_kept_to() {
+        let only = |backend| {
             Ok(Selected {
-                aes_256_gcm: Backend::Portable,
-                ..aws_lc
+                aes_256_gcm: backend,
+                chacha20_poly1305: backend,
             })
-        );
+        };
+        assert_eq!(self_test(Choice::AwsLc), only(Backend::AwsLc));
+        assert_eq!(self_test(Choice::AesGcm), only(Backend::Portable));
+        let none = |_, backend| backend != Backend::Avx512;
+        let refused = select(Choice::Avx512, none).expect_err("the CPU lacks the features");
+        assert_eq!(refused.algorithm, Algorithm::Aes256Gcm);
     }
 
     #[test]

@@ -119,3 +119,38 @@ pub(super) fn store_16(bytes: &mut [u8; 16], vector: __m128i) {
     // SAFETY: it writes the 16 bytes of `bytes`, at any alignment.
     unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), vector) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partial_load_and_store_touch_the_bytes_of_their_slice_alone() {
+        #[target_feature(enable = "avx512bw,bmi2")]
+        fn copy(from: &[u8], to: &mut [u8]) {
+            store_partial(to, load_partial(from));
+        }
+        if Avx512::detect().is_none() {
+            return;
+        }
+        let from: Vec<u8> = (1..=100).collect();
+        for (loaded, stored) in (0..=70).flat_map(|loaded| (0..=70).map(move |stored| (loaded, stored))) {
+            let mut to = [0xff; 100];
+            // SAFETY: the features are a part of those just detected.
+            unsafe { copy(&from[..loaded], &mut to[5..5 + stored]) };
+            for (at, byte) in to.into_iter().enumerate() {
+                let expected = match at.checked_sub(5) {
+                    Some(at) if at < stored.min(64) => {
+                        if at < loaded {
+                            from[at]
+                        } else {
+                            0
+                        }
+                    }
+                    _ => 0xff,
+                };
+                assert_eq!(byte, expected, "byte {at} of {loaded} loaded and {stored} stored");
+            }
+        }
+    }
+}
