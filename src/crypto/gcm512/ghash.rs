@@ -24,23 +24,30 @@ pub(super) fn swap_bytes(blocks: __m512i) -> __m512i {
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
 #[inline]
 pub(super) fn swap_block(block: __m128i) -> __m128i {
-    _mm512_castsi512_si128(swap_bytes(_mm512_zextsi128_si512(block)))
+    _mm512_castsi512_si128(swap_bytes(alone(block)))
 }
 
-/// Both halves of a block hold the sum of its halves: what Karatsuba's middle product takes.
+/// A vector of one block and three zeros.
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
 #[inline]
-pub(super) fn sum_of_halves(block: __m128i) -> __m128i {
-    _mm_xor_si128(block, _mm_shuffle_epi32::<SWAP_HALVES>(block))
+pub(super) fn alone(block: __m128i) -> __m512i {
+    _mm512_zextsi128_si512(block)
 }
 
-/// a*b, where `b` carries the factor x.
+/// Both halves of each block hold the sum of its halves: what Karatsuba's middle product takes.
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
 #[inline]
-pub(super) fn multiply(a: __m128i, b: __m128i) -> __m128i {
+pub(super) fn sums_of_halves(blocks: __m512i) -> __m512i {
+    _mm512_xor_si512(blocks, _mm512_shuffle_epi32::<SWAP_HALVES>(blocks))
+}
+
+/// Four products a*b, where `b` carries the factor x.
+#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
+#[inline]
+pub(super) fn multiply(a: __m512i, b: __m512i) -> __m512i {
     let mut products = Products::zero();
-    products.add_block(a, b);
-    products.reduce()
+    products.add(a, b, sums_of_halves(b));
+    products.reduce_each()
 }
 
 /// A sum of unreduced products, four at a time, each of 256 bits in Karatsuba's three parts.
@@ -64,11 +71,11 @@ impl Products {
         }
     }
 
-    /// Adds four blocks, each times its power of H. `sums` is [`sum_of_halves`] of the powers.
+    /// Adds four blocks, each times its power of H. `sums` is [`sums_of_halves`] of the powers.
     #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
     #[inline]
     pub(super) fn add(&mut self, blocks: __m512i, powers: __m512i, sums: __m512i) {
-        let block_sums = _mm512_xor_si512(blocks, _mm512_shuffle_epi32::<SWAP_HALVES>(blocks));
+        let block_sums = sums_of_halves(blocks);
         self.low = _mm512_xor_si512(self.low, _mm512_clmulepi64_epi128::<0x00>(blocks, powers));
         self.high = _mm512_xor_si512(self.high, _mm512_clmulepi64_epi128::<0x11>(blocks, powers));
         self.middle = _mm512_xor_si512(self.middle, _mm512_clmulepi64_epi128::<0x00>(block_sums, sums));
@@ -78,22 +85,29 @@ impl Products {
     #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
     #[inline]
     pub(super) fn add_block(&mut self, block: __m128i, power: __m128i) {
-        let alone = |block| _mm512_zextsi128_si512(block);
-        self.add(alone(block), alone(power), alone(sum_of_halves(power)));
+        let power = alone(power);
+        self.add(alone(block), power, sums_of_halves(power));
     }
 
     /// The sum modulo the polynomial.
     #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
     #[inline]
     pub(super) fn reduce(self) -> __m128i {
+        let four = self.reduce_each();
+        let two = _mm256_xor_si256(_mm512_castsi512_si256(four), _mm512_extracti64x4_epi64::<1>(four));
+        _mm_xor_si128(_mm256_castsi256_si128(two), _mm256_extracti128_si256::<1>(two))
+    }
+
+    /// The four sums modulo the polynomial.
+    #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
+    #[inline]
+    fn reduce_each(self) -> __m512i {
         let polynomial = _mm512_broadcast_i32x4(_mm_set_epi64x(POLYNOMIAL as i64, 1));
         let middle = xor_3(self.middle, self.low, self.high);
         let fold = _mm512_clmulepi64_epi128::<0x01>(polynomial, self.low);
         let middle = xor_3(middle, fold, _mm512_shuffle_epi32::<SWAP_HALVES>(self.low));
         let fold = _mm512_clmulepi64_epi128::<0x01>(polynomial, middle);
-        let four = xor_3(self.high, fold, _mm512_shuffle_epi32::<SWAP_HALVES>(middle));
-        let two = _mm256_xor_si256(_mm512_castsi512_si256(four), _mm512_extracti64x4_epi64::<1>(four));
-        _mm_xor_si128(_mm256_castsi256_si128(two), _mm256_extracti128_si256::<1>(two))
+        xor_3(self.high, fold, _mm512_shuffle_epi32::<SWAP_HALVES>(middle))
     }
 }
 

@@ -22,7 +22,7 @@ mod schedule;
 
 use std::arch::x86_64::*;
 
-use self::ghash::{Products, multiply, swap_block, swap_bytes};
+use self::ghash::{Products, alone, multiply, swap_block, swap_bytes};
 pub(super) use self::schedule::{Schedule, expand};
 use super::simd::{first_bytes, load, load_16, load_partial, store, store_16, store_partial};
 use super::{NONCE_LEN, TAG_LEN};
@@ -461,11 +461,10 @@ fn down_one_block(vector: __m512i) -> __m512i {
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
 #[cold]
 fn hash_up_to_last(aad: &[u8], schedule: &Schedule) -> __m128i {
-    let h = load_16(schedule.power(1));
-    let mut sum = _mm_setzero_si128();
+    let h = alone(load_16(schedule.power(1)));
+    let mut sum = _mm512_setzero_si512();
     for block in aad.chunks(BLOCK_LEN) {
-        let block = swap_block(_mm512_castsi512_si128(load_partial(block)));
-        sum = _mm_xor_si128(multiply(sum, h), block);
+        sum = _mm512_xor_si512(multiply(sum, h), swap_bytes(load_partial(block)));
     }
-    swap_block(sum)
+    _mm512_castsi512_si128(swap_bytes(sum))
 }

@@ -5,10 +5,10 @@ use std::arch::x86_64::*;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::ghash::{POLYNOMIAL, multiply, sum_of_halves, swap_block};
+use super::ghash::{POLYNOMIAL, alone, multiply, sums_of_halves, swap_block};
 use super::{BLOCK_LEN, POWERS, VECTOR_LEN};
 use crate::crypto::KEY_LEN;
-use crate::crypto::simd::{load_16, store, store_16};
+use crate::crypto::simd::{load_16, store};
 
 /// Rounds of AES-256 plus one (FIPS 197, section 5).
 const ROUND_KEYS: usize = 15;
@@ -75,11 +75,14 @@ pub(in crate::crypto) fn expand(key: &[u8; KEY_LEN]) -> Box<Schedule> {
     }
 
     let hash_key = times_x(swap_block(encrypt_zero(&round_keys)));
-    let mut power = hash_key;
-    for (bytes, sum) in schedule.powers[..POWERS].iter_mut().zip(&mut schedule.sums).rev() {
-        store_16(bytes, power);
-        store_16(sum, sum_of_halves(power));
-        power = multiply(power, hash_key);
+    let mut four = first_four_powers(hash_key);
+    let fourth = _mm512_broadcast_i32x4(_mm512_castsi512_si128(four));
+    let powers = schedule.powers[..POWERS].as_flattened_mut().as_chunks_mut().0;
+    let sums = schedule.sums[..POWERS].as_flattened_mut().as_chunks_mut().0;
+    for (powers, sums) in powers.iter_mut().zip(sums).rev() {
+        store(powers, four);
+        store(sums, sums_of_halves(four));
+        four = multiply(four, fourth);
     }
     round_keys.zeroize();
     schedule
@@ -139,4 +142,15 @@ fn times_x(h: __m128i) -> __m128i {
     let new_high = (high << 1 | low >> 63) ^ (carry & POLYNOMIAL);
     let new_low = (low << 1) ^ (carry & 1);
     _mm_set_epi64x(new_high as i64, new_low as i64)
+}
+
+/// h^4, h^3, h^2 and h.
+#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
+fn first_four_powers(h: __m128i) -> __m512i {
+    let h = alone(h);
+    let square = multiply(h, h);
+    let (third, fourth) = (multiply(square, h), multiply(square, square));
+    let two = _mm512_inserti32x4::<1>(fourth, _mm512_castsi512_si128(third));
+    let three = _mm512_inserti32x4::<2>(two, _mm512_castsi512_si128(square));
+    _mm512_inserti32x4::<3>(three, _mm512_castsi512_si128(h))
 }
