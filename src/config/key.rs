@@ -62,6 +62,11 @@ impl PrivateKey {
         PublicKey(x25519_dalek::PublicKey::from(&self.to_secret()).to_bytes())
     }
 
+    /// As `parse`, but takes even the key of zeros, as `wg pubkey` does.
+    pub fn from_base64_even_zero(text: &str) -> Result<PrivateKey, KeyError> {
+        decode(text).map(PrivateKey)
+    }
+
     /// Makes a key out of 32 random bytes as `wg genkey` does: clamped, so that the text is the key in use
     /// (RFC 7748, section 5).
     pub fn generate(random: impl FnOnce(&mut [u8])) -> PrivateKey {
@@ -111,7 +116,7 @@ impl FromStr for PublicKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<PublicKey, KeyError> {
-        decode(text).map(|bytes| PublicKey(*bytes))
+        decode_nonzero(text).map(|bytes| PublicKey(*bytes))
     }
 }
 
@@ -119,7 +124,7 @@ impl FromStr for PrivateKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<PrivateKey, KeyError> {
-        decode(text).map(PrivateKey)
+        decode_nonzero(text).map(PrivateKey)
     }
 }
 
@@ -127,7 +132,7 @@ impl FromStr for PresharedKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<PresharedKey, KeyError> {
-        decode(text).map(PresharedKey)
+        decode_nonzero(text).map(PresharedKey)
     }
 }
 
@@ -201,10 +206,15 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
         .first_chunk()
         .filter(|_| len == KEY_LEN)
         .ok_or(KeyError::Alphabet)?;
-    if same(key, &[0; KEY_LEN]) {
+    Ok(Zeroizing::new(*key))
+}
+
+fn decode_nonzero(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
+    let key = decode(text)?;
+    if same(&key, &[0; KEY_LEN]) {
         Err(KeyError::Zero)
     } else {
-        Ok(Zeroizing::new(*key))
+        Ok(key)
     }
 }
 

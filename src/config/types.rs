@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::host::HostPort;
 use super::key::{PresharedKey, PrivateKey, PublicKey};
+pub use crate::crypto::Choice as Crypto;
 
 /// Where daemons put their control sockets, as `NAME.sock`.
 pub const RUN_DIR: &str = "/run/ringway";
@@ -173,16 +174,6 @@ words! {
 }
 
 words! {
-    /// Which AEAD implementation to use.
-    Crypto {
-        /// The crate `aws-lc-rs`.
-        AwsLc = "aws-lc",
-        /// The crate `aes-gcm` (and `chacha20poly1305` for the WireGuard suite).
-        AesGcm = "aes-gcm",
-    }
-}
-
-words! {
     /// The protocol to speak with a peer.
     Suite {
         /// ringway's own.
@@ -194,7 +185,7 @@ words! {
 
 /// A word that is none of the known ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("use one of: {}", known.join(", "))]
+#[error("expected one of: {}", known.join(", "))]
 pub struct UnknownWord {
     /// The words that would be right.
     pub known: &'static [&'static str],

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod client;
 mod peers;
 mod report;
 pub mod runtime;

@@ -240,8 +240,8 @@ impl<'a> Candidate<'a> {
             (udp::HEADER_LEN, udp.length() == upper.len())
         };
         let header_len = layout.start + upper_header_len;
-        let checksum = get_u16(upper, layout.checksum_at);
-        if !fits || len != packet.len() || header_len == len || checksum == layout.never_written {
+        let odd_zero = !partial && get_u16(upper, layout.checksum_at) == layout.never_written;
+        if !fits || len != packet.len() || header_len == len || odd_zero {
             return None;
         }
         let flow = Flow::new(layout.addresses(packet), protocol, *upper.first_chunk()?);
@@ -361,7 +361,7 @@ impl Open {
     #[inline]
     fn agrees_with(&self, next: &Candidate<'_>) -> bool {
         let headers = &self.group.inner.head[VNET_LEN..VNET_LEN + self.header_len];
-        next.header_len == self.header_len && self.layout.agree(headers, next.headers())
+        self.layout.agree(headers, next.headers())
     }
 
     #[inline]

@@ -86,7 +86,8 @@ impl Layout {
         Sum::pseudo(self.addresses(headers), protocol)
     }
 
-    /// Whether the headers of two packets, equally long, agree in all that segmentation copies.
+    /// Whether the headers of two packets agree in all that segmentation copies. Headers of different lengths already disagree in
+    /// what says so, the TCP data offset.
     #[inline]
     pub(super) fn agree(&self, one: &[u8], other: &[u8]) -> bool {
         // Headers are whole 32-bit words, all of them.

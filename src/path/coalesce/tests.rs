@@ -557,6 +557,20 @@ fn minus_zero_checksums_pass_alone() {
 }
 
 #[test]
+fn a_pseudo_header_sum_of_all_ones_is_as_good_as_any() {
+    // These addresses and this length happen to add up to it.
+    let packets = Sample::tcp(true, 1, bytes(2 * 1491)).cut(1491);
+    let mut bench = Bench::new(ALL);
+    for packet in &packets {
+        let partial = packet.bytes(Written::Partial);
+        assert_eq!(partial[56..58], [0xff, 0xff]);
+        bench.push(&partial, true).unwrap();
+    }
+    bench.flush();
+    assert_eq!(bench.sizes(), [2]);
+}
+
+#[test]
 fn more_flows_than_the_table_holds_push_the_oldest_out() {
     let flows: Vec<Sample> = (0..FLOWS_MAX as u32 + 1)
         .map(|ports| Sample {

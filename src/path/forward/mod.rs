@@ -19,6 +19,8 @@
 //! batches, groups, reports and hand-overs.
 
 mod changes;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
