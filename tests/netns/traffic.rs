@@ -186,13 +186,9 @@ pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, lens: impl IntoIterator
 
 /// Runs iperf3 from a to `address` of b for one second with more `arguments`; its report's `end`.
 pub(crate) fn iperf3(lab: &Lab, address: IpAddr, arguments: &[&str]) -> Value {
-    let mut server = Server(
-        lab.b
-            .command("iperf3")
-            .args(["-s", "-1"])
-            .spawn()
-            .expect("setpriv is installed"),
-    );
+    let mut command = lab.b.command("iperf3");
+    command.args(["-s", "-1"]).stdout(Stdio::null());
+    let mut server = Server(command.spawn().expect("setpriv is installed"));
     wait_until("iperf3 to listen", Duration::from_secs(5), || {
         assert!(
             server.0.try_wait().expect("it is our child").is_none(),
