@@ -8,6 +8,8 @@
 mod workers;
 
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -20,6 +22,10 @@ use crate::crypto::{self, Algorithm};
 use crate::link::{self, LinkError};
 use crate::proto::{Device, DeviceConfig};
 use crate::sys::{cpu, probe, steer, tun, udp};
+
+/// How long the interface's name and the port may still be taken by a daemon that was killed.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Why a tunnel did not come up, or went down by itself.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +94,10 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
         tso: switches.tun_tso,
         uso: switches.tun_uso,
     };
-    let device = tun::create(&interface.name, count, want)?;
+    let device = retry_while(
+        |error| matches!(error, tun::TunError::Exists(_)),
+        || tun::create(&interface.name, count, want),
+    )?;
     let mark = interface.fwmark.map_or(0, u32::from);
     let options = udp::UdpOptions {
         gso: switches.udp_gso,
@@ -166,6 +175,28 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
         let _ = thread.join();
     }
     result?
+}
+
+/// Tries again for a moment while what is wanted is taken: the kernel closes the files of a killed daemon's io_uring
+/// shortly after its process has gone.
+fn retry_while<T, E: std::fmt::Display>(
+    is_taken: impl Fn(&E) -> bool,
+    attempt: impl Fn() -> Result<T, E>,
+) -> Result<T, E> {
+    let deadline = Instant::now() + PREDECESSOR_PATIENCE;
+    let mut waiting = false;
+    loop {
+        match attempt() {
+            Err(error) if is_taken(&error) && Instant::now() < deadline => {
+                if !waiting {
+                    tracing::warn!("{error}; waiting a moment in case it belongs to a daemon that was just killed");
+                }
+                waiting = true;
+                thread::sleep(RETRY_INTERVAL);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Runs the tunnel between its link's coming up and going down.
