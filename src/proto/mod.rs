@@ -32,6 +32,7 @@ pub mod time;
 mod timers;
 #[cfg(test)]
 mod transcripts;
+mod x25519;
 
 pub use action::{Action, Rejected};
 pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps};

@@ -41,9 +41,9 @@ impl Device {
         let mut random = Box::new(random);
         let mut hash_key = [0; 16];
         random(&mut hash_key);
-        let identity = Arc::new(Identity::new(config.private_key));
+        let identity = Arc::new(Identity::new(&config.private_key, config.crypto));
         Device {
-            context: Context::new(identity, config.crypto, config.lanes, random),
+            context: Context::new(identity, config.lanes, random),
             peers: Peers::default(),
             schedule: Schedule::default(),
             gate: Gate::new(hash_key),
@@ -157,7 +157,7 @@ impl Device {
 
     /// Changes this device's static key. All handshakes and sessions end; a peer whose key it is, is removed.
     pub fn set_private_key(&mut self, private_key: StaticSecret) {
-        let identity = Arc::new(Identity::new(private_key));
+        let identity = Arc::new(Identity::new(&private_key, self.context.identity.choice()));
         if let Some(peer) = self.find_peer(identity.public()) {
             self.remove_peer(peer);
         }
