@@ -9,11 +9,15 @@
 //! `wire`, `crypto`, `proto` and `path` do no I/O and read no clock: bytes, the time and randomness come in as
 //! arguments, so every packet's journey runs in a test without a kernel.
 
+pub mod cli;
 pub mod config;
+pub mod control;
 pub mod crypto;
+pub mod gateway;
 pub mod link;
 pub mod path;
 pub mod proto;
 pub mod stats;
 pub mod sys;
 pub mod wire;
+pub mod worker;

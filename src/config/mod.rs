@@ -1,1 +1,101 @@
-//! Placeholder replaced by its owner.
+//! Configuration: a file -> raw -> validated.
+//!
+//! [`toml`] knows how the file spells things, [`validate`] what they may be, and [`types`] what the rest of the program
+//! reads. Whatever is wrong is reported at once, each finding with file, line, key, value and what would be right.
+#![forbid(unsafe_code)]
+
+pub mod host;
+pub mod key;
+pub mod keyfile;
+pub mod problem;
+pub mod raw;
+pub mod render;
+pub mod toml;
+pub mod types;
+pub mod validate;
+pub mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+pub use host::{Host, HostPort};
+pub use key::{PresharedKey, PrivateKey, PublicKey};
+pub use problem::{LoadError, Located, Problem};
+pub use types::{
+    Config, Crypto, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, Suite, UnknownWord, Workers,
+    default_control_socket,
+};
+
+/// A configuration that is right, and what is unwise about it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What works, but is probably not meant; in the order of the file.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads and checks the configuration file at `path`, and the key files that it names.
+pub fn load(path: &Path) -> Result<Loaded, LoadError> {
+    let (text, mode) = read(path).map_err(|error| LoadError::Read {
+        path: path.to_owned(),
+        error,
+    })?;
+    let mut problems = Vec::new();
+    let mut warnings = Vec::new();
+    let source = validate::Source {
+        path,
+        read_key_file: &keyfile::read,
+    };
+    let config = toml::parse(&text, &mut problems).and_then(|raw| {
+        warnings.extend(warn_of_exposed_secrets(&raw, path, mode));
+        validate::validate(raw, source, &mut problems, &mut warnings)
+    });
+    // Stable: what one line has several of stays in the order of discovery.
+    problems.sort_by_key(|problem| problem.line);
+    warnings.sort_by_key(|warning| warning.line);
+    match config {
+        Some(config) => Ok(Loaded { config, warnings }),
+        None => Err(LoadError::Invalid {
+            path: path.to_owned(),
+            problems,
+        }),
+    }
+}
+
+/// The text, and the permission bits of the file; 0 for what is no regular file.
+fn read(path: &Path) -> io::Result<(Zeroizing<String>, u32)> {
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let mode = if metadata.is_file() {
+        metadata.mode() & 0o7777
+    } else {
+        0
+    };
+    // Room for everything from the start: a growing String would leave copies of keys behind.
+    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1));
+    file.read_to_string(&mut text)?;
+    Ok((text, mode))
+}
+
+/// As wg-quick: a file with keys in it should be its owner's alone.
+fn warn_of_exposed_secrets(raw: &raw::RawConfig, path: &Path, mode: u32) -> Option<Problem> {
+    let secrets = raw
+        .interface
+        .private_key
+        .iter()
+        .chain(raw.peers.iter().filter_map(|peer| peer.preshared_key.as_ref()));
+    let first = secrets.min_by_key(|secret| secret.place.line)?;
+    (mode & 0o077 != 0).then(|| {
+        let file = keyfile::shell_quoted(path);
+        let text = format!("other users can access this file, and a secret stands here; run: chmod 600 {file}");
+        first.place.problem(None, text)
+    })
+}

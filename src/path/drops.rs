@@ -1,5 +1,7 @@
 //! Every way a packet can die: one variant per reason, which is also its counter and its name in logs and metrics.
 
+use crate::proto::{OpenError, Rejected};
+
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
         /// Why a packet was dropped.
@@ -66,6 +68,8 @@ drop_reasons! {
     BadInner = "bad_inner",
     /// The inner source address is not in the peer's allowed IPs.
     BadSource = "bad_source",
+    /// Congestion was met on the way, and the packet has no bits to say so (RFC 6040).
+    CongestionUnmarkable = "congestion_unmarkable",
     /// The kernel refused the packet at the TUN.
     TunWriteFailed = "tun_write_failed",
     /// The mailbox of the worker that owns the session was full.
@@ -90,6 +94,34 @@ drop_reasons! {
     ReplayedHandshake = "replayed_handshake",
     /// A handshake response or cookie reply that nobody waits for.
     UnexpectedHandshake = "unexpected_handshake",
+}
+
+impl From<OpenError> for Drop {
+    fn from(error: OpenError) -> Drop {
+        match error {
+            OpenError::Replayed => Drop::Replayed,
+            OpenError::TooOld => Drop::TooOld,
+            OpenError::Forged => Drop::Forged,
+            OpenError::Expired => Drop::ExpiredSession,
+            OpenError::WrongSuite => Drop::BadMessage,
+        }
+    }
+}
+
+impl From<Rejected> for Drop {
+    fn from(rejected: Rejected) -> Drop {
+        match rejected {
+            Rejected::BadMessage => Drop::BadMessage,
+            Rejected::BadMac1 => Drop::BadMac1,
+            Rejected::CookieDemanded => Drop::CookieDemanded,
+            Rejected::BadMac2 => Drop::BadMac2,
+            Rejected::RateLimited => Drop::RateLimited,
+            Rejected::UnknownPeer => Drop::UnknownPeer,
+            Rejected::BadHandshake => Drop::BadHandshake,
+            Rejected::Replayed => Drop::ReplayedHandshake,
+            Rejected::Unexpected => Drop::UnexpectedHandshake,
+        }
+    }
 }
 
 impl Drop {

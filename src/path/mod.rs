@@ -3,5 +3,15 @@
 
 pub mod coalesce;
 pub mod drops;
+mod ecn;
+pub mod forward;
+pub mod gso;
+pub mod icmp;
+mod peer;
+pub mod report;
 pub mod route;
 pub mod segment;
+mod sessions;
+
+#[cfg(test)]
+mod sample;

@@ -187,6 +187,12 @@ impl SealHalf {
         Ok(())
     }
 
+    /// Whether the session is too old to seal anything (REJECT_AFTER_TIME).
+    #[inline]
+    pub fn is_expired(&self, now: Time) -> bool {
+        self.facts.expired(now)
+    }
+
     /// Whether a new handshake should begin: this key sealed REKEY_AFTER_MESSAGES records, or this end initiated the
     /// session and it is REKEY_AFTER_TIME old. True at most once per REKEY_TIMEOUT and half, so it can be passed on
     /// as it comes; costs two comparisons and a load.

@@ -1,1 +1,34 @@
-//! Placeholder replaced by its owner.
+//! The kernel's side: the only unsafe code of ringway. One kernel feature per file, and two engines behind one trait.
+//!
+//! ```text
+//! engine    what a worker asks for       uring, plain   the two that answer
+//! tun udp   the devices                  steer          which socket gets a datagram
+//! pool      who owns a buffer            gather         groups as iovecs, buffers kept while a write reads them
+//! send      sendmmsg, and what to do when it is refused  receive, received  recvmmsg, and what it said
+//! ring      io_uring and its buffers     probe          why it is refused
+//! wake      eventfd     cpu  pinning     clock  the time
+//! ```
+
+mod address;
+pub mod clock;
+mod cmsg;
+pub mod cpu;
+pub mod engine;
+mod errno;
+mod gather;
+mod mapping;
+mod option;
+pub mod plain;
+mod pool;
+pub mod probe;
+mod receive;
+mod received;
+mod ring;
+mod send;
+pub mod steer;
+#[cfg(test)]
+mod tests;
+pub mod tun;
+pub mod udp;
+pub mod uring;
+pub mod wake;

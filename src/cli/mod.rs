@@ -1,0 +1,148 @@
+//! The command line of `ringway`.
+//!
+//! Output goes to standard output, everything else to standard error; the exit codes are those of [`Exit`].
+#![forbid(unsafe_code)]
+
+pub mod exit;
+mod keys;
+mod latency;
+mod log;
+mod show;
+mod status;
+mod style;
+mod target;
+mod units;
+
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config, LoadError, Loaded, Located};
+use exit::{Exit, Failure};
+
+/// An encrypted tunnel for IP packets, as fast as the machine can copy them
+#[derive(Debug, Parser)]
+#[command(name = "ringway", version, after_help = exit::HELP, max_term_width = 100)]
+struct Arguments {
+    #[command(flatten)]
+    log: log::Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a tunnel in the foreground until SIGINT or SIGTERM
+    ///
+    /// Creates the interface, sets its addresses, MTU and routes, and removes all of it when it ends. Needs root or
+    /// CAP_NET_ADMIN.
+    Run {
+        /// The configuration, a TOML file
+        config: PathBuf,
+    },
+    /// Check a configuration and the key files that it names, without running it
+    ///
+    /// Reports everything that is wrong, one line each: FILE:LINE: KEY = VALUE: what would be right.
+    Check {
+        /// The configuration, a TOML file
+        config: PathBuf,
+    },
+    /// Make a private key and write it to standard output
+    ///
+    /// For example: (umask 077; ringway genkey > rw0.key)
+    Genkey,
+    /// Read a private key from standard input and write its public key to standard output
+    ///
+    /// For example: ringway pubkey < rw0.key
+    Pubkey,
+    /// Make a preshared key and write it to standard output
+    Genpsk,
+    /// Show running tunnels: peers, workers, offloads, drops
+    Status(status::Options),
+    /// Show how long packets take inside a running tunnel, by stage
+    Latency(latency::Options),
+}
+
+/// The whole program: reads the command line, carries it out, and gives its exit code. `run` runs a tunnel until it is
+/// ended from outside; when the operating system denied something, the source chain of its error should have the
+/// `io::Error` that says so.
+pub fn main<E: Error + 'static>(run: impl FnOnce(Config) -> Result<(), E>) -> ExitCode {
+    // Prints help and usage errors by itself and ends with 0 or 2.
+    let arguments = Arguments::parse();
+    arguments.log.begin();
+    match carry_out(arguments.command, run) {
+        Ok(()) => Exit::Ok.into(),
+        Err(failure) => {
+            for line in failure.message.lines() {
+                // Nobody is left to tell when standard error is gone.
+                let _ = writeln!(io::stderr(), "ringway: {line}");
+            }
+            failure.exit.into()
+        }
+    }
+}
+
+fn carry_out<E: Error + 'static>(command: Command, run: impl FnOnce(Config) -> Result<(), E>) -> Result<(), Failure> {
+    match command {
+        Command::Run { config } => {
+            let Loaded { config, warnings } = load(&config)?;
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            run(config).map_err(|error| Failure::of(&error))
+        }
+        Command::Check { config } => check(&config),
+        Command::Genkey => keys::genkey(),
+        Command::Pubkey => keys::pubkey(),
+        Command::Genpsk => keys::genpsk(),
+        Command::Status(options) => status::status(&options),
+        Command::Latency(options) => latency::latency(&options),
+    }
+}
+
+fn check(path: &Path) -> Result<(), Failure> {
+    let Loaded { config, warnings } = load(path)?;
+    if !warnings.is_empty() {
+        let shown = Located {
+            path,
+            problems: &warnings,
+        }
+        .to_string();
+        for line in shown.lines() {
+            writeln!(io::stderr(), "ringway: warning: {line}")?;
+        }
+    }
+    let peers = match config.peers.len() {
+        1 => "1 peer".to_owned(),
+        count => format!("{count} peers"),
+    };
+    writeln!(
+        io::stdout(),
+        "{}: ok: interface {}, {peers}",
+        path.display(),
+        config.interface.name
+    )?;
+    Ok(())
+}
+
+fn load(path: &Path) -> Result<Loaded, Failure> {
+    config::load(path).map_err(|error| {
+        let exit = match &error {
+            LoadError::Read { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
+            LoadError::Read { .. } | LoadError::Invalid { .. } => Exit::Invalid,
+        };
+        Failure::new(exit, error.to_string())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,98 @@
+//! A configuration as some file spells it: every value with the place where it stands, nothing checked but its type.
+//!
+//! One parser per file format produces this; one validation ([`super::validate`]) reads it.
+
+use zeroize::Zeroizing;
+
+use super::problem::Problem;
+
+/// Where a value stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Place {
+    /// Line in the file, from 1.
+    pub line: u32,
+    /// Path of the key as the file's format has it.
+    pub key: String,
+}
+
+impl Place {
+    /// The problem `text` with the value that stands here.
+    pub fn problem(&self, value: Option<String>, text: impl Into<String>) -> Problem {
+        Problem {
+            line: self.line,
+            key: self.key.clone(),
+            value,
+            text: text.into(),
+        }
+    }
+}
+
+/// A value and where it stands.
+#[derive(Clone)]
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// A text that must not be shown, and is wiped when dropped.
+pub type Secret = Zeroizing<String>;
+
+/// What can be a number or a word such as "auto".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NumberOrWord {
+    /// A number.
+    Number(i64),
+    /// A word.
+    Word(String),
+}
+
+/// A whole file.
+pub struct RawConfig {
+    /// Our side.
+    pub interface: RawInterface,
+    /// The other sides.
+    pub peers: Vec<RawPeer>,
+}
+
+/// Our side.
+#[derive(Default)]
+#[expect(missing_docs, reason = "the fields are those of the validated interface")]
+pub struct RawInterface {
+    /// Of the section: where a missing key would stand.
+    pub place: Place,
+    /// `None`: the name of the file.
+    pub name: Option<At<String>>,
+    pub private_key: Option<At<Secret>>,
+    pub private_key_file: Option<At<String>>,
+    pub listen_port: Option<At<i64>>,
+    pub addresses: Vec<At<String>>,
+    pub mtu: Option<At<NumberOrWord>>,
+    pub workers: Option<At<NumberOrWord>>,
+    pub io: Option<At<String>>,
+    pub crypto: Option<At<String>>,
+    pub fwmark: Option<At<i64>>,
+    pub control_socket: Option<At<String>>,
+    pub udp_gso: Option<At<bool>>,
+    pub udp_gro: Option<At<bool>>,
+    pub tun_tso: Option<At<bool>>,
+    pub tun_uso: Option<At<bool>>,
+    pub pin: Option<At<bool>>,
+}
+
+/// One peer.
+#[derive(Default)]
+#[expect(missing_docs, reason = "the fields are those of the validated peer")]
+pub struct RawPeer {
+    /// Of the section: where a missing key would stand.
+    pub place: Place,
+    pub name: Option<At<String>>,
+    pub public_key: Option<At<String>>,
+    pub preshared_key: Option<At<Secret>>,
+    pub preshared_key_file: Option<At<String>>,
+    pub endpoint: Option<At<String>>,
+    pub allowed_ips: Vec<At<String>>,
+    pub persistent_keepalive: Option<At<i64>>,
+    pub suite: Option<At<String>>,
+}

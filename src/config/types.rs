@@ -1,0 +1,192 @@
+//! A validated configuration: what the rest of the program reads. Nothing in here can be wrong any more.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::host::HostPort;
+use super::key::{PresharedKey, PrivateKey, PublicKey};
+pub use crate::crypto::Choice as Crypto;
+
+/// Where daemons put their control sockets, as `NAME.sock`.
+pub const RUN_DIR: &str = "/run/ringway";
+
+/// The control socket of the interface `name` where nothing else is configured.
+pub fn default_control_socket(name: &str) -> PathBuf {
+    PathBuf::from(format!("{RUN_DIR}/{name}.sock"))
+}
+
+/// One tunnel interface and its peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Our side.
+    pub interface: Interface,
+    /// The other sides, in the order of the file. Public keys, names and allowed IPs are unique among them.
+    pub peers: Vec<Peer>,
+}
+
+/// Our side of the tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// The TUN device's name; acceptable to the kernel, and plain enough for files and scripts.
+    pub name: String,
+    /// Our private key.
+    pub private_key: PrivateKey,
+    /// The UDP port to listen on; 0 lets the kernel choose.
+    pub listen_port: u16,
+    /// Addresses to set, host bits kept. No duplicates.
+    pub addresses: Vec<IpNet>,
+    /// The TUN device's MTU.
+    pub mtu: Mtu,
+    /// How many workers to run.
+    pub workers: Workers,
+    /// How to talk to the kernel.
+    pub io: Io,
+    /// Which AEAD implementation to use.
+    pub crypto: Crypto,
+    /// SO_MARK of the outer sockets, for policy routing.
+    pub fwmark: Option<NonZeroU32>,
+    /// Where the daemon serves its control protocol. A relative path in the file is relative to the file.
+    pub control_socket: PathBuf,
+    /// Which kernel offloads may be used where the kernel has them.
+    pub offloads: OffloadSwitches,
+    /// Pin each worker to a core.
+    pub pin: bool,
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// What people call it.
+    pub name: Option<String>,
+    /// Who it is.
+    pub public_key: PublicKey,
+    /// Mixed into the handshake when set.
+    pub preshared_key: Option<PresharedKey>,
+    /// Where to find it; `None` waits for it to speak first.
+    pub endpoint: Option<HostPort>,
+    /// Inner addresses that are routed to it, and the only ones it may send from. Host bits are zero.
+    pub allowed_ips: Vec<IpNet>,
+    /// Send a keepalive when nothing else was sent for this long (1 s to 65535 s).
+    pub persistent_keepalive: Option<Duration>,
+    /// The protocol to speak.
+    pub suite: Suite,
+}
+
+/// The TUN device's MTU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mtu {
+    /// Derived from the MTU of the routes to the endpoints.
+    #[default]
+    Auto,
+    /// So many bytes, 576 to 65535.
+    Bytes(u16),
+}
+
+/// How many workers to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Workers {
+    /// One per core that the process may run on.
+    #[default]
+    Auto,
+    /// So many, 1 to 255 (a lane number is a byte, and 0 workers make no tunnel).
+    Count(u8),
+}
+
+/// Which kernel offloads may be used where the kernel has them; each can be switched off, because kernels have had
+/// bugs in each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OffloadSwitches {
+    /// UDP_SEGMENT on sends.
+    pub udp_gso: bool,
+    /// UDP_GRO on receives.
+    pub udp_gro: bool,
+    /// TCP super-packets on the TUN (TUN_F_TSO4, TUN_F_TSO6).
+    pub tun_tso: bool,
+    /// UDP super-packets on the TUN (TUN_F_USO4, TUN_F_USO6).
+    pub tun_uso: bool,
+}
+
+impl Default for OffloadSwitches {
+    fn default() -> OffloadSwitches {
+        OffloadSwitches {
+            udp_gso: true,
+            udp_gro: true,
+            tun_tso: true,
+            tun_uso: true,
+        }
+    }
+}
+
+macro_rules! words {
+    ($(#[doc = $enum_doc:literal])+ $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+ }) => {
+        $(#[doc = $enum_doc])+
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        pub enum $name {
+            /// Decided when the tunnel comes up.
+            #[default]
+            Auto,
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl $name {
+            /// Every value's word in configuration files, the default first.
+            pub const WORDS: &'static [&'static str] = &["auto", $($word,)+];
+
+            /// The value's word in configuration files.
+            pub const fn word(self) -> &'static str {
+                match self { $name::Auto => "auto", $($name::$variant => $word,)+ }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownWord;
+
+            fn from_str(text: &str) -> Result<$name, UnknownWord> {
+                match text {
+                    "auto" => Ok($name::Auto),
+                    $($word => Ok($name::$variant),)+
+                    _ => Err(UnknownWord { known: $name::WORDS }),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.word())
+            }
+        }
+    };
+}
+
+words! {
+    /// How to talk to the kernel.
+    Io {
+        /// io_uring.
+        Uring = "uring",
+        /// Plain system calls.
+        Syscall = "syscall",
+    }
+}
+
+words! {
+    /// The protocol to speak with a peer.
+    Suite {
+        /// ringway's own.
+        Native = "native",
+        /// WireGuard's.
+        WireGuard = "wireguard",
+    }
+}
+
+/// A word that is none of the known ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected one of: {}", known.join(", "))]
+pub struct UnknownWord {
+    /// The words that would be right.
+    pub known: &'static [&'static str],
+}

@@ -1,0 +1,451 @@
+//! Raw -> validated. Every rule that a value must keep stands here, and every broken one is reported at once.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use zeroize::Zeroizing;
+
+use super::host::{Host, HostPort};
+use super::key::PublicKey;
+use super::keyfile::KeyFileError;
+use super::problem::Problem;
+use super::raw::{At, NumberOrWord, Place, RawConfig, RawInterface, RawPeer, Secret};
+use super::types::{Config, Interface, Mtu, OffloadSwitches, Peer, Workers, default_control_socket};
+use super::values;
+
+/// Least MTU: what every IPv4 host must be able to receive (RFC 791, section 3.2).
+const MTU_MIN: i64 = 576;
+/// Least MTU of a link that carries IPv6 (RFC 8200, section 5); below it the kernel takes the addresses away.
+const MTU_MIN_IPV6: i64 = 1280;
+
+/// Where a configuration comes from, as far as its values depend on it.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// The file: names the interface where no `name` is given, and relative paths are relative to its directory.
+    pub path: &'a Path,
+    /// Reads a key file ([`super::keyfile::read`]).
+    pub read_key_file: &'a dyn Fn(&Path) -> Result<Zeroizing<String>, KeyFileError>,
+}
+
+/// Checks `raw` and makes it a [`Config`]. What is wrong is appended to `problems`, which may hold the parser's findings
+/// already; what is only unwise to `warnings`. `None` exactly when `problems` is not empty afterwards.
+pub fn validate(
+    raw: RawConfig,
+    source: Source<'_>,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
+) -> Option<Config> {
+    let mut validation = Validation {
+        source,
+        problems,
+        warnings,
+    };
+    let interface = validation.interface(&raw.interface);
+    let peers: Vec<Option<Peer>> = raw.peers.iter().map(|peer| validation.peer(peer)).collect();
+    validation.refuse_duplicates(&raw.peers);
+    if let Some(interface) = &interface {
+        validation.refuse_self(interface.private_key.public_key(), &raw.peers);
+    }
+    let peers: Option<Vec<Peer>> = peers.into_iter().collect();
+    match (interface, peers) {
+        (Some(interface), Some(peers)) if validation.problems.is_empty() => Some(Config { interface, peers }),
+        _ => None,
+    }
+}
+
+struct Validation<'a> {
+    source: Source<'a>,
+    problems: &'a mut Vec<Problem>,
+    warnings: &'a mut Vec<Problem>,
+}
+
+impl Validation<'_> {
+    fn interface(&mut self, raw: &RawInterface) -> Option<Interface> {
+        let name = self.interface_name(raw);
+        let private_key = self.secret(
+            ("private_key", raw.private_key.as_ref()),
+            ("private_key_file", raw.private_key_file.as_ref()),
+        );
+        if private_key.is_none() {
+            self.missing(
+                &raw.place,
+                &["private_key", "private_key_file"],
+                "private_key_file",
+                "no private key is given; make one with \"(umask 077; ringway genkey > rw0.key)\" and write \
+                 private_key_file = \"rw0.key\"",
+            );
+        }
+        let addresses = self.addresses(&raw.addresses);
+        let has_ipv6 = addresses.iter().any(|address| address.addr().is_ipv6());
+        let mtu = self.mtu(raw.mtu.as_ref(), has_ipv6);
+        let control_socket = self.control_socket(raw.control_socket.as_ref());
+        let listen_port = self.number(
+            raw.listen_port.as_ref(),
+            0..=0xffff,
+            "a port is 1 to 65535, or 0 for any",
+        );
+        let workers = self.workers(raw.workers.as_ref());
+        let io = self.word(raw.io.as_ref());
+        let crypto = self.word(raw.crypto.as_ref());
+        let fwmark = self.number(
+            raw.fwmark.as_ref(),
+            0..=0xffff_ffff,
+            "a mark is 1 to 4294967295, or 0 for none",
+        );
+        let flag = |raw: &Option<At<bool>>| raw.as_ref().is_none_or(|at| at.value);
+
+        let name = name?;
+        Some(Interface {
+            private_key: private_key?,
+            listen_port: listen_port.unwrap_or(0),
+            addresses,
+            mtu,
+            workers,
+            io,
+            crypto,
+            fwmark: fwmark.and_then(NonZeroU32::new),
+            control_socket: control_socket.unwrap_or_else(|| default_control_socket(&name)),
+            offloads: OffloadSwitches {
+                udp_gso: flag(&raw.udp_gso),
+                udp_gro: flag(&raw.udp_gro),
+                tun_tso: flag(&raw.tun_tso),
+                tun_uso: flag(&raw.tun_uso),
+            },
+            pin: flag(&raw.pin),
+            name,
+        })
+    }
+
+    fn peer(&mut self, raw: &RawPeer) -> Option<Peer> {
+        let name = raw
+            .name
+            .as_ref()
+            .map(|at| self.check(at, values::check_peer_name(&at.value)));
+        let public_key = match &raw.public_key {
+            Some(at) => self.read(at, PublicKey::from_str),
+            None => {
+                self.missing(
+                    &raw.place,
+                    &["public_key"],
+                    "public_key",
+                    "no public key is given; it tells who the peer is",
+                );
+                None
+            }
+        };
+        let preshared_key = self.secret(
+            ("preshared_key", raw.preshared_key.as_ref()),
+            ("preshared_key_file", raw.preshared_key_file.as_ref()),
+        );
+        let endpoint = raw.endpoint.as_ref().and_then(|at| self.read(at, HostPort::from_str));
+        let mut allowed_ips: Vec<IpNet> = Vec::with_capacity(raw.allowed_ips.len());
+        for at in &raw.allowed_ips {
+            match self.read(at, values::parse_allowed_ip) {
+                // Twice the same for one peer says nothing new.
+                Some(network) if !allowed_ips.contains(&network) => allowed_ips.push(network),
+                _ => {}
+            }
+        }
+        if let (Some(endpoint), Some(at)) = (&endpoint, &raw.endpoint) {
+            self.warn_of_loop(at, endpoint, &allowed_ips);
+        }
+        let persistent_keepalive = self.number(
+            raw.persistent_keepalive.as_ref(),
+            0..=0xffff,
+            "an interval is 1 to 65535 seconds, or 0 for no keepalives",
+        );
+        let suite = self.word(raw.suite.as_ref());
+        Some(Peer {
+            name: name.flatten(),
+            public_key: public_key?,
+            preshared_key,
+            endpoint,
+            allowed_ips,
+            persistent_keepalive: persistent_keepalive
+                .filter(|&s: &u16| s > 0)
+                .map(|s| Duration::from_secs(s.into())),
+            suite,
+        })
+    }
+
+    /// As given, or the file's name without its extension, as wg-quick has it.
+    fn interface_name(&mut self, raw: &RawInterface) -> Option<String> {
+        if let Some(at) = &raw.name {
+            return self.check(at, values::check_interface_name(&at.value));
+        }
+        let stem = self.source.path.file_stem().unwrap_or_default().to_string_lossy();
+        if values::check_interface_name(&stem).is_ok() {
+            return Some(stem.into_owned());
+        }
+        self.missing(
+            &raw.place,
+            &["name"],
+            "name",
+            "no name is given, and that of the file is none; write name = \"rw0\"",
+        );
+        None
+    }
+
+    fn addresses(&mut self, raw: &[At<String>]) -> Vec<IpNet> {
+        let mut addresses: Vec<IpNet> = Vec::with_capacity(raw.len());
+        for at in raw {
+            let Some(address) = self.read(at, values::parse_interface_address) else {
+                continue;
+            };
+            if addresses.iter().any(|other| other.addr() == address.addr()) {
+                self.refuse(at, "this address stands in the list already");
+            } else {
+                addresses.push(address);
+            }
+        }
+        addresses
+    }
+
+    fn mtu(&mut self, raw: Option<&At<NumberOrWord>>, has_ipv6: bool) -> Mtu {
+        let Some(at) = raw else { return Mtu::Auto };
+        match &at.value {
+            NumberOrWord::Word(word) if word == "auto" => return Mtu::Auto,
+            &NumberOrWord::Number(bytes @ MTU_MIN..MTU_MIN_IPV6) if has_ipv6 => self.refuse(
+                at,
+                format!("IPv6 needs an MTU of at least {MTU_MIN_IPV6}, and {bytes} is less; raise it or remove the IPv6 addresses"),
+            ),
+            // The range fits: MTU_MIN is positive.
+            &NumberOrWord::Number(bytes @ MTU_MIN..=0xffff) => return Mtu::Bytes(bytes as u16),
+            _ => self.refuse(at, format!("an MTU is \"auto\", or {MTU_MIN} to 65535 without quotes")),
+        }
+        Mtu::Auto
+    }
+
+    fn workers(&mut self, raw: Option<&At<NumberOrWord>>) -> Workers {
+        let Some(at) = raw else { return Workers::Auto };
+        match &at.value {
+            NumberOrWord::Word(word) if word == "auto" => Workers::Auto,
+            &NumberOrWord::Number(count @ 1..=255) => Workers::Count(count as u8),
+            _ => {
+                self.refuse(
+                    at,
+                    "the workers are \"auto\" (one per core), or 1 to 255 without quotes",
+                );
+                Workers::Auto
+            }
+        }
+    }
+
+    fn control_socket(&mut self, raw: Option<&At<String>>) -> Option<PathBuf> {
+        let at = raw?;
+        let path = self.beside_file(&at.value);
+        let len = path.as_os_str().len();
+        if at.value.is_empty() || at.value.contains('\0') {
+            self.refuse(
+                at,
+                "write the path of the socket, for example \"/run/ringway/rw0.sock\"",
+            );
+        } else if len > values::SOCKET_PATH_LEN_MAX {
+            let max = values::SOCKET_PATH_LEN_MAX;
+            self.refuse(
+                at,
+                format!("a socket's path has at most {max} bytes, this one has {len}"),
+            );
+        }
+        Some(path)
+    }
+
+    /// A secret that stands in the file or in a file of its own.
+    fn secret<K>(&mut self, inline: (&str, Option<&At<Secret>>), file: (&str, Option<&At<String>>)) -> Option<K>
+    where
+        K: FromStr<Err: Display>,
+    {
+        match (inline.1, file.1) {
+            (Some(_), Some(at)) => {
+                self.refuse(at, format!("{} is given too; write only one of both", inline.0));
+                None
+            }
+            (Some(at), None) => match at.value.parse() {
+                Ok(key) => Some(key),
+                Err(error) => {
+                    self.problems.push(at.place.problem(None, error.to_string()));
+                    None
+                }
+            },
+            (None, Some(at)) => {
+                let path = self.beside_file(&at.value);
+                let read = (self.source.read_key_file)(&path).map_err(|error| error.to_string());
+                match read.and_then(|text| text.parse().map_err(|error: K::Err| error.to_string())) {
+                    Ok(key) => Some(key),
+                    Err(error) => {
+                        self.refuse(at, error);
+                        None
+                    }
+                }
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// Between peers: public keys, names and allowed IPs belong to one each.
+    fn refuse_duplicates(&mut self, peers: &[RawPeer]) {
+        let mut keys: HashMap<PublicKey, &Place> = HashMap::new();
+        let mut names: HashMap<&str, &Place> = HashMap::new();
+        let mut networks: HashMap<IpNet, (usize, &Place)> = HashMap::new();
+        for (i, peer) in peers.iter().enumerate() {
+            if let Some(at) = &peer.public_key
+                && let Ok(key) = at.value.parse()
+                && let Some(first) = keys.insert(key, &at.place)
+            {
+                self.refuse(
+                    at,
+                    format!("this is the key of {} in line {} too", parent(&first.key), first.line),
+                );
+                keys.insert(key, first);
+            }
+            if let Some(at) = &peer.name
+                && let Some(first) = names.insert(&at.value, &at.place)
+            {
+                self.refuse(
+                    at,
+                    format!("this is the name of {} in line {} too", parent(&first.key), first.line),
+                );
+                names.insert(&at.value, first);
+            }
+            for at in &peer.allowed_ips {
+                let Ok(network) = values::parse_allowed_ip(&at.value) else {
+                    continue;
+                };
+                match networks.get(&network) {
+                    Some((owner, first)) if *owner != i => {
+                        let owner = parent(&first.key);
+                        let line = first.line;
+                        self.refuse(
+                            at,
+                            format!("{network} belongs to {owner} in line {line} already; only one peer can have it"),
+                        );
+                    }
+                    Some(_) => {}
+                    None => {
+                        networks.insert(network, (i, &at.place));
+                    }
+                }
+            }
+        }
+    }
+
+    fn refuse_self(&mut self, own: PublicKey, peers: &[RawPeer]) {
+        for at in peers.iter().filter_map(|peer| peer.public_key.as_ref()) {
+            if at.value.parse() == Ok(own) {
+                self.refuse(
+                    at,
+                    "this is the public key of the interface itself; write that of the other side",
+                );
+            }
+        }
+    }
+
+    /// The tunnel's own packets to an endpoint inside its allowed IPs would go into the tunnel, unless a more specific
+    /// route says otherwise, which can't be seen from here.
+    fn warn_of_loop(&mut self, at: &At<String>, endpoint: &HostPort, allowed_ips: &[IpNet]) {
+        let Host::Address(address) = endpoint.host else { return };
+        if let Some(network) = allowed_ips.iter().find(|network| network.contains(&address)) {
+            self.warnings.push(at.place.problem(
+                Some(at.value.shown()),
+                format!(
+                    "the endpoint lies within allowed_ips ({network}); without a more specific route to it, the \
+                         tunnel's packets go round in circles"
+                ),
+            ));
+        }
+    }
+
+    /// A relative path of the file is relative to the file.
+    fn beside_file(&self, path: &str) -> PathBuf {
+        self.source.path.parent().unwrap_or(Path::new("")).join(path)
+    }
+
+    fn read<T, E: Display>(&mut self, at: &At<String>, read: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
+        match read(&at.value) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.refuse(at, error.to_string());
+                None
+            }
+        }
+    }
+
+    fn check(&mut self, at: &At<String>, checked: Result<(), String>) -> Option<String> {
+        self.read(at, |text| checked.map(|()| text.to_owned()))
+    }
+
+    /// A word of an enum; its default when not given or wrong (then reported).
+    fn word<T: FromStr<Err: Display> + Default>(&mut self, raw: Option<&At<String>>) -> T {
+        raw.and_then(|at| self.read(at, T::from_str)).unwrap_or_default()
+    }
+
+    fn number<T: TryFrom<i64>>(&mut self, raw: Option<&At<i64>>, range: RangeInclusive<i64>, right: &str) -> Option<T> {
+        let at = raw?;
+        let number = Some(at.value)
+            .filter(|number| range.contains(number))
+            .and_then(|number| T::try_from(number).ok());
+        if number.is_none() {
+            self.refuse(at, right);
+        }
+        number
+    }
+
+    fn refuse<T: Shown>(&mut self, at: &At<T>, text: impl Into<String>) {
+        self.problems.push(at.place.problem(Some(at.value.shown()), text));
+    }
+
+    /// Reports that `key` is missing, unless something is wrong with one of `alternatives` or the whole section, which
+    /// then is the better report.
+    fn missing(&mut self, section: &Place, alternatives: &[&str], key: &str, text: &str) {
+        let is_reported = |problem: &Problem| {
+            problem.key == section.key
+                || alternatives
+                    .iter()
+                    .any(|alternative| problem.key == format!("{}.{alternative}", section.key))
+        };
+        if !self.problems.iter().any(is_reported) {
+            let place = Place {
+                line: section.line,
+                key: format!("{}.{key}", section.key),
+            };
+            self.problems.push(place.problem(None, text));
+        }
+    }
+}
+
+/// The section of a key: `peer[2]` of `peer[2].allowed_ips[0]`.
+fn parent(key: &str) -> &str {
+    key.rsplit_once('.').map_or(key, |(parent, _)| parent)
+}
+
+/// How a value is shown in a problem. Secrets have no such form.
+trait Shown {
+    fn shown(&self) -> String;
+}
+
+impl Shown for String {
+    fn shown(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+impl Shown for i64 {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Shown for NumberOrWord {
+    fn shown(&self) -> String {
+        match self {
+            NumberOrWord::Number(number) => number.shown(),
+            NumberOrWord::Word(word) => word.shown(),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The control socket's protocol: one JSON object per line, a request then its response, any number of times per
+//! connection.
+//!
+//! ```text
+//! > {"command":"status"}
+//! < {"status":{"name":"rw0",...}}
+//! > {"command":"latency","reset":true}
+//! < {"latency":{"name":"rw0",...}}
+//! > {"command":"dance"}
+//! < {"error":{"code":"bad_request","message":"unknown variant `dance`, ..."}}
+//! ```
+//!
+//! The socket is a Unix stream socket at `/run/ringway/NAME.sock` unless configured otherwise. Requests with unknown
+//! fields are refused; readers of responses must ignore fields they don't know, because reports grow. Times end in
+//! `_unix_s` or `_unix_ms` (since 1970) or in their unit; counters count since the daemon started.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::config::PublicKey;
+
+/// Longest request line that a daemon must accept, in bytes without the newline.
+pub const REQUEST_LEN_MAX: usize = 64 * 1024;
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// A [`StatusReport`].
+    Status {},
+    /// A [`LatencyReport`] of all samples since the last reset.
+    Latency {
+        /// Begin a new interval afterwards: the next report starts where this one ended, no sample is lost.
+        #[serde(default)]
+        reset: bool,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<StatusReport>),
+    /// To [`Request::Latency`].
+    Latency(Box<LatencyReport>),
+    /// To a request that was not carried out.
+    Error(ApiError),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people, one sentence.
+    pub message: String,
+}
+
+/// Why a request was not carried out, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// Not JSON, an unknown command, or an unknown field.
+    BadRequest,
+    /// The daemon is shutting down or a worker did not answer in time.
+    Unavailable,
+    /// A fault of the daemon's.
+    Internal,
+    /// A code that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A tunnel as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The interface.
+    pub name: String,
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// Our public key.
+    pub public_key: PublicKey,
+    /// The UDP port in use.
+    pub listen_port: u16,
+    /// SO_MARK of the outer sockets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fwmark: Option<u32>,
+    /// The TUN device's MTU in bytes.
+    pub mtu: u32,
+    /// Addresses of the interface.
+    #[serde(default)]
+    pub addresses: Vec<IpNet>,
+    /// The AEAD implementation that was chosen, e.g. "aws-lc".
+    pub crypto: String,
+    /// What the kernel granted.
+    pub offloads: OffloadReport,
+    /// When the daemon started.
+    pub started_unix_s: u64,
+    /// How long ago that was.
+    pub uptime_s: u64,
+    /// Handshake datagrams that were refused, by reason; reasons that never happened are left out.
+    #[serde(default)]
+    pub control_drops: BTreeMap<String, u64>,
+    /// One per worker, in order.
+    pub workers: Vec<WorkerReport>,
+    /// In the order of the configuration.
+    pub peers: Vec<PeerReport>,
+}
+
+/// Which offloads are in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffloadReport {
+    /// UDP_SEGMENT on sends.
+    pub udp_gso: bool,
+    /// UDP_GRO on receives.
+    pub udp_gro: bool,
+    /// TCP super-packets on the TUN.
+    pub tun_tso: bool,
+    /// UDP super-packets on the TUN.
+    pub tun_uso: bool,
+    /// Checksums left to the kernel on the TUN.
+    pub tun_csum: bool,
+}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// 0, 1, ...: also its TUN queue, its socket and its lane.
+    pub index: u32,
+    /// The core it is pinned to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
+    /// "uring" or "syscall".
+    pub io: String,
+    /// Why that one, when it is not what "auto" prefers, e.g. "kernel.io_uring_disabled is 2".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_reason: Option<String>,
+    /// TUN to UDP.
+    pub tx: DirectionReport,
+    /// UDP to TUN.
+    pub rx: DirectionReport,
+    /// Packets dropped, by reason; reasons that never happened are left out.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
+    /// Datagrams that arrived here but belong to another worker's session, and were handed over.
+    #[serde(default)]
+    pub mis_steered: u64,
+    /// The engine's own counters (ENOBUFS, re-arms, ...); those that are zero are left out.
+    #[serde(default)]
+    pub engine: BTreeMap<String, u64>,
+}
+
+/// One direction of one worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct DirectionReport {
+    /// Inner IP packets.
+    pub packets: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// UDP sends (tx) or TUN writes (rx) that carried them.
+    pub batches: u64,
+    /// Packets per batch.
+    #[serde(default)]
+    pub batch: Summary,
+}
+
+/// A distribution in a few numbers; all zero without samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Samples.
+    pub count: u64,
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// Largest sample.
+    pub max: u64,
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// What the configuration calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Who it is.
+    pub public_key: PublicKey,
+    /// Whether a preshared key is set.
+    #[serde(default)]
+    pub preshared_key: bool,
+    /// Where it was heard last, or where the configuration says it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<SocketAddr>,
+    /// Inner addresses that are routed to it.
+    pub allowed_ips: Vec<IpNet>,
+    /// When the last handshake was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest_handshake_unix_s: Option<u64>,
+    /// "native" or "wireguard" once a session exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suite: Option<String>,
+    /// Lanes that the peer sends on (native suite).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_lanes: Option<u8>,
+    /// Inner packets sent to it.
+    pub tx_packets: u64,
+    /// Outer UDP payload bytes sent to it, as `wg` counts: handshakes, headers and tags included.
+    pub tx_bytes: u64,
+    /// Inner packets received from it.
+    pub rx_packets: u64,
+    /// Outer UDP payload bytes received from it.
+    pub rx_bytes: u64,
+    /// Tunnel round trips in nanoseconds, by echo messages (native suite).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ns: Option<Summary>,
+    /// Keepalive interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_keepalive_s: Option<u16>,
+    /// Largest inner packet that the path to it carries, where it is smaller than the interface's MTU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+}
+
+/// Latency of all stages, all workers merged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LatencyReport {
+    /// The interface.
+    pub name: String,
+    /// Begin of the interval: daemon start or the last reset.
+    pub since_unix_ms: u64,
+    /// End of the interval.
+    pub until_unix_ms: u64,
+    /// The stages, in the order in which a packet meets them; then one per peer for round trips.
+    pub stages: Vec<StageReport>,
+}
+
+/// One histogram.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageReport {
+    /// What was measured, e.g. "tun_to_udp"; also the tag in histogram logs.
+    pub name: String,
+    /// The peer that it belongs to: its name, else its public key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Of every value below: "ns" or "packets".
+    pub unit: String,
+    /// Samples; 0 makes all values below 0.
+    pub count: u64,
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: u64,
+    /// 90th percentile.
+    pub p90: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// 99.9th percentile.
+    pub p99_9: u64,
+    /// Largest sample.
+    pub max: u64,
+    /// The whole histogram: HdrHistogram V2, base64 as in histogram logs.
+    pub histogram: String,
+}

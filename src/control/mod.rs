@@ -1,0 +1,453 @@
+//! The control thread: handshakes, timers, peers, the control socket. It never touches a data packet.
+//!
+//! One loop waits for reports from workers, requests from the control socket, the protocol's deadlines and signals,
+//! and carries out what [`Device`] decides.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod client;
+mod peers;
+mod report;
+pub mod runtime;
+pub mod server;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use peers::Peers;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::config::{Config, Host, HostPort};
+use crate::path::drops::Drop;
+use crate::path::report::Report;
+use crate::path::route::Routes;
+use crate::proto::{Action, Device, Endpoint, Now, PeerId, Suite, Time};
+use crate::stats::counters::WorkerCounters;
+use crate::stats::latency::StageHistograms;
+use crate::sys::udp::{self, UdpSocket};
+use crate::worker;
+use crate::worker::mailbox::{Command, Reports, WorkerGone, WorkerPort};
+
+/// How often the workers' tallies are read for the protocol's timers, whose shortest period is 5 s.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+/// Handshakes taken before anything else gets its turn again.
+const HANDSHAKES_PER_TURN: usize = 32;
+/// Requests that may wait for the loop.
+const REQUESTS_MAX: usize = 32;
+/// DSCP AF41 for handshakes, as WireGuard marks them (drivers/net/wireguard/messages.h, HANDSHAKE_DSCP).
+const HANDSHAKE_TOS: u8 = 0x88;
+/// How long one peer's path MTU is not asked for again.
+const PATH_MTU_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why the tunnel ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// A worker ended by itself.
+    #[error("a worker ended: {0}")]
+    Worker(String),
+    /// The control thread's own runtime failed.
+    #[error("the control thread cannot go on: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What the control thread needs to know of one worker.
+pub struct WorkerInfo {
+    /// Its mailbox.
+    port: WorkerPort,
+    /// What it counts.
+    counters: Arc<WorkerCounters>,
+    /// Its UDP socket, on which handshake answers leave.
+    socket: UdpSocket,
+    /// The core it is pinned to.
+    cpu: Option<u32>,
+    /// "uring" or "syscall".
+    io: &'static str,
+    /// Why not the other one.
+    io_reason: Option<String>,
+    /// What it has recorded, up to the last read.
+    histograms: StageHistograms,
+    /// An empty set for the next read.
+    spare: Box<StageHistograms>,
+}
+
+impl WorkerInfo {
+    /// A worker that has just started.
+    pub fn new(
+        port: WorkerPort,
+        counters: Arc<WorkerCounters>,
+        socket: UdpSocket,
+        cpu: Option<u32>,
+        io: &'static str,
+        io_reason: Option<String>,
+    ) -> WorkerInfo {
+        let (histograms, spare) = Default::default();
+        WorkerInfo {
+            port,
+            counters,
+            socket,
+            cpu,
+            io,
+            io_reason,
+            histograms,
+            spare,
+        }
+    }
+}
+
+/// All workers, and how they reach the control thread.
+pub struct Workforce {
+    /// In order of their numbers.
+    pub workers: Vec<WorkerInfo>,
+    /// What they report.
+    pub reports: Reports,
+    /// Says why a worker ended by itself.
+    pub died: mpsc::UnboundedReceiver<String>,
+}
+
+/// The facts of a tunnel that is up.
+pub struct Facts {
+    /// The interface's name.
+    pub name: String,
+    /// The UDP port in use.
+    pub listen_port: u16,
+    /// The TUN's MTU in bytes.
+    pub mtu: u32,
+    /// The AEAD implementation in use.
+    pub crypto: String,
+    /// What the kernel granted.
+    pub offloads: api::OffloadReport,
+}
+
+/// All that the control thread owns.
+pub struct Control {
+    config: Config,
+    facts: Facts,
+    device: Device,
+    workers: Vec<WorkerInfo>,
+    reports: Reports,
+    died: mpsc::UnboundedReceiver<String>,
+    peers: Peers,
+    latency_since: SystemTime,
+    started: SystemTime,
+    drops: BTreeMap<&'static str, u64>,
+    next_sample: Option<Time>,
+}
+
+impl Control {
+    /// Takes over a tunnel whose workers run.
+    pub fn new(config: Config, facts: Facts, device: Device, workforce: Workforce) -> Control {
+        Control {
+            config,
+            facts,
+            device,
+            workers: workforce.workers,
+            reports: workforce.reports,
+            died: workforce.died,
+            peers: Peers::default(),
+            latency_since: SystemTime::now(),
+            started: SystemTime::now(),
+            drops: BTreeMap::new(),
+            next_sample: None,
+        }
+    }
+
+    /// The configuration that the tunnel runs with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What is true of the tunnel.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Where the peers are whose addresses are known.
+    pub fn endpoints(&self) -> Vec<SocketAddr> {
+        let endpoint = |id| Some(self.device.peer(id)?.endpoint?.remote);
+        self.peers.iter().filter_map(|(id, _)| endpoint(id)).collect()
+    }
+
+    /// Tells everybody the interface's MTU, in bytes.
+    pub fn set_tun_mtu(&mut self, mtu: u16) -> Result<(), ControlError> {
+        self.facts.mtu = mtu.into();
+        self.broadcast(|| Command::TunMtu(mtu.into()))
+    }
+
+    /// Makes the configured peers known to everybody.
+    pub async fn add_peers(&mut self) -> Result<(), ControlError> {
+        let mut routes = Routes::new();
+        for peer in &self.config.peers {
+            let endpoint = match &peer.endpoint {
+                Some(endpoint) => resolve(endpoint).await,
+                None => None,
+            };
+            let id = self
+                .device
+                .add_peer(self.now().mono, peers::protocol_config(peer, endpoint))
+                .map_err(|error| ControlError::Worker(error.to_string()))?;
+            for allowed in &peer.allowed_ips {
+                routes.insert(*allowed, id);
+            }
+            let cells = self.peers.add(id, peer.clone(), self.workers.len());
+            let endpoint = endpoint.map(|remote| Endpoint { remote, local: None });
+            for worker in &self.workers {
+                let cells = cells.clone();
+                self.tell(
+                    worker,
+                    Command::AddPeer {
+                        peer: id,
+                        endpoint,
+                        cells,
+                    },
+                )?;
+            }
+        }
+        let routes = Arc::new(routes.table());
+        self.broadcast(|| Command::Routes(routes.clone()))
+    }
+
+    /// Runs the tunnel until SIGINT, SIGTERM or a failure.
+    pub async fn run(&mut self, server: &server::Server) -> Result<(), ControlError> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let news = self.reports.news.clone();
+        let (asked_in, mut asked) = mpsc::channel(REQUESTS_MAX);
+        let serving = server.serve(asked_in);
+        tokio::pin!(serving);
+        loop {
+            self.act()?;
+            let deadline = self.device.poll_timeout().into_iter().chain(self.next_sample).min();
+            let pause = deadline.map_or(Duration::MAX, |deadline| deadline - self.now().mono);
+            tokio::select! {
+                biased;
+                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(()),
+                Some(cause) = self.died.recv() => return Err(ControlError::Worker(cause)),
+                () = news.notified() => self.take_reports(),
+                Some((request, reply)) = asked.recv() => {
+                    // A client that hung up loses its own answer only.
+                    let _ = reply.send(self.answer(&request));
+                }
+                () = tokio::time::sleep(pause.min(Duration::from_secs(3600))) => {}
+                () = &mut serving => {}
+            }
+            self.time_passes();
+        }
+    }
+
+    /// Tells native peers goodbye and ends the workers.
+    pub fn stop(&mut self) {
+        for id in self.peers.ids() {
+            // Workers that have died need not hear it.
+            let _ = self.tell_owner(id, Command::Goodbye(id));
+        }
+        for worker in &self.workers {
+            let _ = worker.port.send(Command::Stop);
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            mono: worker::time_now(),
+            unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        }
+    }
+
+    /// Carries out what the protocol decided.
+    fn act(&mut self) -> Result<(), ControlError> {
+        while let Some(action) = self.device.poll_action() {
+            match action {
+                Action::Transmit { to, peer, datagram } => self.transmit(peer, &to, &datagram),
+                Action::Install {
+                    peer,
+                    session,
+                    suite,
+                    seals,
+                    opens,
+                    sending,
+                } => {
+                    tracing::debug!(peer = %self.peers.name(peer), ?session, ?suite, sending, "session installed");
+                    let workers = self.workers.len();
+                    let mut seals: Vec<_> = match suite {
+                        Suite::Native => seals.into_iter().map(|seal| Some(Box::new(seal))).collect(),
+                        Suite::WireGuard => {
+                            let shared = seals.into_iter().next();
+                            (0..workers).map(|_| shared.clone().map(Box::new)).collect()
+                        }
+                    };
+                    seals.resize_with(workers, || None);
+                    let mut open: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+                    for half in opens {
+                        open[usize::from(half.local_index() as u8) % workers].push(half);
+                    }
+                    for (worker, (seal, open)) in self.workers.iter().zip(seals.into_iter().zip(open)) {
+                        self.tell(
+                            worker,
+                            Command::Install {
+                                peer,
+                                seal,
+                                open,
+                                sending,
+                            },
+                        )?;
+                    }
+                    self.next_sample.get_or_insert(worker::time_now() + SAMPLE_INTERVAL);
+                }
+                Action::Promote { peer, session } => self.broadcast(|| Command::Promote(peer, session))?,
+                Action::Retire { peer, session } => self.broadcast(|| Command::Retire(peer, session))?,
+                Action::SendKeepalive { peer } => self.tell_owner(peer, Command::Keepalive(peer))?,
+                Action::Endpoint { peer, endpoint } => {
+                    self.forget_path_mtu(peer);
+                    self.broadcast(|| Command::Endpoint(peer, endpoint))?;
+                }
+                Action::HandshakeGivenUp { peer } => {
+                    tracing::info!(peer = %self.peers.name(peer), "no answer to handshakes; giving up until traffic");
+                    self.broadcast(|| Command::GiveUp(peer))?;
+                }
+                Action::HandshakeDone {
+                    peer,
+                    suite,
+                    initiator,
+                    remote_lanes,
+                } => {
+                    tracing::info!(peer = %self.peers.name(peer), ?suite, initiator, remote_lanes, "handshake done");
+                    self.peers.handshake_done(peer, suite, remote_lanes, SystemTime::now());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, peer: Option<PeerId>, to: &Endpoint, datagram: &[u8]) {
+        let Some(worker) = self.workers.first() else { return };
+        match worker.socket.send_to(to, HANDSHAKE_TOS, datagram) {
+            Ok(()) => self.peers.sent(peer, datagram.len()),
+            Err(error) => {
+                tracing::debug!(to = %to.remote, %error, "cannot send a handshake message");
+                self.count(Drop::SendFailed);
+            }
+        }
+    }
+
+    fn take_reports(&mut self) {
+        while let Ok(report) = self.reports.reports.try_recv() {
+            let now = self.now();
+            match report {
+                Report::WantSession(peer) => self.device.want_session(peer, now),
+                Report::Confirmed(peer, session) => self.device.confirmed(peer, session, now),
+                Report::Roamed(peer, endpoint) => {
+                    tracing::debug!(peer = %self.peers.name(peer), endpoint = %endpoint.remote, "peer moved");
+                    self.forget_path_mtu(peer);
+                    self.device.roamed(peer, endpoint);
+                }
+                Report::PathTooSmall(peer) => self.path_too_small(peer, now.mono),
+                Report::Rtt(peer, rtt) => self.peers.record_rtt(peer, rtt),
+                Report::Goodbye(peer) => tracing::info!(peer = %self.peers.name(peer), "peer goes down"),
+                Report::Handshake { .. } => {}
+            }
+        }
+        for _ in 0..HANDSHAKES_PER_TURN {
+            let Ok((_, Report::Handshake { from, datagram })) = self.reports.handshakes.try_recv() else {
+                return;
+            };
+            let now = self.now();
+            if let Err(rejected) = self.device.handle_datagram(now, from, &datagram) {
+                self.count(rejected.into());
+            }
+        }
+        // More may wait than one turn takes.
+        self.reports.news.notify_one();
+    }
+
+    fn count(&mut self, reason: Drop) {
+        *self.drops.entry(reason.name()).or_default() += 1;
+    }
+
+    /// Everything that is due.
+    fn time_passes(&mut self) {
+        let now = self.now();
+        if self.next_sample.is_some_and(|due| due <= now.mono) {
+            let busy = self.peers.sample(&mut self.device, now);
+            self.next_sample = busy.any_session.then(|| now.mono + SAMPLE_INTERVAL);
+            for peer in busy.echo {
+                // A worker that has died ends the loop by itself.
+                let _ = self.tell_owner(peer, Command::Echo(peer));
+            }
+        }
+        if self.device.poll_timeout().is_some_and(|due| due <= now.mono) {
+            self.device.handle_timeout(now);
+        }
+    }
+
+    /// Asks the kernel what the path to the peer carries, and bounds the peer's packets to it.
+    fn path_too_small(&mut self, peer: PeerId, now: Time) {
+        let Some(remote) = self
+            .device
+            .peer(peer)
+            .and_then(|info| info.endpoint)
+            .map(|endpoint| endpoint.remote)
+        else {
+            return;
+        };
+        if !self.peers.may_ask_path_mtu(peer, now, PATH_MTU_INTERVAL) {
+            return;
+        }
+        match udp::path_mtu(remote) {
+            Ok(outer) => {
+                let mtu = inner_mtu(outer, &remote);
+                tracing::info!(peer = %self.peers.name(peer), outer, inner = mtu, "the path to the peer is smaller");
+                self.peers.set_path_mtu(peer, Some(mtu));
+                let _ = self.broadcast(|| Command::PathMtu(peer, mtu));
+            }
+            Err(error) => tracing::debug!(peer = %self.peers.name(peer), %error, "cannot ask for the path MTU"),
+        }
+    }
+
+    /// The peer has moved: what its old path carried says nothing about the new one.
+    fn forget_path_mtu(&mut self, peer: PeerId) {
+        if self.peers.set_path_mtu(peer, None).is_some() {
+            let _ = self.broadcast(|| Command::PathMtu(peer, usize::MAX));
+        }
+    }
+
+    fn tell(&self, worker: &WorkerInfo, command: Command) -> Result<(), ControlError> {
+        worker
+            .port
+            .send(command)
+            .map_err(|gone: WorkerGone| ControlError::Worker(gone.to_string()))
+    }
+
+    /// Tells the one worker that speaks for the peer where one message is enough.
+    fn tell_owner(&self, peer: PeerId, command: Command) -> Result<(), ControlError> {
+        self.tell(&self.workers[peer.0 as usize % self.workers.len()], command)
+    }
+
+    fn broadcast(&self, command: impl Fn() -> Command) -> Result<(), ControlError> {
+        self.workers.iter().try_for_each(|worker| self.tell(worker, command()))
+    }
+}
+
+/// The largest inner packet that one unfragmented datagram over a path of `outer` bytes carries.
+fn inner_mtu(outer: u32, remote: &SocketAddr) -> usize {
+    const UDP_HEADER_LEN: usize = 8;
+    let ip_header_len = if remote.is_ipv4() { 20 } else { 40 };
+    (outer as usize).saturating_sub(ip_header_len + UDP_HEADER_LEN + crate::wire::message::DATA_OVERHEAD)
+}
+
+/// The endpoint's address; of a name's addresses the first, as wg does.
+async fn resolve(endpoint: &HostPort) -> Option<SocketAddr> {
+    match &endpoint.host {
+        Host::Address(address) => Some((*address, endpoint.port).into()),
+        Host::Name(name) => match tokio::net::lookup_host((name.as_str(), endpoint.port)).await {
+            Ok(mut addresses) => addresses.next(),
+            Err(error) => {
+                tracing::warn!(%name, %error, "cannot resolve the endpoint; waiting for the peer to speak first");
+                None
+            }
+        },
+    }
+}

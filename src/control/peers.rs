@@ -1,0 +1,184 @@
+//! What the control thread knows of peers beside the protocol: their configuration, counters and round trips.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::config;
+use crate::proto::{Device, Now, PeerConfig, PeerId, Suite, SuiteChoice, Time};
+use crate::stats::counters::{PeerCells, PeerSnapshot};
+use crate::stats::latency::{Stage, StageHistogram};
+
+/// How often the round trip to a busy native peer is measured.
+const ECHO_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One peer.
+pub(super) struct Peer {
+    pub(super) config: config::Peer,
+    pub(super) cells: Arc<PeerCells>,
+    pub(super) handshake: Option<Handshake>,
+    /// Allocated with the first echo that comes back.
+    pub(super) rtt: Option<Box<StageHistogram>>,
+    pub(super) path_mtu: Option<usize>,
+    pub(super) handshake_bytes_sent: u64,
+    path_mtu_asked: Option<Time>,
+    sampled: PeerSnapshot,
+    echoed: Time,
+}
+
+/// The last handshake that was completed.
+pub(super) struct Handshake {
+    pub(super) suite: Suite,
+    pub(super) remote_lanes: u8,
+    pub(super) at: SystemTime,
+}
+
+/// All peers, by number.
+#[derive(Default)]
+pub(super) struct Peers(BTreeMap<PeerId, Peer>);
+
+/// What a sample found.
+pub(super) struct Busy {
+    /// Some peer has had a handshake: keep sampling.
+    pub(super) any_session: bool,
+    /// Native peers that had traffic and whose round trip is due.
+    pub(super) echo: Vec<PeerId>,
+}
+
+impl Peers {
+    pub(super) fn add(&mut self, id: PeerId, config: config::Peer, workers: usize) -> Arc<PeerCells> {
+        let cells = Arc::new(PeerCells::new(workers));
+        let peer = Peer {
+            config,
+            cells: cells.clone(),
+            handshake: None,
+            rtt: None,
+            path_mtu: None,
+            handshake_bytes_sent: 0,
+            path_mtu_asked: None,
+            sampled: PeerSnapshot::default(),
+            echoed: Time::default(),
+        };
+        self.0.insert(id, peer);
+        cells
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
+        self.0.iter().map(|(id, peer)| (*id, peer))
+    }
+
+    pub(super) fn ids(&self) -> Vec<PeerId> {
+        self.0.keys().copied().collect()
+    }
+
+    /// What people call the peer: its name, else its public key.
+    pub(super) fn name(&self, id: PeerId) -> String {
+        self.0.get(&id).map_or_else(|| format!("#{}", id.0), Peer::label)
+    }
+
+    pub(super) fn handshake_done(&mut self, id: PeerId, suite: Suite, remote_lanes: u8, at: SystemTime) {
+        if let Some(peer) = self.0.get_mut(&id) {
+            peer.handshake = Some(Handshake {
+                suite,
+                remote_lanes,
+                at,
+            });
+        }
+    }
+
+    /// Counts a handshake message that was sent.
+    pub(super) fn sent(&mut self, id: Option<PeerId>, bytes: usize) {
+        if let Some(peer) = id.and_then(|id| self.0.get_mut(&id)) {
+            peer.handshake_bytes_sent += bytes as u64;
+        }
+    }
+
+    pub(super) fn record_rtt(&mut self, id: PeerId, rtt: Duration) {
+        if let Some(peer) = self.0.get_mut(&id) {
+            let histogram = peer
+                .rtt
+                .get_or_insert_with(|| Box::new(StageHistogram::new(Stage::Rtt)));
+            histogram.record(rtt.as_nanos() as u64, 1);
+        }
+    }
+
+    pub(super) fn clear_rtt(&mut self) {
+        for rtt in self.0.values_mut().filter_map(|peer| peer.rtt.as_mut()) {
+            rtt.clear();
+        }
+    }
+
+    /// Whether the path MTU to the peer may be asked for; not more often than once per `interval`.
+    pub(super) fn may_ask_path_mtu(&mut self, id: PeerId, now: Time, interval: Duration) -> bool {
+        let Some(peer) = self.0.get_mut(&id) else { return false };
+        let may = peer.path_mtu_asked.is_none_or(|asked| now - asked >= interval);
+        if may {
+            peer.path_mtu_asked = Some(now);
+        }
+        may
+    }
+
+    /// Replaces the peer's path MTU and gives back the one before.
+    pub(super) fn set_path_mtu(&mut self, id: PeerId, mtu: Option<usize>) -> Option<usize> {
+        std::mem::replace(&mut self.0.get_mut(&id)?.path_mtu, mtu)
+    }
+
+    /// Tells the protocol's timers what the workers have seen since the last sample.
+    pub(super) fn sample(&mut self, device: &mut Device, now: Now) -> Busy {
+        let mut busy = Busy {
+            any_session: false,
+            echo: Vec::new(),
+        };
+        for (&id, peer) in &mut self.0 {
+            let Some(handshake) = &peer.handshake else { continue };
+            busy.any_session = true;
+            let (before, seen) = (peer.sampled, peer.cells.snapshot());
+            peer.sampled = seen;
+            // Received before sent: traffic both ways in one sample leaves no answer due.
+            if seen.last_any_received_ns != before.last_any_received_ns {
+                device.authenticated_received(id, now);
+            }
+            if seen.last_data_received_ns != before.last_data_received_ns {
+                device.data_received(id, now);
+            }
+            let data_sent = seen.last_data_sent_ns != before.last_data_sent_ns;
+            if data_sent {
+                device.data_sent(id, now);
+            }
+            if seen.last_any_sent_ns != before.last_any_sent_ns {
+                device.authenticated_sent(id, now);
+            }
+            if data_sent && handshake.suite == Suite::Native && now.mono - peer.echoed >= ECHO_INTERVAL {
+                peer.echoed = now.mono;
+                busy.echo.push(id);
+            }
+        }
+        busy
+    }
+}
+
+impl Peer {
+    /// What people call the peer.
+    pub(super) fn label(&self) -> String {
+        self.config
+            .name
+            .clone()
+            .unwrap_or_else(|| self.config.public_key.to_string())
+    }
+}
+
+/// The peer as the protocol sees it.
+pub(super) fn protocol_config(peer: &config::Peer, endpoint: Option<SocketAddr>) -> PeerConfig {
+    PeerConfig {
+        public_key: peer.public_key.0,
+        preshared_key: peer.preshared_key.as_ref().map(|key| key.to_bytes()),
+        endpoint,
+        persistent_keepalive: peer.persistent_keepalive,
+        suite: match peer.suite {
+            config::Suite::Auto => SuiteChoice::Auto,
+            config::Suite::Native => SuiteChoice::Native,
+            config::Suite::WireGuard => SuiteChoice::WireGuard,
+        },
+    }
+}

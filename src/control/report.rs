@@ -1,0 +1,241 @@
+//! Answers to the control socket's requests.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::bounded;
+
+use super::api::{
+    DirectionReport, ErrorCode, LatencyReport, PeerReport, Request, Response, StageReport, StatusReport, Summary,
+    WorkerReport,
+};
+use super::peers::Peer;
+use super::server::refusal;
+use super::{Control, WorkerInfo};
+use crate::proto::Suite;
+use crate::stats::hlog::EncodedHistogram;
+use crate::stats::latency::{Stage, StageHistogram, StageHistograms};
+use crate::sys::engine::EngineCounters;
+use crate::worker::mailbox::Command;
+
+/// How long a worker may take to answer; it looks into its mailbox once per pass.
+const WORKER_ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// A worker did not answer in time.
+pub(super) struct NoAnswer;
+
+impl Control {
+    pub(super) fn answer(&mut self, request: &Request) -> Response {
+        let answer = match request {
+            Request::Status {} => self.status().map(|report| Response::Status(Box::new(report))),
+            Request::Latency { reset } => self.latency(*reset).map(|report| Response::Latency(Box::new(report))),
+        };
+        answer.unwrap_or_else(|NoAnswer| {
+            refusal(
+                ErrorCode::Unavailable,
+                "a worker did not answer in time; try again".into(),
+            )
+        })
+    }
+
+    fn status(&mut self) -> Result<StatusReport, NoAnswer> {
+        self.collect_histograms()?;
+        let engines = self.engine_counters()?;
+        let interface = &self.config.interface;
+        Ok(StatusReport {
+            name: self.facts.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            public_key: interface.private_key.public_key(),
+            listen_port: self.facts.listen_port,
+            fwmark: interface.fwmark.map(u32::from),
+            mtu: self.facts.mtu,
+            addresses: interface.addresses.clone(),
+            crypto: self.facts.crypto.clone(),
+            offloads: self.facts.offloads,
+            started_unix_s: unix(self.started).as_secs(),
+            uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
+            control_drops: self
+                .drops
+                .iter()
+                .map(|(name, count)| ((*name).to_owned(), *count))
+                .collect(),
+            workers: (0..)
+                .zip(&self.workers)
+                .zip(engines)
+                .map(|((index, worker), engine)| worker_report(index, worker, &engine))
+                .collect(),
+            peers: self
+                .peers
+                .iter()
+                .map(|(id, peer)| {
+                    peer_report(
+                        peer,
+                        self.device
+                            .peer(id)
+                            .and_then(|info| info.endpoint)
+                            .map(|endpoint| endpoint.remote),
+                    )
+                })
+                .collect(),
+        })
+    }
+
+    fn latency(&mut self, reset: bool) -> Result<LatencyReport, NoAnswer> {
+        self.collect_histograms()?;
+        let until = SystemTime::now();
+        let merged = self.merged_histograms();
+        let stages = merged.iter().filter(|histogram| histogram.stage() != Stage::Rtt);
+        let rtts = self
+            .peers
+            .iter()
+            .filter_map(|(_, peer)| Some((peer.label(), peer.rtt.as_ref()?)));
+        let report = LatencyReport {
+            name: self.facts.name.clone(),
+            since_unix_ms: unix(self.latency_since).as_millis() as u64,
+            until_unix_ms: unix(until).as_millis() as u64,
+            stages: stages
+                .map(|histogram| stage_report(histogram, None))
+                .chain(rtts.map(|(label, rtt)| stage_report(rtt, Some(label))))
+                .collect(),
+        };
+        if reset {
+            self.workers.iter_mut().for_each(|worker| worker.histograms.clear());
+            self.peers.clear_rtt();
+            self.latency_since = until;
+        }
+        Ok(report)
+    }
+
+    /// Adds what the workers have recorded since the last time.
+    pub(super) fn collect_histograms(&mut self) -> Result<(), NoAnswer> {
+        let (reply, answers) = bounded(self.workers.len());
+        for at in 0..self.workers.len() {
+            let empty = std::mem::take(&mut self.workers[at].spare);
+            self.tell(&self.workers[at], Command::TakeHistograms(empty, reply.clone()))
+                .map_err(|_| NoAnswer)?;
+        }
+        for _ in 0..self.workers.len() {
+            let (number, mut full) = answers.recv_timeout(WORKER_ANSWER_MAX).map_err(|_| NoAnswer)?;
+            let worker = &mut self.workers[usize::from(number)];
+            worker.histograms.absorb(&mut full);
+            worker.spare = full;
+        }
+        Ok(())
+    }
+
+    /// The histograms of all workers as one set.
+    fn merged_histograms(&self) -> StageHistograms {
+        let mut merged = StageHistograms::new();
+        for worker in &self.workers {
+            merged.absorb(&mut worker.histograms.clone());
+        }
+        merged
+    }
+
+    fn engine_counters(&self) -> Result<Vec<EngineCounters>, NoAnswer> {
+        let (reply, answers) = bounded(self.workers.len());
+        for worker in &self.workers {
+            self.tell(worker, Command::EngineCounters(reply.clone()))
+                .map_err(|_| NoAnswer)?;
+        }
+        let mut counters = vec![EngineCounters::default(); self.workers.len()];
+        for _ in 0..self.workers.len() {
+            let (worker, answer) = answers.recv_timeout(WORKER_ANSWER_MAX).map_err(|_| NoAnswer)?;
+            counters[usize::from(worker)] = answer;
+        }
+        Ok(counters)
+    }
+}
+
+fn worker_report(index: u32, worker: &WorkerInfo, engine: &EngineCounters) -> WorkerReport {
+    let counters = worker.counters.snapshot();
+    let batch = |stage| summary(worker.histograms.stage(stage));
+    WorkerReport {
+        index,
+        cpu: worker.cpu,
+        io: worker.io.into(),
+        io_reason: worker.io_reason.clone(),
+        tx: DirectionReport {
+            packets: counters.packets_out,
+            bytes: counters.bytes_out,
+            batches: counters.udp_sends,
+            batch: batch(Stage::SendBatch),
+        },
+        rx: DirectionReport {
+            packets: counters.packets_in,
+            bytes: counters.bytes_in,
+            batches: counters.tun_writes,
+            batch: batch(Stage::WriteBatch),
+        },
+        drops: counters.drops,
+        mis_steered: counters.mis_steered,
+        engine: engine
+            .each()
+            .filter(|(_, count)| *count != 0)
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect(),
+    }
+}
+
+fn peer_report(peer: &Peer, endpoint: Option<SocketAddr>) -> PeerReport {
+    let traffic = peer.cells.snapshot();
+    let handshake = peer.handshake.as_ref();
+    PeerReport {
+        name: peer.config.name.clone(),
+        public_key: peer.config.public_key,
+        preshared_key: peer.config.preshared_key.is_some(),
+        endpoint,
+        allowed_ips: peer.config.allowed_ips.clone(),
+        latest_handshake_unix_s: handshake.map(|handshake| unix(handshake.at).as_secs()),
+        suite: handshake.map(|handshake| match handshake.suite {
+            Suite::Native => "native".to_owned(),
+            Suite::WireGuard => "wireguard".to_owned(),
+        }),
+        remote_lanes: handshake
+            .filter(|handshake| handshake.suite == Suite::Native)
+            .map(|handshake| handshake.remote_lanes),
+        tx_packets: traffic.tx_packets,
+        tx_bytes: traffic.tx_bytes + peer.handshake_bytes_sent,
+        rx_packets: traffic.rx_packets,
+        rx_bytes: traffic.rx_bytes,
+        rtt_ns: peer.rtt.as_deref().map(summary),
+        persistent_keepalive_s: peer
+            .config
+            .persistent_keepalive
+            .map(|interval| interval.as_secs() as u16),
+        mtu: peer.path_mtu.map(|mtu| mtu as u32),
+    }
+}
+
+fn summary(histogram: &StageHistogram) -> Summary {
+    let summary = histogram.summary();
+    Summary {
+        count: summary.count,
+        mean: summary.mean,
+        p50: summary.p50,
+        p99: summary.p99,
+        max: summary.max,
+    }
+}
+
+fn stage_report(histogram: &StageHistogram, peer: Option<String>) -> StageReport {
+    let summary = histogram.summary();
+    StageReport {
+        name: summary.stage.name().into(),
+        peer,
+        unit: summary.unit,
+        count: summary.count,
+        mean: summary.mean,
+        p50: summary.p50,
+        p90: summary.p90,
+        p99: summary.p99,
+        p99_9: summary.p99_9,
+        max: summary.max,
+        histogram: EncodedHistogram::encode(histogram).values,
+    }
+}
+
+fn unix(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}

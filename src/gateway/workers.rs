@@ -1,0 +1,188 @@
+//! Starts one thread per core, each with its engine.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Sender, bounded};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use super::RunError;
+use crate::control::{WorkerInfo, Workforce};
+use crate::link::MTU_DEFAULT;
+use crate::path::coalesce::{self, Coalescer};
+use crate::path::forward::Forwarder;
+use crate::path::gso::Batches;
+use crate::stats::counters::WorkerCounters;
+use crate::sys::cpu::Core;
+use crate::sys::engine::Engine;
+use crate::sys::plain::Plain;
+use crate::sys::tun::{self, TunQueue};
+use crate::sys::udp::UdpSocket;
+use crate::sys::uring::Uring;
+use crate::sys::wake::{self, Wake};
+use crate::worker::Worker;
+use crate::worker::mailbox::{self, Mailbox};
+
+/// What all workers have in common.
+pub(super) struct Plan {
+    /// Use io_uring.
+    pub(super) uring: bool,
+    /// Why not, when it was wanted.
+    pub(super) refusal: Option<String>,
+    /// Cores to pin workers to, in turn; none leaves them where the scheduler likes, which knows better than a fixed
+    /// choice while there are fewer workers than cores.
+    pub(super) cores: Vec<Core>,
+    pub(super) offloads: tun::Offloads,
+    pub(super) gso: bool,
+}
+
+/// Which engine a worker got: "uring" or "syscall", and why not the other one.
+type Started = Result<(&'static str, Option<String>), String>;
+
+/// Starts one worker per queue and socket, and waits until all have their engines.
+pub(super) fn start(
+    plan: Plan,
+    queues: Vec<TunQueue>,
+    sockets: Vec<UdpSocket>,
+) -> Result<(Workforce, Vec<JoinHandle<()>>), RunError> {
+    let workers = queues.len();
+    let pairs = (0..workers).map(|_| wake::pair()).collect::<Result<Vec<_>, _>>()?;
+    let (wakers, wakes): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    let (ports, mailboxes, reports) = mailbox::connect(&wakers);
+    let (died_in, died) = unbounded_channel();
+    let plan = Arc::new(plan);
+    let mut infos = Vec::with_capacity(workers);
+    let mut threads = Vec::with_capacity(workers);
+    let parts = queues.into_iter().zip(sockets).zip(wakes).zip(ports).zip(mailboxes);
+    for (number, ((((queue, socket), wake), port), mailbox)) in parts.enumerate() {
+        let counters = Arc::new(WorkerCounters::default());
+        let core = plan.cores.get(number % plan.cores.len().max(1)).copied();
+        let outbox = socket.try_clone()?;
+        let (started_in, started) = bounded(1);
+        let thread = Thread {
+            number,
+            workers,
+            plan: plan.clone(),
+            core,
+            counters: counters.clone(),
+            mailbox,
+            _death: DeathNotice {
+                number,
+                died: died_in.clone(),
+            },
+        };
+        threads.push(
+            thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || thread.run(queue, socket, wake, &started_in))?,
+        );
+        let (io, io_reason) = started
+            .recv()
+            .unwrap_or_else(|_| Err("it panicked".into()))
+            .map_err(|cause| RunError::Worker { worker: number, cause })?;
+        let cpu = core.map(|core| core.number() as u32);
+        infos.push(WorkerInfo::new(port, counters, outbox, cpu, io, io_reason));
+    }
+    let workforce = Workforce {
+        workers: infos,
+        reports,
+        died,
+    };
+    Ok((workforce, threads))
+}
+
+/// One worker's thread.
+struct Thread {
+    number: usize,
+    workers: usize,
+    plan: Arc<Plan>,
+    core: Option<Core>,
+    counters: Arc<WorkerCounters>,
+    mailbox: Mailbox,
+    _death: DeathNotice,
+}
+
+/// Tells the control thread when the worker's thread ends, also by a panic.
+struct DeathNotice {
+    number: usize,
+    died: UnboundedSender<String>,
+}
+
+impl Drop for DeathNotice {
+    fn drop(&mut self) {
+        let how = if thread::panicking() { "panicked" } else { "ended" };
+        // Nobody listens any more when the tunnel goes down in good order.
+        let _ = self.died.send(format!("worker {} {how}", self.number));
+    }
+}
+
+impl Thread {
+    fn run(self, queue: TunQueue, socket: UdpSocket, wake: Wake, started: &Sender<Started>) {
+        if let Some(core) = self.core
+            && !core.pin()
+        {
+            tracing::warn!(
+                worker = self.number,
+                core = core.number(),
+                "cannot pin the worker to its core"
+            );
+        }
+        // The receiver waits for this one message.
+        let report = |message: Started| started.send(message).unwrap_or_default();
+        if self.plan.uring {
+            match Uring::new(queue, socket, wake) {
+                Ok(engine) => {
+                    report(Ok(("uring", None)));
+                    self.work(engine);
+                }
+                Err(refused) => {
+                    let reason = refused.reason.to_string();
+                    tracing::warn!(
+                        worker = self.number,
+                        "io_uring is refused, going on with system calls: {reason}"
+                    );
+                    self.work_plainly(refused.tun, refused.udp, refused.wake, Some(reason), report);
+                }
+            }
+        } else {
+            let reason = self.plan.refusal.clone();
+            self.work_plainly(queue, socket, wake, reason, report);
+        }
+    }
+
+    fn work_plainly(
+        self,
+        queue: TunQueue,
+        socket: UdpSocket,
+        wake: Wake,
+        reason: Option<String>,
+        report: impl Fn(Started),
+    ) {
+        match Plain::new(queue, socket, wake) {
+            Ok(engine) => {
+                report(Ok(("syscall", reason)));
+                self.work(engine);
+            }
+            Err(error) => report(Err(error.to_string())),
+        }
+    }
+
+    fn work<E: Engine>(self, engine: E) {
+        let offloads = coalesce::Offloads {
+            tcp: self.plan.offloads.tso,
+            udp: self.plan.offloads.uso,
+        };
+        let forwarder = Forwarder::new(
+            self.number as u8,
+            self.workers as u8,
+            Coalescer::new(offloads),
+            Batches::new(self.plan.gso),
+            usize::from(MTU_DEFAULT),
+            self.counters.clone(),
+        );
+        let worker = Worker::new(self.number as u8, engine, forwarder, self.mailbox, self.counters);
+        if let Err(error) = worker.run() {
+            tracing::error!(worker = self.number, %error, "the worker cannot go on");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! One netlink connection, and its errors as those of the operating system.
+
+use std::io;
+
+use rtnetlink::Handle;
+use tokio::task::JoinHandle;
+
+use super::LinkError;
+
+/// An open netlink socket and the task that serves it.
+pub(super) struct Netlink {
+    handle: Handle,
+    task: JoinHandle<()>,
+}
+
+impl Netlink {
+    /// Opens the socket in the calling thread's network namespace.
+    pub(super) fn connect() -> Result<Netlink, LinkError> {
+        let (connection, handle, _messages) = rtnetlink::new_connection().map_err(LinkError::Socket)?;
+        Ok(Netlink {
+            handle,
+            task: tokio::spawn(connection),
+        })
+    }
+
+    pub(super) fn links(&self) -> rtnetlink::LinkHandle {
+        self.handle.link()
+    }
+
+    pub(super) fn addresses(&self) -> rtnetlink::AddressHandle {
+        self.handle.address()
+    }
+
+    pub(super) fn routes(&self) -> rtnetlink::RouteHandle {
+        self.handle.route()
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The errno that the kernel answered, or what happened instead of an answer.
+pub(super) fn io_error(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    }
+}

@@ -1,0 +1,121 @@
+//! What the control thread changes in a worker's data path.
+
+use std::sync::Arc;
+
+use super::{Forwarder, peer_mut};
+use crate::path::drops::Drop;
+use crate::path::gso::Slots;
+use crate::path::peer::PeerPath;
+use crate::path::route::RouteTable;
+use crate::proto::{Endpoint, OpenHalf, PeerId, SealHalf, SessionId, Time};
+use crate::stats::counters::PeerCells;
+
+impl<S: AsMut<[u8]>> Forwarder<S> {
+    /// Replaces the allowed IPs of all peers.
+    pub fn set_routes(&mut self, routes: Arc<RouteTable<PeerId>>) {
+        self.routes = routes;
+    }
+
+    /// Makes a peer known, without keys.
+    pub fn add_peer(&mut self, id: PeerId, endpoint: Option<Endpoint>, cells: Arc<PeerCells>) {
+        let at = id.0 as usize;
+        if self.peers.len() <= at {
+            self.peers.resize_with(at + 1, || None);
+        }
+        self.peers[at] = Some(Box::new(PeerPath::new(endpoint, cells, self.worker)));
+    }
+
+    /// Forgets a peer, its keys and its waiting packets.
+    pub fn remove_peer(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.get_mut(id.0 as usize) {
+            *peer = None;
+        }
+        self.openers.retire_peer(id);
+    }
+
+    /// Takes a new session's keys: `open` are the lanes that this worker owns. `sending`: seal with them at once,
+    /// else from the first authentic datagram on.
+    pub fn install(
+        &mut self,
+        now: Time,
+        id: PeerId,
+        seal: Option<SealHalf>,
+        open: Vec<OpenHalf>,
+        sending: bool,
+        slots: &mut impl Slots<Slot = S>,
+    ) {
+        let Some(peer) = peer_mut(&mut self.peers, id) else {
+            return;
+        };
+        if sending {
+            peer.current = seal;
+            peer.session_wanted = None;
+        } else {
+            peer.next = seal;
+        }
+        for half in open {
+            self.openers.insert(id, half);
+        }
+        if sending {
+            self.send_pending(now, id, slots);
+        }
+    }
+
+    /// Starts to seal with the session that the peer has confirmed, perhaps to another worker.
+    pub fn promote(&mut self, now: Time, id: PeerId, session: SessionId, slots: &mut impl Slots<Slot = S>) {
+        let Some(peer) = peer_mut(&mut self.peers, id) else {
+            return;
+        };
+        if peer.promote(session) {
+            peer.session_wanted = None;
+        }
+        self.send_pending(now, id, slots);
+    }
+
+    /// Forgets a session's keys.
+    pub fn retire(&mut self, id: PeerId, session: SessionId) {
+        if let Some(peer) = peer_mut(&mut self.peers, id) {
+            peer.retire(session);
+        }
+        self.openers.retire(session);
+    }
+
+    /// Sends to another address from now on.
+    pub fn set_endpoint(&mut self, id: PeerId, endpoint: Endpoint) {
+        if let Some(peer) = peer_mut(&mut self.peers, id) {
+            peer.endpoint = Some(endpoint);
+        }
+    }
+
+    /// Lets the kernel choose the source address towards the peer, because the one that the peer used is ours no more.
+    pub fn forget_source(&mut self, id: PeerId) {
+        if let Some(PeerPath {
+            endpoint: Some(endpoint),
+            ..
+        }) = peer_mut(&mut self.peers, id)
+        {
+            endpoint.local = None;
+        }
+    }
+
+    /// Bounds the inner packets to what the path to the peer carries, in bytes.
+    pub fn set_path_mtu(&mut self, id: PeerId, mtu: usize) {
+        if let Some(peer) = peer_mut(&mut self.peers, id) {
+            peer.mtu = mtu;
+        }
+    }
+
+    /// Changes the interface's MTU, up to which WireGuard's padding goes.
+    pub fn set_tun_mtu(&mut self, mtu: usize) {
+        self.tun_mtu = mtu;
+    }
+
+    /// Gives the packets up that wait for a handshake.
+    pub fn give_up(&mut self, id: PeerId) {
+        if let Some(peer) = peer_mut(&mut self.peers, id) {
+            let waiting = std::mem::take(&mut peer.pending).take().len();
+            self.counters.dropped(Drop::HandshakeFailed, waiting as u64);
+            peer.session_wanted = None;
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! A packet's two journeys through one worker.
+//!
+//! Out, TUN to UDP ([`Forwarder::outbound`]):
+//! 1. The destination's longest prefix names the peer.
+//! 2. The peer's sealing half is this worker's lane; without one the packet waits for a handshake.
+//! 3. What no datagram of the path carries is refused, and its sender told.
+//! 4. Each segment is reserved, written, sealed in place and committed in a batch.
+//!
+//! In, UDP to TUN ([`Forwarder::inbound`]):
+//! 1. The header tells data from handshakes, which go to the control thread.
+//! 2. The receiver index names the worker and the session's opening half.
+//! 3. The replay window and the tag decide whether the datagram is authentic; it is decrypted in place.
+//! 4. The first authentic datagram of a session confirms it; one from elsewhere moves the peer.
+//! 5. Keepalives and control messages end here.
+//! 6. The inner source must be the peer's, by longest prefix over all peers.
+//! 7. Packets of one flow are coalesced into a super-packet for the TUN.
+//!
+//! Nothing here does I/O or reads a clock. The worker gives frames and received buffers, and at the pass's end takes
+//! batches, groups, reports and hand-overs.
+
+mod changes;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::path::coalesce::{Coalescer, Group};
+use crate::path::drops::Drop;
+use crate::path::gso::{Batches, Slots};
+use crate::path::peer::PeerPath;
+use crate::path::report::{Handover, Received, Report};
+use crate::path::route::{RouteTable, Routes};
+use crate::path::segment::{Checksums, Segments};
+use crate::path::sessions::Openers;
+use crate::path::{ecn, icmp};
+use crate::proto::{PeerId, Suite, Time};
+use crate::stats::counters::WorkerCounters;
+use crate::wire::control::Control;
+use crate::wire::ip::Ip;
+use crate::wire::message::{
+    DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, FLAG_PARTIAL_CHECKSUM, HandshakeMessage, NATIVE_DATA, TAG_LEN,
+};
+use crate::wire::vnet::VNET_LEN;
+
+/// How often one peer's want of a session is reported while packets wait for it.
+const WANT_SESSION_INTERVAL: Duration = Duration::from_millis(200);
+/// WireGuard pads plaintexts to multiples of 16 bytes (WireGuard paper, section 5.4.6).
+const WIREGUARD_PADDING: usize = 16;
+/// An echo that comes back later than this tells nothing about the path.
+const ECHO_AGE_MAX: Duration = Duration::from_secs(10);
+
+/// One worker's data path.
+pub struct Forwarder<S> {
+    worker: u8,
+    workers: u8,
+    routes: Arc<RouteTable<PeerId>>,
+    peers: Vec<Option<Box<PeerPath>>>,
+    openers: Openers,
+    coalescer: Coalescer,
+    /// Datagrams on their way out.
+    pub batches: Batches<S>,
+    /// Packets on their way to the TUN.
+    pub groups: Vec<Group>,
+    /// News for the control thread.
+    pub reports: Vec<Report>,
+    /// Datagrams that belong to other workers.
+    pub handovers: Vec<Handover>,
+    counters: Arc<WorkerCounters>,
+    tun_mtu: usize,
+}
+
+impl<S: AsMut<[u8]>> Forwarder<S> {
+    /// The data path of worker `worker` of `workers`.
+    pub fn new(
+        worker: u8,
+        workers: u8,
+        coalescer: Coalescer,
+        batches: Batches<S>,
+        tun_mtu: usize,
+        counters: Arc<WorkerCounters>,
+    ) -> Forwarder<S> {
+        Forwarder {
+            worker,
+            workers,
+            routes: Arc::new(Routes::new().table()),
+            peers: Vec::new(),
+            openers: Openers::default(),
+            coalescer,
+            batches,
+            groups: Vec::new(),
+            reports: Vec::new(),
+            handovers: Vec::new(),
+            counters,
+            tun_mtu,
+        }
+    }
+
+    /// One frame from the TUN: a virtio_net_hdr and an IP packet, perhaps a super-packet.
+    pub fn outbound(&mut self, now: Time, frame: &[u8], slots: &mut impl Slots<Slot = S>) {
+        self.counters.tun_reads.add(1);
+        if let Err((reason, packets)) = self.try_outbound(now, frame, slots) {
+            self.counters.dropped(reason, packets);
+        }
+    }
+
+    /// One receive buffer's datagrams, each `received.segment` bytes long but perhaps the last. `buffer` names the
+    /// buffer in the groups that refer to it.
+    pub fn inbound(
+        &mut self,
+        now: Time,
+        received: &Received,
+        buffer: u16,
+        payload: &mut [u8],
+        slots: &mut impl Slots<Slot = S>,
+    ) {
+        self.counters.udp_receives.add(1);
+        let mut start = 0;
+        for datagram in payload.chunks_mut(received.segment.max(1)) {
+            let len = datagram.len();
+            self.counters.udp_receive_datagrams.add(1);
+            if let Err(reason) = self.try_inbound(now, received, Home::Buffer { buffer, start }, datagram, slots) {
+                self.counters.dropped(reason, 1);
+            }
+            start += len;
+        }
+    }
+
+    /// Datagrams that another worker received for this one.
+    pub fn handed_over(&mut self, now: Time, handover: &mut Handover, slots: &mut impl Slots<Slot = S>) {
+        // What this worker received itself was received before: keep the order.
+        self.coalescer.flush(&mut self.groups);
+        let received = handover.received;
+        for datagram in handover.bytes.chunks_mut(received.segment.max(1)) {
+            if let Err(reason) = self.try_inbound(now, &received, Home::Own, datagram, slots) {
+                self.counters.dropped(reason, 1);
+            }
+        }
+    }
+
+    /// Ends a pass: no group stays open.
+    pub fn finish_pass(&mut self) {
+        self.coalescer.flush(&mut self.groups);
+    }
+
+    /// Takes a written group's memory back.
+    pub fn recycle(&mut self, group: Group) {
+        self.coalescer.recycle(group);
+    }
+
+    fn try_outbound(&mut self, now: Time, frame: &[u8], slots: &mut impl Slots<Slot = S>) -> Result<(), (Drop, u64)> {
+        let one = |reason| (reason, 1);
+        let ip = frame.get(VNET_LEN..).and_then(Ip::parse).ok_or(one(Drop::Malformed))?;
+        let id = self.routes.lookup(ip.destination()).ok_or(one(Drop::NoRoute))?;
+        let peer = peer_mut(&mut self.peers, id).ok_or(one(Drop::NoRoute))?;
+        let endpoint = peer.endpoint.ok_or(one(Drop::NoEndpoint))?;
+        let Some(seal) = peer.current.as_mut().filter(|seal| !seal.is_expired(now)) else {
+            let dropped = peer.pending.push(frame);
+            self.counters.dropped(Drop::PendingFull, dropped);
+            want_session(peer, id, now, &mut self.reports);
+            return Ok(());
+        };
+        let suite = seal.suite();
+        let checksums = match suite {
+            Suite::Native => Checksums::Partial,
+            Suite::WireGuard => Checksums::Complete,
+        };
+        let mut segments = Segments::parse(frame, checksums).map_err(one)?;
+        if segments.largest() > peer.mtu
+            && let Some(error) = icmp::too_big(ip.bytes(), peer.mtu as u16)
+        {
+            let len = error.len();
+            self.groups.extend(Group::from_owned(error, 0..len, false, 0));
+            return Err(one(Drop::TooBig));
+        }
+        let tos = ecn::encapsulate(ip.traffic_class());
+        let (mut packets, mut bytes) = (0, 0);
+        let mut refused = None;
+        while let Some(len) = segments.next_len() {
+            let padding = match suite {
+                Suite::Native => 0,
+                Suite::WireGuard => len.next_multiple_of(WIREGUARD_PADDING).min(self.tun_mtu.max(len)) - len,
+            };
+            let datagram_len = DATA_OVERHEAD + len + padding;
+            let Some(mut place) = self.batches.reserve(id, &endpoint, tos, datagram_len, slots) else {
+                refused = Some((Drop::NoSendSlot, segments.remaining() as u64));
+                break;
+            };
+            let datagram = place.bytes();
+            let (text, rest) = datagram[DATA_HEADER_LEN..].split_at_mut(len);
+            let partial = segments.write_next(text);
+            rest[..padding].fill(0);
+            let flags = if partial { FLAG_PARTIAL_CHECKSUM } else { 0 };
+            if seal.seal(now, flags, datagram).is_err() {
+                refused = Some((Drop::SessionExpired, 1 + segments.remaining() as u64));
+                break;
+            }
+            place.commit();
+            packets += 1;
+            bytes += datagram_len as u64;
+        }
+        if seal.wants_rekey(now) {
+            want_session(peer, id, now, &mut self.reports);
+        }
+        if packets > 0 {
+            peer.count_sent(now, packets, bytes);
+            peer.cell().last_data_sent_ns.set(now.as_nanos());
+            self.counters.packets_out.add(packets);
+            self.counters.bytes_out.add(bytes - packets * DATA_OVERHEAD as u64);
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    fn try_inbound(
+        &mut self,
+        now: Time,
+        received: &Received,
+        home: Home,
+        datagram: &mut [u8],
+        slots: &mut impl Slots<Slot = S>,
+    ) -> Result<(), Drop> {
+        let Some(header) = DataHeader::parse(datagram) else {
+            if HandshakeMessage::parse(datagram).is_none() {
+                return Err(Drop::BadMessage);
+            }
+            self.reports.push(Report::Handshake {
+                from: received.from,
+                datagram: datagram.into(),
+            });
+            return Ok(());
+        };
+        let owner = header.receiver as u8 % self.workers;
+        if owner != self.worker {
+            self.counters.mis_steered.add(1);
+            Handover::add(&mut self.handovers, owner, received, datagram);
+            return Ok(());
+        }
+        let opener = self.openers.get_mut(header.receiver).ok_or(Drop::UnknownIndex)?;
+        let text = opener.half.open(now, &header, datagram)?;
+        let (id, session) = (opener.peer, opener.half.session());
+        let peer = peer_mut(&mut self.peers, id).ok_or(Drop::UnknownIndex)?;
+        if opener.half.wants_rekey(now) {
+            want_session(peer, id, now, &mut self.reports);
+        }
+        peer.count_received(now, datagram.len() as u64);
+        if peer.endpoint != Some(received.from) {
+            peer.endpoint = Some(received.from);
+            self.reports.push(Report::Roamed(id, received.from));
+        }
+        if peer.promote(session) {
+            self.reports.push(Report::Confirmed(id, session));
+            self.send_pending(now, id, slots);
+        }
+        let start = text.start;
+        let plaintext = &mut datagram[text];
+        if plaintext.is_empty() {
+            return Ok(());
+        }
+        if plaintext[0] >> 4 == 0 && header.kind == NATIVE_DATA {
+            return self.control_message(now, id, plaintext, slots);
+        }
+        let ip = Ip::parse(plaintext).ok_or(Drop::BadInner)?;
+        if self.routes.lookup(ip.source()) != Some(id) {
+            return Err(Drop::BadSource);
+        }
+        // WireGuard pads: the packet's own length counts.
+        let len = ip.bytes().len();
+        let packet = &mut plaintext[..len];
+        if !ecn::decapsulate(received.tos, packet) {
+            return Err(Drop::CongestionUnmarkable);
+        }
+        if let Some(peer) = peer_mut(&mut self.peers, id) {
+            peer.cell().last_data_received_ns.set(now.as_nanos());
+        }
+        self.counters.packets_in.add(1);
+        self.counters.bytes_in.add(len as u64);
+        let partial = header.flags & FLAG_PARTIAL_CHECKSUM != 0;
+        match home {
+            Home::Buffer {
+                buffer,
+                start: datagram_start,
+            } => {
+                let at = datagram_start + start;
+                self.coalescer
+                    .push(buffer, at, packet, partial, received.received_unix_ns, &mut self.groups)
+            }
+            Home::Own => {
+                let group = Group::from_owned(packet.to_vec(), 0..len, partial, received.received_unix_ns);
+                self.groups.push(group.ok_or(Drop::BadInner)?);
+                Ok(())
+            }
+        }
+    }
+
+    fn control_message(
+        &mut self,
+        now: Time,
+        id: PeerId,
+        plaintext: &[u8],
+        slots: &mut impl Slots<Slot = S>,
+    ) -> Result<(), Drop> {
+        match Control::parse(plaintext).ok_or(Drop::BadInner)? {
+            Control::EchoRequest(token) => self.send_control(now, id, Control::EchoReply(token), slots),
+            Control::EchoReply(token) => {
+                let age = now - Time::from_nanos(token);
+                if Time::from_nanos(token) <= now && age < ECHO_AGE_MAX {
+                    self.reports.push(Report::Rtt(id, age));
+                }
+            }
+            Control::Goodbye => self.reports.push(Report::Goodbye(id)),
+            Control::Unknown(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Asks the peer for an echo, from which its answer tells the round-trip time. WireGuard peers know none.
+    pub fn send_echo(&mut self, now: Time, id: PeerId, slots: &mut impl Slots<Slot = S>) {
+        self.send_control(now, id, Control::EchoRequest(now.as_nanos()), slots);
+    }
+
+    /// Tells a native peer that this end goes down.
+    pub fn send_goodbye(&mut self, now: Time, id: PeerId, slots: &mut impl Slots<Slot = S>) {
+        self.send_control(now, id, Control::Goodbye, slots);
+    }
+
+    fn send_control(&mut self, now: Time, id: PeerId, message: Control, slots: &mut impl Slots<Slot = S>) {
+        self.send_plaintext(
+            now,
+            id,
+            Some(Suite::Native),
+            message.encoded_len(),
+            |text| message.write(text),
+            slots,
+        );
+    }
+
+    /// Sends an empty message to the peer, which both proves life and confirms keys.
+    pub fn send_keepalive(&mut self, now: Time, id: PeerId, slots: &mut impl Slots<Slot = S>) {
+        self.send_plaintext(now, id, None, 0, |_| {}, slots);
+    }
+
+    /// Seals a message of ringway's own, unless there is no session, or one of another suite than `only`.
+    fn send_plaintext(
+        &mut self,
+        now: Time,
+        id: PeerId,
+        only: Option<Suite>,
+        len: usize,
+        write: impl FnOnce(&mut [u8]),
+        slots: &mut impl Slots<Slot = S>,
+    ) {
+        let Some(peer) = peer_mut(&mut self.peers, id) else {
+            return;
+        };
+        let (Some(seal), Some(endpoint)) = (&mut peer.current, peer.endpoint) else {
+            return;
+        };
+        if only.is_some_and(|suite| suite != seal.suite()) {
+            return;
+        }
+        let Some(mut place) = self.batches.reserve(id, &endpoint, 0, DATA_OVERHEAD + len, slots) else {
+            self.counters.dropped(Drop::NoSendSlot, 1);
+            return;
+        };
+        let datagram = place.bytes();
+        let text = DATA_HEADER_LEN..datagram.len() - TAG_LEN;
+        write(&mut datagram[text]);
+        if seal.seal(now, 0, datagram).is_err() {
+            self.counters.dropped(Drop::SessionExpired, 1);
+            return;
+        }
+        place.commit();
+        peer.count_sent(now, 1, (DATA_OVERHEAD + len) as u64);
+    }
+
+    fn send_pending(&mut self, now: Time, id: PeerId, slots: &mut impl Slots<Slot = S>) {
+        let Some(peer) = peer_mut(&mut self.peers, id) else {
+            return;
+        };
+        for frame in peer.pending.take() {
+            if let Err((reason, packets)) = self.try_outbound(now, &frame, slots) {
+                self.counters.dropped(reason, packets);
+            }
+        }
+    }
+}
+
+/// Where a received datagram's bytes are.
+#[derive(Clone, Copy)]
+enum Home {
+    /// At `start` of a receive buffer.
+    Buffer { buffer: u16, start: usize },
+    /// In memory of its own.
+    Own,
+}
+
+fn peer_mut(peers: &mut [Option<Box<PeerPath>>], id: PeerId) -> Option<&mut PeerPath> {
+    peers.get_mut(id.0 as usize)?.as_deref_mut()
+}
+
+fn want_session(peer: &mut PeerPath, id: PeerId, now: Time, reports: &mut Vec<Report>) {
+    if peer
+        .session_wanted
+        .is_none_or(|last| now - last >= WANT_SESSION_INTERVAL)
+    {
+        peer.session_wanted = Some(now);
+        reports.push(Report::WantSession(id));
+    }
+}

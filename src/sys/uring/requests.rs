@@ -1,0 +1,456 @@
+//! The requests of one ring and the memory that they refer to.
+//!
+//! All of it is in [`Memory`] and stays there, unmoved, until the final completion of the request. Dropping
+//! [`Requests`] cancels every request and reaps it before the memory goes: closing a ring alone cancels some time later,
+//! and until then the kernel may write to the buffers. If the kernel does not finish, the memory is leaked.
+
+use crate::path::coalesce::Group;
+use crate::sys::address::ADDRESS_ROOM;
+use crate::sys::cmsg::CONTROL_ROOM;
+use crate::sys::engine::{BUFFER_BYTES, SLOT_BYTES, SendRun, Wait};
+use crate::sys::gather::{Arrived, HEAD_ROOM};
+use crate::sys::pool::{Buffer, Pool};
+use crate::sys::probe::Refusal;
+use crate::sys::ring::{BufferRing, Completion, Ring};
+use crate::sys::send::{self, Envelope, Outgoing};
+use crate::sys::udp::UdpSocket;
+use io_uring::types::{CancelBuilder, Fixed};
+use io_uring::{opcode, squeue};
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+const SUBMISSIONS: u32 = 1024;
+/// Completions between two reaps.
+pub(super) const COMPLETIONS: u32 = 4096;
+/// Frames have up to 64 KiB, and TCP at full speed keeps a few dozen of them in the TUN's queue.
+const TUN_BUFFERS: u16 = 64;
+const UDP_BUFFERS: u16 = 32;
+/// Two per TUN buffer: a frame of 64 KiB and its records' overhead don't fit one.
+const SEND_SLOTS: u16 = 2 * TUN_BUFFERS;
+/// Small packets that can't be merged make many: 32 receives of up to 64 datagrams. The others wait a turn.
+const WRITE_SLOTS: u16 = 512;
+
+/// Sends, writes, three multishots and the cancellation.
+const REQUESTS_MAX: u32 = SEND_SLOTS as u32 + WRITE_SLOTS as u32 + 3 + 1;
+// Whatever is queued or in flight fits the submission queue, so pushing can't fail. All completions between two reaps
+// fit the completion queue.
+const _: () = assert!(REQUESTS_MAX <= SUBMISSIONS);
+const _: () = assert!(REQUESTS_MAX + TUN_BUFFERS as u32 + UDP_BUFFERS as u32 <= COMPLETIONS);
+
+/// Registered files.
+const TUN: Fixed = Fixed(0);
+const UDP: Fixed = Fixed(1);
+const WAKE: Fixed = Fixed(2);
+
+/// What a request is; its user data is the discriminant above 16 bits of index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Request {
+    ReadTun,
+    ReceiveUdp,
+    PollWake,
+    Send(u16),
+    Write(u16),
+    Cancel,
+}
+
+impl Request {
+    fn user_data(self) -> u64 {
+        let (kind, index) = match self {
+            Request::ReadTun => (1, 0),
+            Request::ReceiveUdp => (2, 0),
+            Request::PollWake => (3, 0),
+            Request::Send(index) => (4, index),
+            Request::Write(index) => (5, index),
+            Request::Cancel => (6, 0),
+        };
+        kind << 16 | u64::from(index)
+    }
+
+    fn of_user_data(user_data: u64) -> Request {
+        let index = u16::try_from(user_data & 0xffff).expect("16 bits");
+        match user_data >> 16 {
+            1 => Request::ReadTun,
+            2 => Request::ReceiveUdp,
+            3 => Request::PollWake,
+            4 => Request::Send(index),
+            5 => Request::Write(index),
+            6 => Request::Cancel,
+            _ => unreachable!("the kernel returns the user data of our requests"),
+        }
+    }
+}
+
+/// What a completion brought.
+pub(super) enum Outcome {
+    /// The TUN's read: how many bytes there are in which buffer, or an errno.
+    Frame(Option<Buffer>, Result<usize, i32>),
+    /// The socket's receive: as above, in the layout of a multishot recvmsg.
+    Datagrams(Option<Buffer>, Result<usize, i32>),
+    /// The eventfd is readable.
+    Woken,
+    /// A send ended.
+    Sent(SendRun, Result<(), i32>),
+    /// A write ended.
+    Written(Group, Result<(), i32>),
+    /// Nothing to report.
+    Nothing,
+}
+
+/// What became of a group given to [`Requests::write`].
+pub(super) enum Write {
+    /// Queued.
+    Started,
+    /// There is no free slot at the moment.
+    NoSlot(Group),
+    /// More pieces than one write takes. Its buffers are still kept.
+    TooManyPieces(Group),
+}
+
+/// The ring, its requests and their memory.
+pub(super) struct Requests {
+    ring: ManuallyDrop<Ring>,
+    memory: ManuallyDrop<Memory>,
+    /// Whether the multishot requests are in flight.
+    read_armed: bool,
+    receive_armed: bool,
+    poll_armed: bool,
+    sends_in_flight: usize,
+    writes_in_flight: usize,
+}
+
+struct Memory {
+    tun_ring: BufferRing,
+    udp_ring: BufferRing,
+    tun_pool: Rc<Pool>,
+    arrived: Arrived,
+    /// The room for address and control data in each receive.
+    receive_header: Box<libc::msghdr>,
+    send_pool: Rc<Pool>,
+    /// One per send slot, by its index.
+    sends: Box<[SendFlight]>,
+    head_pool: Rc<Pool>,
+    /// One per write slot, by the index of its head.
+    writes: Box<[WriteFlight]>,
+}
+
+/// `run` is there while the request is in flight, and nothing here changes as long.
+struct SendFlight {
+    run: Option<SendRun>,
+    header: libc::msghdr,
+    iovec: libc::iovec,
+    envelope: Envelope,
+}
+
+/// `write` is there while the request is in flight, and nothing here changes as long.
+struct WriteFlight {
+    write: Option<(Group, Buffer)>,
+    iovecs: Vec<libc::iovec>,
+}
+
+impl Requests {
+    /// A ring with its memory, on the thread that will use it.
+    pub(super) fn new(tun: BorrowedFd<'_>, udp: BorrowedFd<'_>, wake: BorrowedFd<'_>) -> Result<Requests, Refusal> {
+        let ring = Ring::new(SUBMISSIONS, COMPLETIONS)?;
+        ring.register_files(&[tun.as_raw_fd(), udp.as_raw_fd(), wake.as_raw_fd()])?;
+        let memory = Memory::new(&ring)?;
+        Ok(Requests {
+            ring: ManuallyDrop::new(ring),
+            memory: ManuallyDrop::new(memory),
+            read_armed: false,
+            receive_armed: false,
+            poll_armed: false,
+            sends_in_flight: 0,
+            writes_in_flight: 0,
+        })
+    }
+
+    /// The send slots.
+    pub(super) fn send_pool(&self) -> &Rc<Pool> {
+        &self.memory.send_pool
+    }
+
+    /// What arrived from the socket.
+    pub(super) fn arrived(&mut self) -> &mut Arrived {
+        &mut self.memory.arrived
+    }
+
+    /// Gives free receive buffers to the kernel.
+    pub(super) fn provide(&mut self) {
+        let memory = &mut *self.memory;
+        while memory.udp_ring.provide(memory.arrived.pool()) {}
+        memory.udp_ring.publish();
+        // Backpressure: every frame that the kernel may deliver is to find two send slots.
+        while 2 * (memory.tun_ring.provided() + 1) <= memory.send_pool.free_count() {
+            if !memory.tun_ring.provide(&memory.tun_pool) {
+                break;
+            }
+        }
+        memory.tun_ring.publish();
+    }
+
+    /// Queues the eventfd's poll if it is not in flight.
+    pub(super) fn arm_poll(&mut self) {
+        if self.poll_armed {
+            return;
+        }
+        let entry = opcode::PollAdd::new(WAKE, u32::from(libc::POLLIN.cast_unsigned()))
+            .multi(true)
+            .build();
+        // SAFETY: refers to no memory.
+        unsafe { self.ring.push(&entry.user_data(Request::PollWake.user_data())) };
+        self.poll_armed = true;
+    }
+
+    /// Queues the socket's receive if it is not in flight and the kernel has buffers for it (without any it would end at
+    /// once, turn after turn). Whether it was queued.
+    pub(super) fn arm_receive(&mut self) -> bool {
+        if self.receive_armed || self.memory.udp_ring.provided() == 0 {
+            return false;
+        }
+        let header = &raw const *self.memory.receive_header;
+        let entry = opcode::RecvMsgMulti::new(UDP, header, self.memory.udp_ring.group()).build();
+        // SAFETY: the header is boxed in Memory. The kernel writes only to buffers whose state is Kernel.
+        unsafe { self.ring.push(&entry.user_data(Request::ReceiveUdp.user_data())) };
+        self.receive_armed = true;
+        true
+    }
+
+    /// Queues the TUN's read, as [`Requests::arm_receive`].
+    pub(super) fn arm_read(&mut self) -> bool {
+        if self.read_armed || self.memory.tun_ring.provided() == 0 {
+            return false;
+        }
+        let entry = opcode::ReadMulti::new(TUN, 0, self.memory.tun_ring.group())
+            .offset(u64::MAX)
+            .build();
+        // io-uring 0.7.15 drops the flag that makes TUN the number of a registered file: it would read descriptor 0.
+        let entry = entry
+            .flags(squeue::Flags::FIXED_FILE)
+            .user_data(Request::ReadTun.user_data());
+        // SAFETY: refers to no memory. The kernel writes only to buffers whose state is Kernel.
+        unsafe { self.ring.push(&entry) };
+        self.read_armed = true;
+        true
+    }
+
+    /// Whether the TUN is being read.
+    pub(super) fn is_reading(&self) -> bool {
+        self.read_armed
+    }
+
+    /// Queues a send; back it comes when `socket` has no such address family.
+    pub(super) fn send(&mut self, socket: &UdpSocket, run: SendRun) -> Result<(), SendRun> {
+        let index = run.slot.buffer.index();
+        let flight = &mut self.memory.sends[usize::from(index)];
+        let Outgoing { payload, .. } = send::outgoing(&run);
+        if !flight.envelope.address(socket, &send::outgoing(&run)) {
+            return Err(run);
+        }
+        flight.iovec = libc::iovec {
+            iov_base: payload.as_ptr().cast_mut().cast(),
+            iov_len: payload.len(),
+        };
+        flight.header = flight.envelope.header(&raw mut flight.iovec);
+        // MSG_DONTWAIT: a full send buffer is a dropped packet, not a request that waits in the kernel.
+        let entry = opcode::SendMsg::new(UDP, &raw const flight.header)
+            .flags(libc::MSG_DONTWAIT.cast_unsigned())
+            .build();
+        flight.run = Some(run);
+        self.sends_in_flight += 1;
+        // SAFETY: header, iovec and envelope are the flight's, in a boxed slice; `run` owns the slot that the iovec
+        // names, whose index no other run can have. The kernel only reads.
+        unsafe { self.ring.push(&entry.user_data(Request::Send(index).user_data())) };
+        Ok(())
+    }
+
+    /// Queues the write of a group whose buffers [`Arrived::keep`] keeps.
+    pub(super) fn write(&mut self, group: Group) -> Write {
+        let memory = &mut *self.memory;
+        let Some(mut head) = memory.head_pool.acquire() else {
+            return Write::NoSlot(group);
+        };
+        let len = group.head().len();
+        head.bytes_mut()[..len].copy_from_slice(group.head());
+        let index = head.index();
+        let flight = &mut memory.writes[usize::from(index)];
+        if !memory.arrived.pieces(&head.bytes()[..len], &group, &mut flight.iovecs) {
+            return Write::TooManyPieces(group);
+        }
+        let count = u32::try_from(flight.iovecs.len()).expect("at most PIECES_MAX");
+        let entry = opcode::Writev::new(TUN, flight.iovecs.as_ptr(), count)
+            .offset(u64::MAX)
+            .build();
+        flight.write = Some((group, head));
+        self.writes_in_flight += 1;
+        // SAFETY: the iovecs are the flight's, on the heap; `write` owns the head, and the group with its own bytes on the
+        // heap; `arrived` keeps the receive buffers of its parts. The kernel only reads.
+        unsafe { self.ring.push(&entry.user_data(Request::Write(index).user_data())) };
+        Write::Started
+    }
+
+    /// Submits and waits.
+    pub(super) fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        self.ring.enter(wait)
+    }
+
+    /// See [`Ring::reap`].
+    pub(super) fn reap(&mut self, completions: &mut Vec<Completion>) -> bool {
+        self.ring.reap(completions)
+    }
+
+    /// Takes back what a completion's request owned.
+    pub(super) fn settle(&mut self, completion: &Completion) -> Outcome {
+        let memory = &mut *self.memory;
+        let result = match usize::try_from(completion.result) {
+            Ok(count) => Ok(count),
+            Err(_) => Err(completion.result.wrapping_neg()),
+        };
+        match Request::of_user_data(completion.user_data) {
+            Request::ReadTun => {
+                self.read_armed = completion.more;
+                let buffer = completion
+                    .buffer
+                    .map(|index| memory.tun_ring.take(&memory.tun_pool, index));
+                Outcome::Frame(buffer, result)
+            }
+            Request::ReceiveUdp => {
+                self.receive_armed = completion.more;
+                let buffer = completion
+                    .buffer
+                    .map(|index| memory.udp_ring.take(memory.arrived.pool(), index));
+                Outcome::Datagrams(buffer, result)
+            }
+            Request::PollWake => {
+                self.poll_armed = completion.more;
+                Outcome::Woken
+            }
+            Request::Send(index) => {
+                let Some(run) = memory.sends[usize::from(index)].run.take() else {
+                    return Outcome::Nothing;
+                };
+                self.sends_in_flight -= 1;
+                Outcome::Sent(run, result.map(drop))
+            }
+            Request::Write(index) => {
+                let Some((group, _head)) = memory.writes[usize::from(index)].write.take() else {
+                    return Outcome::Nothing;
+                };
+                self.writes_in_flight -= 1;
+                memory.arrived.release(&group);
+                Outcome::Written(group, result.map(drop))
+            }
+            Request::Cancel => Outcome::Nothing,
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let is_armed = self.read_armed || self.receive_armed || self.poll_armed;
+        !is_armed && self.sends_in_flight == 0 && self.writes_in_flight == 0
+    }
+
+    /// Cancels every request and waits for its last completion; false when the kernel does not finish in time.
+    fn quiesce(&mut self) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        if self.is_quiet() {
+            return true;
+        }
+        let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+        // SAFETY: refers to no memory.
+        unsafe { self.ring.push(&cancel.user_data(Request::Cancel.user_data())) };
+        let started = Instant::now();
+        let mut completions = Vec::new();
+        while !self.is_quiet() {
+            let Some(left) = PATIENCE.checked_sub(started.elapsed()) else {
+                return false;
+            };
+            if self.ring.enter(Wait::For(left)).is_err() {
+                return false;
+            }
+            self.ring.reap(&mut completions);
+            for completion in &completions {
+                // Buffers fall back to their pools, and nothing provides them to the kernel again.
+                drop(self.settle(completion));
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        let is_quiet = self.quiesce();
+        // The descriptors go at once, and with the last one of the TUN its interface; closing the ring would let go of
+        // them some time later, which is also what happens after an error.
+        let _ = self.ring.unregister_files();
+        // SAFETY: the fields are not used after drop().
+        unsafe { ManuallyDrop::drop(&mut self.ring) };
+        if is_quiet {
+            // SAFETY: as above. No request is left that refers to the memory.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
+        }
+    }
+}
+
+impl Memory {
+    fn new(ring: &Ring) -> Result<Memory, Refusal> {
+        let pool = |count, size| Pool::new(count, size).map_err(|_| Refusal::Memory);
+        let mut receive_header = Box::new(send::empty_header());
+        receive_header.msg_namelen = libc::socklen_t::try_from(ADDRESS_ROOM).expect("a few bytes");
+        receive_header.msg_controllen = CONTROL_ROOM;
+        let iovec = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        let send_flight = || SendFlight {
+            run: None,
+            header: send::empty_header(),
+            iovec,
+            envelope: Envelope::new(),
+        };
+        // SAFETY: Memory keeps it, and Requests drops the ring first. (Should the next step fail, it goes before the ring
+        // does, but no request was made that would look into it.)
+        let tun_ring = unsafe { BufferRing::register(ring, 0, TUN_BUFFERS) }?;
+        // SAFETY: as above.
+        let udp_ring = unsafe { BufferRing::register(ring, 1, UDP_BUFFERS) }?;
+        Ok(Memory {
+            tun_ring,
+            udp_ring,
+            tun_pool: pool(TUN_BUFFERS, BUFFER_BYTES)?,
+            arrived: Arrived::new(pool(UDP_BUFFERS, BUFFER_BYTES)?),
+            receive_header,
+            send_pool: pool(SEND_SLOTS, SLOT_BYTES)?,
+            sends: (0..SEND_SLOTS).map(|_| send_flight()).collect(),
+            head_pool: pool(WRITE_SLOTS, HEAD_ROOM)?,
+            writes: (0..WRITE_SLOTS)
+                .map(|_| WriteFlight {
+                    write: None,
+                    iovecs: Vec::new(),
+                })
+                .collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_data_names_the_request() {
+        let requests = [
+            Request::ReadTun,
+            Request::ReceiveUdp,
+            Request::PollWake,
+            Request::Cancel,
+        ];
+        let indexed = [0, 1, u16::MAX]
+            .into_iter()
+            .flat_map(|index| [Request::Send(index), Request::Write(index)]);
+        for request in requests.into_iter().chain(indexed) {
+            assert_eq!(Request::of_user_data(request.user_data()), request);
+        }
+    }
+}

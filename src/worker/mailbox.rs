@@ -1,0 +1,215 @@
+//! What crosses threads: commands down from the control thread, reports up to it, datagrams across to other
+//! workers. Every channel is bounded. A worker never waits for one; the control thread may, since workers always
+//! drain theirs.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use tokio::sync::Notify;
+
+use crate::path::report::{Handover, Report};
+use crate::path::route::RouteTable;
+use crate::proto::{Endpoint, OpenHalf, PeerId, SealHalf, SessionId};
+use crate::stats::counters::PeerCells;
+use crate::stats::latency::StageHistograms;
+use crate::sys::engine::EngineCounters;
+use crate::sys::wake::Waker;
+
+/// Commands that may wait in one worker's mailbox.
+const COMMANDS_MAX: usize = 1024;
+/// Batches of mis-steered datagrams that may wait; each is at most one receive buffer.
+const HANDOVERS_MAX: usize = 64;
+/// Handshake messages that may wait for the control thread: a flood loses the rest here, cheaply.
+const HANDSHAKES_MAX: usize = 1024;
+/// Other reports that may wait for the control thread.
+const REPORTS_MAX: usize = 4096;
+
+/// What the control thread tells a worker.
+pub enum Command {
+    /// Make a peer known.
+    AddPeer {
+        /// Its number.
+        peer: PeerId,
+        /// Where it is, when that is known.
+        endpoint: Option<Endpoint>,
+        /// Where its traffic is counted.
+        cells: Arc<PeerCells>,
+    },
+    /// Forget a peer.
+    RemovePeer(PeerId),
+    /// New allowed IPs of all peers.
+    Routes(Arc<RouteTable<PeerId>>),
+    /// Keys of a new session.
+    Install {
+        /// Whose.
+        peer: PeerId,
+        /// Seals on this worker's lane.
+        seal: Option<Box<SealHalf>>,
+        /// Open the lanes that this worker owns.
+        open: Vec<OpenHalf>,
+        /// Seal with them at once.
+        sending: bool,
+    },
+    /// Seal with the next session's keys from now on.
+    Promote(PeerId, SessionId),
+    /// Forget a session's keys.
+    Retire(PeerId, SessionId),
+    /// Send to another address.
+    Endpoint(PeerId, Endpoint),
+    /// The largest inner packet for the path, in bytes.
+    PathMtu(PeerId, usize),
+    /// The interface's MTU.
+    TunMtu(usize),
+    /// Send an empty message.
+    Keepalive(PeerId),
+    /// Measure the round-trip time.
+    Echo(PeerId),
+    /// Tell the peer that this end goes down.
+    Goodbye(PeerId),
+    /// Drop what waits for the peer's handshake.
+    GiveUp(PeerId),
+    /// Put the empty histograms in place of the worker's and send those back, with the worker's number.
+    TakeHistograms(Box<StageHistograms>, Sender<(u8, Box<StageHistograms>)>),
+    /// Send the engine's counters, with the worker's number.
+    EngineCounters(Sender<(u8, EngineCounters)>),
+    /// End the thread.
+    Stop,
+}
+
+/// The control thread's end of one worker's mailbox.
+#[derive(Clone)]
+pub struct WorkerPort {
+    commands: Sender<Command>,
+    handovers: Sender<Handover>,
+    waker: Waker,
+}
+
+/// The worker has ended and takes no more.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker thread has ended")]
+pub struct WorkerGone;
+
+impl WorkerPort {
+    /// Queues a command and wakes the worker; waits while the mailbox is full.
+    pub fn send(&self, command: Command) -> Result<(), WorkerGone> {
+        let full = match self.commands.try_send(command) {
+            Ok(()) => None,
+            Err(TrySendError::Full(command)) => Some(command),
+            Err(TrySendError::Disconnected(_)) => return Err(WorkerGone),
+        };
+        self.waker.wake();
+        match full {
+            Some(command) => {
+                self.commands.send(command).map_err(|_| WorkerGone)?;
+                self.waker.wake();
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// A worker's end of its mailbox, and its ways to everybody else.
+pub struct Mailbox {
+    /// Commands from the control thread.
+    pub commands: Receiver<Command>,
+    /// Datagrams that other workers received for this one.
+    pub handovers: Receiver<Handover>,
+    /// Every worker's mailbox, this one's included.
+    peers: Vec<WorkerPort>,
+    control: ReportPort,
+}
+
+#[derive(Clone)]
+struct ReportPort {
+    handshakes: Sender<(u8, Report)>,
+    reports: Sender<Report>,
+    news: Arc<Notify>,
+}
+
+/// The control thread's end of the reports' channels.
+pub struct Reports {
+    /// Handshake messages, each with the worker it came to; a flood fills this channel alone.
+    pub handshakes: Receiver<(u8, Report)>,
+    /// Everything else.
+    pub reports: Receiver<Report>,
+    /// Notified when either has something.
+    pub news: Arc<Notify>,
+}
+
+/// Builds the channels between `wakers.len()` workers and the control thread.
+pub fn connect(wakers: &[Waker]) -> (Vec<WorkerPort>, Vec<Mailbox>, Reports) {
+    let (handshakes_in, handshakes) = bounded(HANDSHAKES_MAX);
+    let (reports_in, reports) = bounded(REPORTS_MAX);
+    let news = Arc::new(Notify::new());
+    let control = ReportPort {
+        handshakes: handshakes_in,
+        reports: reports_in,
+        news: news.clone(),
+    };
+    let (ports, ends): (Vec<_>, Vec<_>) = wakers
+        .iter()
+        .map(|waker| {
+            let (commands, commands_out) = bounded(COMMANDS_MAX);
+            let (handovers, handovers_out) = bounded(HANDOVERS_MAX);
+            (
+                WorkerPort {
+                    commands,
+                    handovers,
+                    waker: waker.clone(),
+                },
+                (commands_out, handovers_out),
+            )
+        })
+        .unzip();
+    let mailboxes = ends
+        .into_iter()
+        .map(|(commands, handovers)| Mailbox {
+            commands,
+            handovers,
+            peers: ports.clone(),
+            control: control.clone(),
+        })
+        .collect();
+    (
+        ports,
+        mailboxes,
+        Reports {
+            handshakes,
+            reports,
+            news,
+        },
+    )
+}
+
+impl Mailbox {
+    /// Hands datagrams to their owner; false when its mailbox is full.
+    pub fn hand_over(&self, handover: Handover) -> bool {
+        let port = &self.peers[usize::from(handover.owner)];
+        let taken = port.handovers.try_send(handover).is_ok();
+        port.waker.wake();
+        taken
+    }
+
+    /// Reports to the control thread without waking it; gives the report back when its channel is full.
+    pub fn report(&self, worker: u8, report: Report) -> Result<(), Report> {
+        match report {
+            Report::Handshake { .. } => self
+                .control
+                .handshakes
+                .try_send((worker, report))
+                .map_err(|error| error.into_inner().1),
+            _ => self.control.reports.try_send(report).map_err(TrySendError::into_inner),
+        }
+    }
+
+    /// Makes worker `number`, this one, look into its mailbox again in its next pass.
+    pub fn ring_self(&self, number: u8) {
+        self.peers[usize::from(number)].waker.wake();
+    }
+
+    /// Wakes the control thread.
+    pub fn wake_control(&self) {
+        self.control.news.notify_one();
+    }
+}

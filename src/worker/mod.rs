@@ -1,0 +1,278 @@
+//! One worker per core: the loop that moves packets between one TUN queue and one UDP socket.
+//!
+//! A pass has visible phases:
+//! 1. *submit and wait*: one kernel entry submits what the last pass queued and returns with what completed;
+//! 2. *reap*: each completion goes through the data path, which queues batches and groups;
+//! 3. *mailbox*: commands, and datagrams of other workers' sockets;
+//! 4. *flush*: batches become sends, groups become TUN writes, reports and hand-overs leave.
+//!
+//! The clocks are read once per pass.
+#![forbid(unsafe_code)]
+
+pub mod mailbox;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mailbox::{Command, Mailbox};
+
+use crate::path::coalesce::Group;
+use crate::path::drops::Drop;
+use crate::path::forward::Forwarder;
+use crate::path::report::Report;
+use crate::proto::{PeerId, Time};
+use crate::stats::counters::WorkerCounters;
+use crate::stats::latency::{Stage, StageHistograms};
+use crate::sys::clock;
+use crate::sys::engine::{Engine, Event, SendRun, SendSlots, Sent, TxSlot, UdpBuffer, Wait};
+
+/// Completions in one pass from which on its traffic counts as busy.
+const BUSY_EVENTS_MIN: usize = 8;
+/// Mean bytes per completion below which a busy pass had small packets: batching completions then pays more
+/// than answering each at once.
+const SMALL_EVENT_BYTES: usize = 2048;
+/// How to wait for more of the same when a busy pass had small packets (both figures measured, see ARCHITECTURE.md).
+const SMALL_PACKETS_WAIT: Wait = Wait::Batch {
+    events: 16,
+    window: Duration::from_micros(50),
+    timeout: None,
+};
+/// Commands taken in one pass, so that a long list of them does not stop the packets.
+const COMMANDS_PER_PASS: usize = 64;
+
+/// One core's share of the tunnel.
+pub struct Worker<E: Engine> {
+    number: u8,
+    engine: E,
+    slots: SendSlots,
+    forwarder: Forwarder<TxSlot>,
+    mailbox: Mailbox,
+    counters: Arc<WorkerCounters>,
+    /// The pass's receive buffers; groups refer to their bytes until they are written.
+    received: Vec<UdpBuffer>,
+    histograms: Box<StageHistograms>,
+    /// Reports that found the channel full and may not be lost.
+    unsent: Vec<Report>,
+    wait: Wait,
+}
+
+/// Why a pass was the last one.
+enum Turn {
+    Continue,
+    Stop,
+}
+
+impl<E: Engine> Worker<E> {
+    /// Worker `number`, with its engine already set up on the calling thread.
+    pub fn new(
+        number: u8,
+        engine: E,
+        forwarder: Forwarder<TxSlot>,
+        mailbox: Mailbox,
+        counters: Arc<WorkerCounters>,
+    ) -> Worker<E> {
+        Worker {
+            number,
+            slots: engine.slots(),
+            engine,
+            forwarder,
+            mailbox,
+            counters,
+            histograms: Box::default(),
+            received: Vec::new(),
+            unsent: Vec::new(),
+            wait: Wait::Block,
+        }
+    }
+
+    /// Moves packets until told to stop, or until the kernel refuses to go on.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(1024);
+        loop {
+            self.engine.turn(self.wait, &mut events)?;
+            self.counters.loops.add(1);
+            let now = time_now();
+            let woken = self.reap(now, &mut events);
+            if woken && let Turn::Stop = self.mailbox(now) {
+                self.flush(now);
+                return self.engine.turn(Wait::Now, &mut events);
+            }
+            self.flush(now);
+        }
+    }
+
+    /// Sends every completion through the data path; true when the mailbox has something.
+    fn reap(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
+        let unix_ns = clock::unix_ns();
+        let (completions, mut bytes, mut woken) = (events.len(), 0, false);
+        for event in events.drain(..) {
+            match event {
+                Event::Tun(buffer) => {
+                    bytes += buffer.frame().len();
+                    self.forwarder.outbound(now, buffer.frame(), &mut self.slots);
+                }
+                Event::Udp(mut buffer) => {
+                    let index = buffer.index();
+                    let (received, payload) = self.engine.datagrams(&mut buffer);
+                    bytes += payload.len();
+                    self.forwarder.inbound(now, &received, index, payload, &mut self.slots);
+                    self.received.push(buffer);
+                }
+                Event::Written { group, result } => self.written(unix_ns, group, result),
+                Event::Sent(sent) => self.sent(&sent),
+                Event::Woken => woken = true,
+            }
+        }
+        let small = completions >= BUSY_EVENTS_MIN && bytes < completions * SMALL_EVENT_BYTES;
+        self.wait = if small { SMALL_PACKETS_WAIT } else { Wait::Block };
+        woken
+    }
+
+    fn written(&mut self, unix_ns: u64, group: Group, result: Result<(), i32>) {
+        let packets = u64::from(group.packets());
+        match result {
+            Ok(()) => {
+                self.counters.tun_writes.add(1);
+                self.counters.tun_write_packets.add(packets);
+                self.histograms.record(Stage::WriteBatch, packets, 1);
+                if group.received_ns() != 0 {
+                    let latency_ns = unix_ns.saturating_sub(group.received_ns());
+                    self.histograms.record(Stage::UdpToTun, latency_ns, packets);
+                }
+            }
+            Err(_) => self.counters.dropped(Drop::TunWriteFailed, packets),
+        }
+        self.forwarder.recycle(group);
+    }
+
+    fn sent(&mut self, sent: &Sent) {
+        let peer = PeerId(sent.tag as u32);
+        if sent.stale_source {
+            self.forwarder.forget_source(peer);
+        }
+        let lost = u64::from(sent.count - sent.taken);
+        match sent.result {
+            Ok(()) => {}
+            // The engine has sent the run again, in fragments; `lost` of them did not leave even so.
+            Err(libc::EMSGSIZE) => {
+                self.forwarder.reports.push(Report::PathTooSmall(peer));
+                self.counters.dropped(Drop::TooBig, lost);
+            }
+            Err(libc::EAGAIN | libc::ENOBUFS) => self.counters.dropped(Drop::SendBufferFull, lost),
+            Err(_) => self.counters.dropped(Drop::SendFailed, lost),
+        }
+    }
+
+    fn mailbox(&mut self, now: Time) -> Turn {
+        while let Ok(mut handover) = self.mailbox.handovers.try_recv() {
+            self.forwarder.handed_over(now, &mut handover, &mut self.slots);
+        }
+        for _ in 0..COMMANDS_PER_PASS {
+            match self.mailbox.commands.try_recv() {
+                Ok(Command::Stop) => return Turn::Stop,
+                Ok(command) => self.obey(now, command),
+                Err(_) => return Turn::Continue,
+            }
+        }
+        self.mailbox.ring_self(self.number);
+        Turn::Continue
+    }
+
+    fn obey(&mut self, now: Time, command: Command) {
+        let forwarder = &mut self.forwarder;
+        let slots = &mut self.slots;
+        match command {
+            Command::AddPeer { peer, endpoint, cells } => forwarder.add_peer(peer, endpoint, cells),
+            Command::RemovePeer(peer) => forwarder.remove_peer(peer),
+            Command::Routes(routes) => forwarder.set_routes(routes),
+            Command::Install {
+                peer,
+                seal,
+                open,
+                sending,
+            } => {
+                forwarder.install(now, peer, seal.map(|seal| *seal), open, sending, slots);
+            }
+            Command::Promote(peer, session) => forwarder.promote(now, peer, session, slots),
+            Command::Retire(peer, session) => forwarder.retire(peer, session),
+            Command::Endpoint(peer, endpoint) => forwarder.set_endpoint(peer, endpoint),
+            Command::PathMtu(peer, mtu) => forwarder.set_path_mtu(peer, mtu),
+            Command::TunMtu(mtu) => forwarder.set_tun_mtu(mtu),
+            Command::Keepalive(peer) => forwarder.send_keepalive(now, peer, slots),
+            Command::Echo(peer) => forwarder.send_echo(now, peer, slots),
+            Command::Goodbye(peer) => forwarder.send_goodbye(now, peer, slots),
+            Command::GiveUp(peer) => forwarder.give_up(peer),
+            Command::TakeHistograms(empty, reply) => {
+                // A reader that has gone away loses its own answer only.
+                let _ = reply.try_send((self.number, self.histograms.swap(empty)));
+            }
+            Command::EngineCounters(reply) => {
+                let _ = reply.try_send((self.number, self.engine.counters()));
+            }
+            Command::Stop => {}
+        }
+    }
+
+    /// Gives everything that the pass produced to whom it concerns.
+    fn flush(&mut self, now: Time) {
+        self.forwarder.finish_pass();
+        for group in self.forwarder.groups.drain(..) {
+            self.engine.write(group);
+        }
+        // What no write refers to goes back to the kernel here.
+        self.received.clear();
+        self.send_batches(now);
+        for handover in self.forwarder.handovers.drain(..) {
+            let datagrams = handover.bytes.len().div_ceil(handover.received.segment.max(1)) as u64;
+            if !self.mailbox.hand_over(handover) {
+                self.counters.dropped(Drop::MailboxFull, datagrams);
+            }
+        }
+        self.report();
+    }
+
+    fn send_batches(&mut self, now: Time) {
+        let mut latency_ns = None;
+        for batch in self.forwarder.batches.drain() {
+            let latency_ns = *latency_ns.get_or_insert_with(|| (time_now() - now).as_nanos() as u64);
+            self.histograms
+                .record(Stage::TunToUdp, latency_ns, u64::from(batch.count));
+            self.histograms.record(Stage::SendBatch, u64::from(batch.count), 1);
+            self.counters.udp_sends.add(1);
+            self.counters.udp_send_datagrams.add(u64::from(batch.count));
+            self.engine.send(SendRun {
+                slot: batch.slot,
+                len: batch.len,
+                segment: batch.segment,
+                count: batch.count,
+                to: batch.to,
+                tos: batch.tos,
+                tag: u64::from(batch.peer.0),
+            });
+        }
+    }
+
+    fn report(&mut self) {
+        if self.unsent.is_empty() && self.forwarder.reports.is_empty() {
+            return;
+        }
+        self.unsent.append(&mut self.forwarder.reports);
+        let mut refused = Vec::new();
+        for report in self.unsent.drain(..) {
+            match self.mailbox.report(self.number, report) {
+                Ok(()) => {}
+                Err(Report::Handshake { .. }) => self.counters.dropped(Drop::HandshakeQueueFull, 1),
+                // Bounded: each of these is reported once per change, never per packet.
+                Err(report) => refused.push(report),
+            }
+        }
+        self.unsent = refused;
+        self.mailbox.wake_control();
+    }
+}
+
+/// The protocol's time. It goes on while the machine sleeps, so that keys grow old meanwhile.
+pub fn time_now() -> Time {
+    Time::from_nanos(clock::boot_ns())
+}
