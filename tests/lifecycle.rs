@@ -449,6 +449,30 @@ fn a_dead_peer_is_looked_for_fifteen_seconds_after_the_first_unanswered_packet()
 }
 
 #[test]
+fn after_a_conversation_comes_one_keepalive_and_no_handshake_however_the_data_plane_tells() {
+    for sampling in [None, Some(Duration::from_millis(250)), Some(Duration::from_secs(2))] {
+        let mut world = World::pair(SuiteChoice::Native);
+        world.sampling = sampling;
+        for _ in 0..50 {
+            world.send(0);
+            world.run(Duration::from_millis(11));
+            world.send(1); // the answer
+            world.run(Duration::from_millis(89));
+        }
+        world.run_seconds(100);
+        assert_eq!(
+            [initiations(&world, 0), initiations(&world, 1)],
+            [1, 0],
+            "sampled every {sampling:?}"
+        );
+        assert_eq!(
+            [world.ends[0].saw(&Seen::Keepalive), world.ends[1].saw(&Seen::Keepalive)],
+            [1, 0]
+        );
+    }
+}
+
+#[test]
 fn a_persistent_keepalive_begins_at_once_and_goes_on_for_ever() {
     let mut setups = Setup::pair(SuiteChoice::Native);
     setups[0].keepalive = Some(Duration::from_secs(25));

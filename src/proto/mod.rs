@@ -18,7 +18,7 @@ mod identity;
 mod index;
 mod lanes;
 pub mod limits;
-mod mac;
+pub mod mac;
 mod noise;
 mod peer;
 pub mod ratelimit;
@@ -35,7 +35,7 @@ mod transcripts;
 mod x25519;
 
 pub use action::{Action, Rejected};
-pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps};
+pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps, Traffic};
 pub use endpoint::{Endpoint, Local, PeerId, SessionId};
 pub use session::{OpenError, OpenHalf, Refused, SealHalf};
 pub use suite::{Suite, SuiteChoice};

@@ -27,7 +27,9 @@ impl PrivateKey {
     /// The private key with these bytes, on the implementation that `choice` means.
     pub(super) fn new(choice: Choice, bytes: &[u8; 32]) -> PrivateKey {
         match choice {
-            Choice::Auto | Choice::AwsLc => PrivateKey::aws_lc(bytes).unwrap_or_else(|| PrivateKey::dalek(bytes)),
+            Choice::Auto | Choice::AwsLc | Choice::Avx512 => {
+                PrivateKey::aws_lc(bytes).unwrap_or_else(|| PrivateKey::dalek(bytes))
+            }
             Choice::AesGcm => PrivateKey::dalek(bytes),
         }
     }

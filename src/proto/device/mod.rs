@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use x25519_dalek::StaticSecret;
 
-pub use config::{AddPeerError, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps};
+pub use config::{AddPeerError, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps, Traffic};
 use peers::Peers;
 
 use super::action::Action;
@@ -227,6 +227,12 @@ impl Device {
     /// An authentic data message, keepalive or not, was received.
     pub fn authenticated_received(&mut self, peer: PeerId, now: Now) {
         self.with_peer(peer, |peer, _| peer.authenticated_received(now.mono));
+    }
+
+    /// All of the above at once, for a data plane that is sampled: what was seen is taken in the order in which it
+    /// happened, which decides whether what was sent has been answered.
+    pub fn traffic(&mut self, peer: PeerId, traffic: Traffic) {
+        self.with_peer(peer, |peer, context| peer.traffic(context, traffic));
     }
 
     /// Lets `change` work on a peer, and sees to it that its timers are seen to; false if there is no such peer.
