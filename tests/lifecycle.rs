@@ -51,6 +51,12 @@ fn initiations(world: &World, end: usize) -> usize {
     world.ends[end].sent(WG_INITIATION) + world.ends[end].sent(NATIVE_INITIATION)
 }
 
+#[test]
+fn a_device_may_live_on_any_thread() {
+    fn sendable<T: Send>() {}
+    sendable::<ringway::proto::Device>();
+}
+
 // Handshakes.
 
 #[test]

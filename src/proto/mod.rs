@@ -40,3 +40,5 @@ pub use endpoint::{Endpoint, Local, PeerId, SessionId};
 pub use session::{OpenError, OpenHalf, Refused, SealHalf};
 pub use suite::{Suite, SuiteChoice};
 pub use time::{Now, Time};
+/// The keys of [`DeviceConfig`] and [`PeerConfig`].
+pub use x25519_dalek::{PublicKey, StaticSecret};
