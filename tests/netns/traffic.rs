@@ -139,10 +139,10 @@ impl<'scope> Transfer<'scope> {
     }
 }
 
-/// Sends datagrams of the sizes `lens` to b, which sends them back; every one must return unchanged. They leave in runs
-/// of 8, as many as fit any socket buffer. Within a run the order is free: a datagram in fragments has another flow hash
-/// than a whole one, so the TUN may give it to another queue.
-pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, lens: impl IntoIterator<Item = usize>) {
+/// Sends runs of datagrams of these sizes to b, which sends them back; every one must return unchanged, in its order.
+/// A run leaves at once, so it must fit a socket buffer. Fragments may overtake whole packets, for they are hashed to
+/// queues by other fields: whoever asks for sizes beyond the MTU puts them into runs of their own.
+pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, runs: &[Vec<usize>]) {
     let any = if address.is_ipv4() {
         IpAddr::from(Ipv4Addr::UNSPECIFIED)
     } else {
@@ -153,28 +153,33 @@ pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, lens: impl IntoIterator
     for socket in [&a, &b] {
         socket.set_read_timeout(Some(Duration::from_secs(3))).expect("not zero");
     }
-    let lens: Vec<usize> = lens.into_iter().collect();
     let mut random = Random(4);
     let mut buffer = vec![0; 65536];
-    for run in lens.chunks(8) {
+    for run in runs {
         let payloads: Vec<Vec<u8>> = run.iter().map(|&len| random.bytes(len)).collect();
         for payload in &payloads {
             a.send_to(payload, to).expect("a may send");
         }
-        let mut at_b = payloads.clone();
-        while !at_b.is_empty() {
+        for payload in &payloads {
             let (len, from) = b
                 .recv_from(&mut buffer)
-                .unwrap_or_else(|error| lost(&at_b, "a", "b", &error));
-            strike(&mut at_b, &buffer[..len], "b");
-            b.send_to(&buffer[..len], from).expect("b may answer");
+                .unwrap_or_else(|error| lost(payload, "a", "b", &error));
+            assert!(
+                buffer[..len] == payload[..],
+                "b received {len} bytes instead of {} that a sent",
+                payload.len()
+            );
+            b.send_to(payload, from).expect("b may answer");
         }
-        let mut at_a = payloads;
-        while !at_a.is_empty() {
+        for payload in &payloads {
             let (len, _) = a
                 .recv_from(&mut buffer)
-                .unwrap_or_else(|error| lost(&at_a, "b", "a", &error));
-            strike(&mut at_a, &buffer[..len], "a");
+                .unwrap_or_else(|error| lost(payload, "b", "a", &error));
+            assert!(
+                buffer[..len] == payload[..],
+                "a received {len} bytes instead of {} that b sent",
+                payload.len()
+            );
         }
     }
 }
@@ -257,16 +262,11 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Strikes what arrived at `place` off the list of what is awaited there.
-fn strike(awaited: &mut Vec<Vec<u8>>, arrived: &[u8], place: &str) {
-    let position = awaited.iter().position(|payload| payload == arrived);
-    let position = position.unwrap_or_else(|| panic!("{} bytes that nobody sent came to {place}", arrived.len()));
-    awaited.remove(position);
-}
-
-fn lost<T>(awaited: &[Vec<u8>], from: &str, to: &str, error: &std::io::Error) -> T {
-    let lens: Vec<usize> = awaited.iter().map(Vec::len).collect();
-    panic!("datagrams of {lens:?} bytes from {from} did not reach {to}: {error}");
+fn lost<T>(payload: &[u8], from: &str, to: &str, error: &std::io::Error) -> T {
+    panic!(
+        "a datagram of {} bytes from {from} did not reach {to}: {error}",
+        payload.len()
+    );
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): incompressible, and the same in every run.
