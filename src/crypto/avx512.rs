@@ -1,6 +1,9 @@
 //! x
 use super::{Forged, KEY_LEN, NONCE_LEN, TAG_LEN, gcm512::Schedule, simd::Avx512};
-pub(super) struct Key { token: Avx512, schedule: Box<Schedule> }
+pub(super) struct Key {
+    token: Avx512,
+    schedule: Box<Schedule>,
+}
 impl Key {
     pub(super) fn new(key: &[u8; KEY_LEN]) -> Key {
         let token = Avx512::detect().unwrap();
@@ -15,6 +18,10 @@ impl Key {
     #[inline]
     pub(super) fn open(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) -> Result<(), Forged> {
         let (text, tag) = text.split_last_chunk_mut::<TAG_LEN>().ok_or(Forged)?;
-        if self.token.gcm_open(&self.schedule, nonce, aad, text, tag) { Ok(()) } else { Err(Forged) }
+        if self.token.gcm_open(&self.schedule, nonce, aad, text, tag) {
+            Ok(())
+        } else {
+            Err(Forged)
+        }
     }
 }

@@ -44,9 +44,15 @@ pub(super) fn expand(key: &[u8; KEY_LEN], schedule: &mut Schedule) {
     w[1] = load_16(high.first_chunk().expect("half a key"));
     macro_rules! round {
         ($i:literal, $rcon:literal) => {
-            w[$i] = mix(w[$i - 2], _mm_shuffle_epi32::<0xff>(_mm_aeskeygenassist_si128::<$rcon>(w[$i - 1])));
+            w[$i] = mix(
+                w[$i - 2],
+                _mm_shuffle_epi32::<0xff>(_mm_aeskeygenassist_si128::<$rcon>(w[$i - 1])),
+            );
             if $i < 14 {
-                w[($i + 1) % 15] = mix(w[$i - 1], _mm_shuffle_epi32::<0xaa>(_mm_aeskeygenassist_si128::<0>(w[$i])));
+                w[($i + 1) % 15] = mix(
+                    w[$i - 1],
+                    _mm_shuffle_epi32::<0xaa>(_mm_aeskeygenassist_si128::<0>(w[$i])),
+                );
             }
         };
     }
@@ -75,14 +81,23 @@ pub(super) fn expand(key: &[u8; KEY_LEN], schedule: &mut Schedule) {
         e = _mm_aesenc_si128(e, *key);
     }
     let h = _mm_shuffle_epi8(_mm_aesenclast_si128(e, w[14]), _mm512_castsi512_si128(byte_swap()));
-    let (lo, hi) = (_mm_cvtsi128_si64(h) as u64, _mm_cvtsi128_si64(_mm_unpackhi_epi64(h, h)) as u64);
+    let (lo, hi) = (
+        _mm_cvtsi128_si64(h) as u64,
+        _mm_cvtsi128_si64(_mm_unpackhi_epi64(h, h)) as u64,
+    );
     let carry = (hi >> 63).wrapping_neg();
-    let h = _mm_set_epi64x(((hi << 1 | lo >> 63) ^ (carry & POLYNOMIAL as u64)) as i64, ((lo << 1) ^ (carry & 1)) as i64);
+    let h = _mm_set_epi64x(
+        ((hi << 1 | lo >> 63) ^ (carry & POLYNOMIAL as u64)) as i64,
+        ((lo << 1) ^ (carry & 1)) as i64,
+    );
     let mut power = h;
     for at in (0..POWERS).rev() {
         let at = at * BLOCK..(at + 1) * BLOCK;
         store_16((&mut schedule.powers[at.clone()]).try_into().expect("a block"), power);
-        store_16((&mut schedule.sums[at]).try_into().expect("a block"), halves_summed(power));
+        store_16(
+            (&mut schedule.sums[at]).try_into().expect("a block"),
+            halves_summed(power),
+        );
         power = multiply(power, h);
     }
 }
@@ -95,13 +110,7 @@ fn mix(mut a: __m128i, g: __m128i) -> __m128i {
 }
 
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-pub(super) fn seal(
-    schedule: &Schedule,
-    nonce: &[u8; NONCE_LEN],
-    aad: &[u8],
-    text: &mut [u8],
-    tag: &mut [u8; TAG_LEN],
-) {
+pub(super) fn seal(schedule: &Schedule, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8], tag: &mut [u8; TAG_LEN]) {
     store_16(tag, record::<false>(schedule, nonce, aad, text));
 }
 
@@ -149,7 +158,11 @@ impl Products {
     #[inline]
     fn zero() -> Products {
         let zero = _mm512_setzero_si512();
-        Products { low: zero, middle: zero, high: zero }
+        Products {
+            low: zero,
+            middle: zero,
+            high: zero,
+        }
     }
 
     #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
@@ -307,7 +320,10 @@ impl<'key> Record<'key, '_> {
 
     #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
     #[inline]
-    fn tail<const OPEN: bool, const N: usize, const G: usize, const HEAD: bool, const FAR: bool>(&mut self, previous: &[__m512i; G]) {
+    fn tail<const OPEN: bool, const N: usize, const G: usize, const HEAD: bool, const FAR: bool>(
+        &mut self,
+        previous: &[__m512i; G],
+    ) {
         let operands = self.chunk::<OPEN, N, G, HEAD, true, FAR>(previous);
         if !OPEN {
             self.hash(&operands);
@@ -316,7 +332,11 @@ impl<'key> Record<'key, '_> {
 
     #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
     #[inline]
-    fn tails<const OPEN: bool, const G: usize, const HEAD: bool, const FAR: bool>(&mut self, vectors: usize, previous: &[__m512i; G]) {
+    fn tails<const OPEN: bool, const G: usize, const HEAD: bool, const FAR: bool>(
+        &mut self,
+        vectors: usize,
+        previous: &[__m512i; G],
+    ) {
         match vectors {
             1 => self.tail::<OPEN, 1, G, HEAD, FAR>(previous),
             2 => self.tail::<OPEN, 2, G, HEAD, FAR>(previous),
@@ -346,7 +366,11 @@ fn record<const OPEN: bool>(schedule: &Schedule, nonce: &[u8; NONCE_LEN], aad: &
     let lanes = len.div_ceil(BLOCK) + 2;
     let vectors = (lanes - 1).div_ceil(4);
     let (head, rest) = text.split_at_mut(len.min(48));
-    let last_len = if rest.is_empty() { 0 } else { (rest.len() - 1) % VECTOR + 1 };
+    let last_len = if rest.is_empty() {
+        0
+    } else {
+        (rest.len() - 1) % VECTOR + 1
+    };
     let (body, last) = rest.split_at_mut(rest.len() - last_len);
     let lengths = _mm_set_epi64x((aad.len() * 8) as i64, (len * 8) as i64);
     let lengths_lane = (lanes - 1) % 4;
@@ -390,9 +414,14 @@ fn record<const OPEN: bool>(schedule: &Schedule, nonce: &[u8; NONCE_LEN], aad: &
         record.tails::<OPEN, W, false, false>(rest, &previous);
     }
     if lengths_lane == 0 {
-        let h = schedule.powers[(POWERS - 1) * BLOCK..].first_chunk().expect("the first power");
+        let h = schedule.powers[(POWERS - 1) * BLOCK..]
+            .first_chunk()
+            .expect("the first power");
         record.products.add_lane(lengths, load_16(h));
     }
     let hash = record.products.reduce();
-    _mm_xor_si128(_mm_shuffle_epi8(hash, _mm512_castsi512_si128(byte_swap())), record.tag_pad)
+    _mm_xor_si128(
+        _mm_shuffle_epi8(hash, _mm512_castsi512_si128(byte_swap())),
+        record.tag_pad,
+    )
 }

@@ -4,16 +4,22 @@
 //! neither allocate nor fail for reasons other than a forged record, so the fast path has one branch per record.
 #![deny(unsafe_code)]
 
-mod aws_lc;
 mod avx512;
+mod avx512_chacha;
+mod aws_lc;
+mod chacha512;
+mod chachapoly512;
 mod gcm512;
+mod poly512;
 mod portable;
+mod run;
 mod self_test;
 mod simd;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use run::Record;
 pub use self_test::{Selected, SelfTestError, self_test};
 
 /// Bytes of a key, of both algorithms.
@@ -119,6 +125,7 @@ pub struct Aead(Key);
 
 enum Key {
     Avx512(avx512::Key),
+    ChaCha512(avx512_chacha::Key),
     AwsLc(aws_lc::Key),
     Portable(portable::Key),
 }
@@ -140,7 +147,13 @@ impl Aead {
 
     fn with_backend(algorithm: Algorithm, backend: Backend, key: &[u8; KEY_LEN]) -> Aead {
         Aead(match backend {
-            Backend::Avx512 => Key::Avx512(avx512::Key::new(key)),
+            Backend::Avx512 => match algorithm {
+                Algorithm::Aes256Gcm => Key::Avx512(avx512::Key::new(key)),
+                Algorithm::ChaCha20Poly1305 => {
+                    let cpu = simd::Avx512::detect().expect("the CPU has AVX-512");
+                    Key::ChaCha512(avx512_chacha::Key::new(cpu, key))
+                }
+            },
             Backend::AwsLc => Key::AwsLc(aws_lc::Key::new(algorithm, key)),
             Backend::Portable => Key::Portable(portable::Key::new(algorithm, key)),
         })
@@ -156,6 +169,7 @@ impl Aead {
         let (plaintext, tag) = text.split_last_chunk_mut().expect("the caller leaves room for the tag");
         match &self.0 {
             Key::Avx512(key) => key.seal(nonce, aad, plaintext, tag),
+            Key::ChaCha512(key) => key.seal(nonce, aad, plaintext, tag),
             Key::AwsLc(key) => key.seal(nonce, aad, plaintext, tag),
             Key::Portable(key) => key.seal(nonce, aad, plaintext, tag),
         }
@@ -169,6 +183,7 @@ impl Aead {
     pub fn open_in_place(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) -> Result<(), Forged> {
         let opened = match &self.0 {
             Key::Avx512(key) => key.open(nonce, aad, text),
+            Key::ChaCha512(key) => key.open(nonce, aad, text),
             Key::AwsLc(key) => key.open(nonce, aad, text),
             Key::Portable(key) => key.open(nonce, aad, text),
         };

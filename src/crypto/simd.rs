@@ -11,8 +11,8 @@
 
 use std::arch::x86_64::*;
 
-use super::gcm512;
 use super::{KEY_LEN, NONCE_LEN, TAG_LEN};
+use super::{chacha512, chachapoly512, gcm512};
 
 /// Proof that this machine has the features named in [`Avx512::detect`]: the generation of Ice Lake and Zen 4.
 #[derive(Clone, Copy)]
@@ -25,6 +25,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512ifma")
+            && is_x86_feature_detected!("avx512vbmi2")
             && is_x86_feature_detected!("vaes")
             && is_x86_feature_detected!("vpclmulqdq")
             && is_x86_feature_detected!("bmi2");
@@ -63,6 +64,59 @@ impl Avx512 {
     ) -> bool {
         // SAFETY: the function needs avx512bw, avx512vl, vaes, vpclmulqdq and bmi2, which `self` proves.
         unsafe { gcm512::open(schedule, nonce, aad, text, tag) }
+    }
+}
+
+/// ChaCha20-Poly1305.
+impl Avx512 {
+    /// [`chachapoly512::seal`].
+    #[inline]
+    pub(super) fn chachapoly_seal(
+        self,
+        key: &chacha512::Key,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        text: &mut [u8],
+    ) -> [u8; TAG_LEN] {
+        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
+        unsafe { chachapoly512::record::<false>(key, nonce, aad, text) }
+    }
+
+    /// [`chachapoly512::open`].
+    #[inline]
+    pub(super) fn chachapoly_open(
+        self,
+        key: &chacha512::Key,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        text: &mut [u8],
+    ) -> [u8; TAG_LEN] {
+        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
+        unsafe { chachapoly512::record::<true>(key, nonce, aad, text) }
+    }
+
+    /// [`chachapoly512::eight_records`], sealing.
+    #[inline]
+    pub(super) fn chachapoly_seal_eight(
+        self,
+        key: &chacha512::Key,
+        nonces: &[[u8; NONCE_LEN]; 8],
+        texts: &mut [&mut [u8]; 8],
+    ) -> [[u8; TAG_LEN]; 8] {
+        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
+        unsafe { chachapoly512::eight_records::<false>(key, nonces, texts) }
+    }
+
+    /// [`chachapoly512::eight_records`], opening.
+    #[inline]
+    pub(super) fn chachapoly_open_eight(
+        self,
+        key: &chacha512::Key,
+        nonces: &[[u8; NONCE_LEN]; 8],
+        texts: &mut [&mut [u8]; 8],
+    ) -> [[u8; TAG_LEN]; 8] {
+        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
+        unsafe { chachapoly512::eight_records::<true>(key, nonces, texts) }
     }
 }
 
@@ -118,4 +172,20 @@ pub(super) fn load_16(bytes: &[u8; 16]) -> __m128i {
 pub(super) fn store_16(bytes: &mut [u8; 16], vector: __m128i) {
     // SAFETY: it writes the 16 bytes of `bytes`, at any alignment.
     unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), vector) }
+}
+
+/// Loads eight words.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn load_u64(words: &[u64; 8]) -> __m512i {
+    // SAFETY: it reads the 64 bytes of `words`, at any alignment.
+    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
+/// Stores eight words.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn store_u64(words: &mut [u64; 8], vector: __m512i) {
+    // SAFETY: it writes the 64 bytes of `words`, at any alignment.
+    unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), vector) }
 }

@@ -1,0 +1,501 @@
+//! Poly1305 (RFC 8439, section 2.5) with the 52-bit multiplier of AVX-512 IFMA: eight blocks in eight lanes.
+//!
+//! A field element is three limbs of 44 bits, which leaves the multiplier's 52 bits room to carry late: products of up
+//! to eight blocks are summed before one reduction. The lanes are either eight blocks of one message ([`tag`]), each
+//! lane multiplied by its own power of r at the end, or eight messages with a key each ([`Lanes`]), which needs no
+//! powers beyond those that delay the reduction and nothing at the end.
+#![forbid(unsafe_code)]
+
+use std::arch::x86_64::*;
+use std::array;
+
+use zeroize::{Zeroize, Zeroizing};
+
+use super::TAG_LEN;
+use super::chacha512::transpose_quarters;
+use super::simd::{load, load_partial, load_u64, store_u64};
+
+const BLOCK: usize = 16;
+const VECTOR: usize = 64;
+/// Eight blocks.
+const CHUNK: usize = 2 * VECTOR;
+const LOW_44: u64 = (1 << 44) - 1;
+const LOW_42: u64 = (1 << 42) - 1;
+/// The bits of r that are not cleared.
+const CLAMP: [u64; 2] = [0x0fff_fffc_0fff_ffff, 0x0fff_fffc_0fff_fffc];
+
+/// A field element in eight lanes. Limbs are at most a little above 44 bits.
+type Element = [__m512i; 3];
+/// A field element, likewise.
+type Limbs = [u64; 3];
+
+/// The tag of `aad` and `text` under the first 32 bytes of `key_block` (RFC 8439, section 2.8).
+#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+#[inline]
+pub(super) fn tag(key_block: &[u8; VECTOR], aad: &[u8], text: &[u8]) -> [u8; TAG_LEN] {
+    let word = |at: usize| u64::from_le_bytes(key_block[at..at + 8].try_into().expect("8 bytes"));
+    let r = Zeroizing::new(limbs(word(0) & CLAMP[0], word(8) & CLAMP[1], 0));
+    let mut h = [0; 3];
+    if !aad.is_empty() {
+        h = absorb_one_by_one(h, &r, aad);
+    }
+    h = if text.len() < 2 * VECTOR {
+        absorb_one_by_one(h, &r, text)
+    } else {
+        absorb_by_vectors(h, &r, text)
+    };
+    h = add_limbs(h, limbs(aad.len() as u64, text.len() as u64, 1));
+    finish(multiply_limbs(h, *r), [word(16), word(24)])
+}
+
+/// h = (h + block) r for each block of `bytes`, the last one filled up with zeros.
+#[inline]
+fn absorb_one_by_one(mut h: Limbs, r: &Limbs, bytes: &[u8]) -> Limbs {
+    let (blocks, rest) = bytes.as_chunks::<BLOCK>();
+    let mut absorb = |block: &[u8; BLOCK]| {
+        let block = u128::from_le_bytes(*block);
+        h = multiply_limbs(add_limbs(h, limbs(block as u64, (block >> 64) as u64, 1)), *r);
+    };
+    blocks.iter().for_each(&mut absorb);
+    if !rest.is_empty() {
+        let mut block = [0; BLOCK];
+        block[..rest.len()].copy_from_slice(rest);
+        absorb(&block);
+    }
+    h
+}
+
+/// The same for `text` of at least two vectors.
+///
+/// Lane l sums blocks l, l + 8, ... times powers of r^8; at the end it is multiplied by the power of r that is due to
+/// its place, and the lanes are added up.
+#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+#[inline]
+fn absorb_by_vectors(h: Limbs, r: &Limbs, text: &[u8]) -> Limbs {
+    let (chunks, rest) = text.as_chunks::<CHUNK>();
+    let mut powers = Powers::new(r, chunks.len());
+    // What came before, additional data, belongs to the first block.
+    let mut before = [
+        _mm512_maskz_set1_epi64(1, h[0] as i64),
+        _mm512_maskz_set1_epi64(1, h[1] as i64),
+        _mm512_maskz_set1_epi64(1, h[2] as i64),
+    ];
+    let mut sums = [_mm512_setzero_si512(); 3];
+    let (odd, fours) = chunks.as_rchunks::<4>();
+    if !odd.is_empty() {
+        sums = powers.absorb(sums, before, odd);
+        before = [_mm512_setzero_si512(); 3];
+    }
+    for four in fours {
+        sums = powers.absorb(sums, before, four);
+        before = [_mm512_setzero_si512(); 3];
+    }
+    let rest_blocks = rest.len().div_ceil(BLOCK);
+    let mut sum = Products::zero();
+    sum.add_product(sums, &powers.descending_from(8 + rest_blocks));
+    if !rest.is_empty() {
+        let high = rest.get(VECTOR..).unwrap_or_default();
+        sum.add_product(
+            blocks_of(load_partial(rest), load_partial(high)),
+            &powers.descending_from(rest_blocks),
+        );
+    }
+    let [low, middle, high] = sum.reduce();
+    powers.zeroize();
+    [
+        _mm512_reduce_add_epi64(low) as u64,
+        _mm512_reduce_add_epi64(middle) as u64,
+        _mm512_reduce_add_epi64(high) as u64,
+    ]
+}
+
+/// Powers of one r.
+#[derive(Zeroize)]
+struct Powers {
+    /// The limbs of r^16, r^15, ... r, and of 8 zeros.
+    descending: [[u64; 24]; 3],
+    /// r^8, r^16, r^24 and r^32, in every lane.
+    of_8: [Multiplier; 4],
+}
+
+impl Powers {
+    /// Those that `chunks` full chunks of 8 blocks need.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    fn new(r: &Limbs, chunks: usize) -> Powers {
+        let r1 = *r;
+        let r2 = multiply_limbs(r1, r1);
+        let r3 = multiply_limbs(r2, r1);
+        let r4 = multiply_limbs(r2, r2);
+        let r5 = multiply_limbs(r4, r1);
+        let r6 = multiply_limbs(r4, r2);
+        let r7 = multiply_limbs(r4, r3);
+        let r8 = multiply_limbs(r4, r4);
+        let lanes: Element = array::from_fn(|i| {
+            let [r1, r2, r3, r4, r5, r6, r7, r8] = [r1, r2, r3, r4, r5, r6, r7, r8].map(|r| r[i] as i64);
+            _mm512_set_epi64(r1, r2, r3, r4, r5, r6, r7, r8)
+        });
+        let r8 = Multiplier::new(r8.map(|limb| _mm512_set1_epi64(limb as i64)));
+        let higher = multiply(lanes, &r8);
+        let r16 = higher.map(|limb| _mm512_broadcastq_epi64(_mm512_castsi512_si128(limb)));
+        let r16_multiplier = Multiplier::new(r16);
+        let mut powers = Powers {
+            descending: [[0; 24]; 3],
+            of_8: [r8, r16_multiplier, r8, r8],
+        };
+        if chunks > 3 {
+            powers.of_8[2] = Multiplier::new(multiply(r16, &r8));
+            powers.of_8[3] = Multiplier::new(multiply(r16, &r16_multiplier));
+        }
+        for i in 0..3 {
+            let (first, rest) = powers.descending[i]
+                .split_first_chunk_mut()
+                .expect("24 are more than 8");
+            store_u64(first, higher[i]);
+            store_u64(rest.first_chunk_mut().expect("16 are more than 8"), lanes[i]);
+        }
+        powers
+    }
+
+    /// r^`first`, r^(`first` - 1), ... in the order of [`blocks_of`]; 0 below r.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    fn descending_from(&self, first: usize) -> Multiplier {
+        let order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+        let limb = |limbs: &[u64; 24]| {
+            let limbs = limbs[16 - first..]
+                .first_chunk()
+                .expect("8 zeros lie behind the lowest power");
+            _mm512_permutexvar_epi64(order, load_u64(limbs))
+        };
+        let [low, middle, high] = &self.descending;
+        Multiplier::new([limb(low), limb(middle), limb(high)])
+    }
+
+    /// `sums` after up to four chunks, to whose first block `before` is added.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    fn absorb(&self, sums: Element, before: Element, chunks: &[[u8; CHUNK]]) -> Element {
+        let mut sum = Products::zero();
+        sum.add_product(sums, &self.of_8[chunks.len() - 1]);
+        let mut before = before;
+        for (chunk, after) in chunks.iter().zip((0..chunks.len()).rev()) {
+            let (low, high) = chunk.split_at(VECTOR);
+            let block = blocks_of(
+                load(low.try_into().expect("half a chunk")),
+                load(high.try_into().expect("half a chunk")),
+            );
+            let block = add_elements(block, before);
+            before = [_mm512_setzero_si512(); 3];
+            match after {
+                0 => sum.add(block),
+                after => sum.add_product(block, &self.of_8[after - 1]),
+            }
+        }
+        sum.reduce()
+    }
+}
+
+/// Poly1305 of eight messages in step. Lanes whose message has ended keep their sum.
+#[derive(Zeroize)]
+pub(super) struct Lanes {
+    /// Sum of the blocks so far: h = h r + block for each.
+    h: Element,
+    /// r, r^2, ... r^8. Those that the longest message has no use for are r.
+    powers: [Multiplier; 8],
+    pads: [[u64; 8]; 2],
+    lengths: __m512i,
+}
+
+impl Lanes {
+    /// For messages of `lengths` bytes, whose one-time keys are the first 32 bytes of `key_blocks`.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    pub(super) fn new(key_blocks: [__m512i; 8], lengths: &[u64; 8]) -> Lanes {
+        let [(r_low, r_high), (pad_low, pad_high), ..] = transpose_records(key_blocks);
+        let r = split::<0>(
+            _mm512_and_si512(r_low, splat_u64(CLAMP[0])),
+            _mm512_and_si512(r_high, splat_u64(CLAMP[1])),
+        );
+        let mut pads = [[0; 8]; 2];
+        store_u64(&mut pads[0], pad_low);
+        store_u64(&mut pads[1], pad_high);
+        let r1 = Multiplier::new(r);
+        let mut lanes = Lanes {
+            h: [_mm512_setzero_si512(); 3],
+            powers: [r1; 8],
+            pads,
+            lengths: load_u64(lengths),
+        };
+        let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+        // As many as `absorb` multiplies by: it is called for one vector first, then for two at a time.
+        let powers = match longest / VECTOR {
+            0 => 1,
+            1..3 => 4,
+            _ => 8,
+        };
+        let mut power = r;
+        for at in 1..powers {
+            power = multiply(power, &r1);
+            lanes.powers[at] = Multiplier::new(power);
+        }
+        lanes
+    }
+
+    /// Absorbs bytes `at..at + 64 * N` of each message, zeros after its end.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    pub(super) fn absorb<const N: usize>(&mut self, at: usize, text: [[__m512i; 8]; N]) {
+        let blocks = text.map(|unit| transpose_records(unit).map(|(low, high)| split::<1>(low, high)));
+        let whole = _mm512_cmpge_epu64_mask(self.lengths, splat_u64((at + VECTOR * N) as u64));
+        let ended = _mm512_cmple_epu64_mask(self.lengths, splat_u64(at as u64));
+        if whole | ended == 0xff {
+            let mut sum = Products::zero();
+            sum.add_product(self.h, &self.powers[4 * N - 1]);
+            for (index, block) in blocks.into_iter().flatten().enumerate() {
+                match 4 * N - 1 - index {
+                    0 => sum.add(block),
+                    power => sum.add_product(block, &self.powers[power - 1]),
+                }
+            }
+            self.keep(whole, sum.reduce());
+        } else {
+            for (index, block) in blocks.into_iter().flatten().enumerate() {
+                let reached = splat_u64((at + BLOCK * index) as u64);
+                let active = _mm512_cmpgt_epu64_mask(self.lengths, reached);
+                self.step(active, block);
+            }
+        }
+    }
+
+    /// The tags, of messages without additional data.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    pub(super) fn tags(&mut self) -> [[u8; TAG_LEN]; 8] {
+        self.step(0xff, split::<1>(_mm512_setzero_si512(), self.lengths));
+        let mut h = [[0; 8]; 3];
+        for (limbs, vector) in h.iter_mut().zip(multiply(self.h, &self.powers[0])) {
+            store_u64(limbs, vector);
+        }
+        array::from_fn(|lane| finish(h.map(|limbs| limbs[lane]), self.pads.map(|words| words[lane])))
+    }
+
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    fn step(&mut self, active: __mmask8, block: Element) {
+        let mut sum = Products::zero();
+        sum.add_product(self.h, &self.powers[0]);
+        sum.add(block);
+        self.keep(active, sum.reduce());
+    }
+
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    fn keep(&mut self, active: __mmask8, h: Element) {
+        for i in 0..3 {
+            self.h[i] = _mm512_mask_mov_epi64(self.h[i], active, h[i]);
+        }
+    }
+}
+
+/// What an element is multiplied by: its limbs, and the upper two times 20, since 2^132 = 4 * 2^130 = 4 * 5.
+#[derive(Clone, Copy, Zeroize)]
+struct Multiplier {
+    r: Element,
+    r_20: [__m512i; 2],
+}
+
+impl Multiplier {
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    fn new(r: Element) -> Multiplier {
+        let times_20 = |limb| _mm512_add_epi64(_mm512_slli_epi64::<4>(limb), _mm512_slli_epi64::<2>(limb));
+        Multiplier {
+            r,
+            r_20: [times_20(r[1]), times_20(r[2])],
+        }
+    }
+}
+
+/// A sum of products: the low 52 bits of the limbs' products, and the bits above.
+struct Products {
+    low: Element,
+    high: Element,
+}
+
+impl Products {
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn zero() -> Products {
+        let zero = [_mm512_setzero_si512(); 3];
+        Products { low: zero, high: zero }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn add(&mut self, element: Element) {
+        for i in 0..3 {
+            self.low[i] = _mm512_add_epi64(self.low[i], element[i]);
+        }
+    }
+
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    fn add_product(&mut self, a: Element, by: &Multiplier) {
+        let Multiplier {
+            r: [r0, r1, r2],
+            r_20: [s1, s2],
+        } = *by;
+        let columns = [[r0, s2, s1], [r1, r0, s2], [r2, r1, r0]];
+        for i in 0..3 {
+            for j in 0..3 {
+                self.low[i] = _mm512_madd52lo_epu64(self.low[i], a[j], columns[i][j]);
+                self.high[i] = _mm512_madd52hi_epu64(self.high[i], a[j], columns[i][j]);
+            }
+        }
+    }
+
+    /// Carries once, in all limbs at the same time.
+    ///
+    /// Eight products of limbs below 2^45 and 2^49 leave `low` below 2^57 and `high` below 2^47, the highest of `high`
+    /// below 2^42; so no sum here exceeds 2^57, no carry 2^13, and no limb of the result 2^44 + 2^18.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    fn reduce(self) -> Element {
+        let [l0, l1, l2] = self.low;
+        let [h0, h1, h2] = self.high;
+        // 2^52 is 2^8 in the next limb; past the last one 20 * 2^8 in the first.
+        let h2 = _mm512_slli_epi64::<10>(h2);
+        let d0 = _mm512_add_epi64(_mm512_add_epi64(l0, h2), _mm512_slli_epi64::<2>(h2));
+        let d1 = _mm512_add_epi64(l1, _mm512_slli_epi64::<8>(h0));
+        let d2 = _mm512_add_epi64(l2, _mm512_slli_epi64::<8>(h1));
+        let low_44 = splat_u64(LOW_44);
+        [
+            _mm512_madd52lo_epu64(_mm512_and_si512(d0, low_44), _mm512_srli_epi64::<44>(d2), splat_u64(20)),
+            _mm512_add_epi64(_mm512_and_si512(d1, low_44), _mm512_srli_epi64::<44>(d0)),
+            _mm512_add_epi64(_mm512_and_si512(d2, low_44), _mm512_srli_epi64::<44>(d1)),
+        ]
+    }
+}
+
+#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+#[inline]
+fn multiply(a: Element, by: &Multiplier) -> Element {
+    let mut sum = Products::zero();
+    sum.add_product(a, by);
+    sum.reduce()
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn add_elements(a: Element, b: Element) -> Element {
+    [
+        _mm512_add_epi64(a[0], b[0]),
+        _mm512_add_epi64(a[1], b[1]),
+        _mm512_add_epi64(a[2], b[2]),
+    ]
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn splat_u64(value: u64) -> __m512i {
+    _mm512_set1_epi64(value as i64)
+}
+
+/// Limbs of numbers of 128 bits, plus `TOP` * 2^128.
+#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+#[inline]
+fn split<const TOP: u64>(low: __m512i, high: __m512i) -> Element {
+    let low_44 = splat_u64(LOW_44);
+    [
+        _mm512_and_si512(low, low_44),
+        _mm512_and_si512(_mm512_shrdi_epi64::<44>(low, high), low_44),
+        _mm512_shrdi_epi64::<24>(high, splat_u64(TOP)),
+    ]
+}
+
+/// Eight consecutive blocks of one message, in the order 0, 4, 1, 5, 2, 6, 3, 7.
+#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+#[inline]
+fn blocks_of(first: __m512i, second: __m512i) -> Element {
+    split::<1>(
+        _mm512_unpacklo_epi64(first, second),
+        _mm512_unpackhi_epi64(first, second),
+    )
+}
+
+/// Four blocks of each of eight messages to the low and high halves of four times a block of each.
+#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+#[inline]
+fn transpose_records(records: [__m512i; 8]) -> [(__m512i, __m512i); 4] {
+    let [a, b, c, d, e, f, g, h] = records;
+    let low = transpose_quarters([
+        _mm512_unpacklo_epi64(a, b),
+        _mm512_unpacklo_epi64(c, d),
+        _mm512_unpacklo_epi64(e, f),
+        _mm512_unpacklo_epi64(g, h),
+    ]);
+    let high = transpose_quarters([
+        _mm512_unpackhi_epi64(a, b),
+        _mm512_unpackhi_epi64(c, d),
+        _mm512_unpackhi_epi64(e, f),
+        _mm512_unpackhi_epi64(g, h),
+    ]);
+    array::from_fn(|i| (low[i], high[i]))
+}
+
+/// Limbs of the number `low` + `high` * 2^64 + `top` * 2^128.
+#[inline]
+fn limbs(low: u64, high: u64, top: u64) -> Limbs {
+    [low & LOW_44, (low >> 44 | high << 20) & LOW_44, high >> 24 | top << 40]
+}
+
+#[inline]
+fn add_limbs(a: Limbs, b: Limbs) -> Limbs {
+    array::from_fn(|i| a[i] + b[i])
+}
+
+#[inline]
+fn multiply_limbs(a: Limbs, b: Limbs) -> Limbs {
+    let product = |x: u64, y: u64| u128::from(x) * u128::from(y);
+    let (b1_20, b2_20) = (b[1] * 20, b[2] * 20);
+    let d0 = product(a[0], b[0]) + product(a[1], b2_20) + product(a[2], b1_20);
+    let d1 = product(a[0], b[1]) + product(a[1], b[0]) + product(a[2], b2_20);
+    let d2 = product(a[0], b[2]) + product(a[1], b[1]) + product(a[2], b[0]);
+    let (c0, c1, c2) = ((d0 >> 44) as u64, (d1 >> 44) as u64, (d2 >> 44) as u64);
+    let low = |d: u128| d as u64 & LOW_44;
+    // Carries of up to 2^56, so twice.
+    let (e0, e1, e2) = (low(d0) + 20 * c2, low(d1) + c0, low(d2) + c1);
+    [
+        (e0 & LOW_44) + 20 * (e2 >> 44),
+        (e1 & LOW_44) + (e0 >> 44),
+        (e2 & LOW_44) + (e1 >> 44),
+    ]
+}
+
+/// h modulo 2^130 - 5, plus `pad`, modulo 2^128.
+#[inline]
+fn finish(h: Limbs, pad: [u64; 2]) -> [u8; TAG_LEN] {
+    let [mut h0, mut h1, mut h2] = h;
+    for _ in 0..2 {
+        h1 += h0 >> 44;
+        h0 &= LOW_44;
+        h2 += h1 >> 44;
+        h1 &= LOW_44;
+        h0 += 5 * (h2 >> 42);
+        h2 &= LOW_42;
+    }
+    h1 += h0 >> 44;
+    h0 &= LOW_44;
+    h2 += h1 >> 44;
+    h1 &= LOW_44;
+    // h < 2^130 here. h - (2^130 - 5), if that is not negative.
+    let g0 = h0 + 5;
+    let g1 = h1 + (g0 >> 44);
+    let g2 = (h2 + (g1 >> 44)).wrapping_sub(1 << 42);
+    let not_negative = (g2 >> 63).wrapping_sub(1);
+    let select = |h: u64, g: u64| u128::from(h & !not_negative | g & not_negative);
+    let h = select(h0, g0 & LOW_44) | select(h1, g1 & LOW_44) << 44 | select(h2, g2) << 88;
+    let pad = u128::from(pad[0]) | u128::from(pad[1]) << 64;
+    h.wrapping_add(pad).to_le_bytes()
+}
