@@ -49,38 +49,38 @@ macro_rules! half_round {
     };
 }
 
+/// Key stream: 2 x 8 blocks.
+pub(super) type Stream = [[__m512i; 8]; 2];
+
 /// The 16 blocks of `counters` and `nonces` (word by word), lane by lane.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn columns(key: &Key, counters: __m512i, nonces: [__m512i; 3]) -> [[__m512i; 8]; 2] {
+pub(super) fn columns(key: &Key, counters: __m512i, nonces: &[__m512i; 3], stream: &mut Stream) {
     let mut state = initial_columns(key, counters, nonces);
     rounds!(state: turn_columns);
-    blocks_of_columns(state, initial_columns(key, counters, nonces))
+    blocks_of_columns(state, initial_columns(key, counters, nonces), stream);
 }
 
 /// [`columns`] for two sets of 16 blocks with the same nonces, at the price of 20 blocks.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn columns_pair(key: &Key, counters: [__m512i; 2], nonces: [__m512i; 3]) -> [[[__m512i; 8]; 2]; 2] {
-    let [mut one, mut two] = [
-        initial_columns(key, counters[0], nonces),
-        initial_columns(key, counters[1], nonces),
-    ];
+pub(super) fn columns_pair(key: &Key, counters: [__m512i; 2], nonces: &[__m512i; 3], stream: &mut [Stream; 2]) {
+    let mut one = initial_columns(key, counters[0], nonces);
+    let mut two = initial_columns(key, counters[1], nonces);
     rounds!(one: turn_columns, two: turn_columns);
-    [
-        blocks_of_columns(one, initial_columns(key, counters[0], nonces)),
-        blocks_of_columns(two, initial_columns(key, counters[1], nonces)),
-    ]
+    let [stream_one, stream_two] = stream;
+    blocks_of_columns(one, initial_columns(key, counters[0], nonces), stream_one);
+    blocks_of_columns(two, initial_columns(key, counters[1], nonces), stream_two);
 }
 
 /// Eight blocks of one nonce.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn rows(key: &Key, counters: [u32; 8], nonce: [u32; 3]) -> [__m512i; 8] {
+pub(super) fn rows(key: &Key, counters: [u32; 8], nonce: [u32; 3], stream: &mut [__m512i; 8]) {
     let initial = initial_rows(key, counters, nonce);
     let mut state = initial;
     rounds!(state: turn_rows);
-    blocks_of_rows(state, initial)
+    blocks_of_rows(state, initial, stream);
 }
 
 /// 16 blocks from counter `from` on, and the 8 of `counters`, all of one nonce.
@@ -91,15 +91,22 @@ pub(super) fn columns_and_rows(
     from: u32,
     counters: [u32; 8],
     nonce: [u32; 3],
-) -> ([[__m512i; 8]; 2], [__m512i; 8]) {
-    let (column_counters, column_nonces) = (count_from(from), [splat(nonce[0]), splat(nonce[1]), splat(nonce[2])]);
-    let mut column_state = initial_columns(key, column_counters, column_nonces);
+    stream: &mut Stream,
+    row_stream: &mut [__m512i; 8],
+) {
+    let (column_counters, column_nonces) = (count_from(from), nonces(nonce));
+    let mut column_state = initial_columns(key, column_counters, &column_nonces);
     let mut row_state = initial_rows(key, counters, nonce);
     rounds!(column_state: turn_columns, row_state: turn_rows);
-    (
-        blocks_of_columns(column_state, initial_columns(key, column_counters, column_nonces)),
-        blocks_of_rows(row_state, initial_rows(key, counters, nonce)),
-    )
+    blocks_of_rows(row_state, initial_rows(key, counters, nonce), row_stream);
+    blocks_of_columns(column_state, initial_columns(key, column_counters, &column_nonces), stream);
+}
+
+/// One nonce for every lane.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn nonces(nonce: [u32; 3]) -> [__m512i; 3] {
+    [splat(nonce[0]), splat(nonce[1]), splat(nonce[2])]
 }
 
 /// The counters of 16 consecutive blocks.
@@ -135,7 +142,7 @@ pub(super) fn transpose_quarters(rows: [__m512i; 4]) -> [__m512i; 4] {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn initial_columns(key: &Key, counters: __m512i, nonces: [__m512i; 3]) -> State<4> {
+fn initial_columns(key: &Key, counters: __m512i, nonces: &[__m512i; 3]) -> State<4> {
     State {
         a: [
             splat(CONSTANTS[0]),
@@ -240,7 +247,7 @@ fn turn_rows<const TO_DIAGONALS: bool>(mut state: State<2>) -> State<2> {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn blocks_of_columns(mut state: State<4>, initial: State<4>) -> [[__m512i; 8]; 2] {
+fn blocks_of_columns(mut state: State<4>, initial: State<4>, stream: &mut Stream) {
     add(&mut state.a, &initial.a);
     add(&mut state.b, &initial.b);
     add(&mut state.c, &initial.c);
@@ -256,19 +263,19 @@ fn blocks_of_columns(mut state: State<4>, initial: State<4>) -> [[__m512i; 8]; 2
     let [b1, b5, b9, b13] = transpose_quarters([a[1], b[1], c[1], d[1]]);
     let [b2, b6, b10, b14] = transpose_quarters([a[2], b[2], c[2], d[2]]);
     let [b3, b7, b11, b15] = transpose_quarters([a[3], b[3], c[3], d[3]]);
-    [[b0, b1, b2, b3, b4, b5, b6, b7], [b8, b9, b10, b11, b12, b13, b14, b15]]
+    *stream = [[b0, b1, b2, b3, b4, b5, b6, b7], [b8, b9, b10, b11, b12, b13, b14, b15]];
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn blocks_of_rows(mut state: State<2>, initial: State<2>) -> [__m512i; 8] {
+fn blocks_of_rows(mut state: State<2>, initial: State<2>, stream: &mut [__m512i; 8]) {
     add(&mut state.a, &initial.a);
     add(&mut state.b, &initial.b);
     add(&mut state.c, &initial.c);
     add(&mut state.d, &initial.d);
     let [b0, b1, b2, b3] = transpose_quarters([state.a[0], state.b[0], state.c[0], state.d[0]]);
     let [b4, b5, b6, b7] = transpose_quarters([state.a[1], state.b[1], state.c[1], state.d[1]]);
-    [b0, b1, b2, b3, b4, b5, b6, b7]
+    *stream = [b0, b1, b2, b3, b4, b5, b6, b7];
 }
 
 /// Transposes a 4x4 matrix of words within each 16-byte quarter.

@@ -9,9 +9,9 @@ use std::arch::x86_64::*;
 
 use zeroize::{Zeroize, Zeroizing};
 
-use super::chacha512::{Key, columns, columns_and_rows, columns_pair, count_from, rows, splat};
+use super::chacha512::{Key, columns, columns_and_rows, columns_pair, count_from, nonces, rows, splat};
 use super::poly512::{self, Lanes};
-use super::simd::{first_bytes, load, load_partial, load_u64, store, store_partial};
+use super::simd::{load, load_partial, load_u64, store, store_partial};
 use super::{NONCE_LEN, TAG_LEN};
 
 const BLOCK: usize = 64;
@@ -25,23 +25,36 @@ pub(super) fn record<const OPEN: bool>(
     text: &mut [u8],
 ) -> [u8; TAG_LEN] {
     let nonce = nonce_words(nonce);
+    let zero = [_mm512_setzero_si512(); 8];
+    let mut rows_stream = zero;
     if text.len() <= 7 * BLOCK {
-        let [key_block, blocks @ ..] = rows(key, [0, 1, 2, 3, 4, 5, 6, 7], nonce);
-        return authenticate_around::<OPEN>(key_block, aad, text, |text| {
-            xor(&blocks, text);
+        rows(key, [0, 1, 2, 3, 4, 5, 6, 7], nonce, &mut rows_stream);
+        let [key_block, blocks @ ..] = &rows_stream;
+        return authenticate_around::<OPEN>(*key_block, aad, text, |text| {
+            xor(blocks, text);
         });
     }
-    let (first, [key_block, second @ ..]) = columns_and_rows(key, 1, [0, 17, 18, 19, 20, 21, 22, 23], nonce);
-    authenticate_around::<OPEN>(key_block, aad, text, |text| {
-        let text = xor(first.as_flattened(), text);
-        let text = xor(&second, text);
-        let nonces = [splat(nonce[0]), splat(nonce[1]), splat(nonce[2])];
-        for (text, from) in text.chunks_mut(32 * BLOCK).zip((24..).step_by(32)) {
-            let [first, second] = columns_pair(key, [count_from(from), count_from(from + 16)], nonces);
-            let text = xor(first.as_flattened(), text);
-            xor(second.as_flattened(), text);
+    let mut stream = [zero; 2];
+    columns_and_rows(key, 1, [0, 17, 18, 19, 20, 21, 22, 23], nonce, &mut stream, &mut rows_stream);
+    let [key_block, second @ ..] = &rows_stream;
+    authenticate_around::<OPEN>(*key_block, aad, text, |text| {
+        let text = xor(stream.as_flattened(), text);
+        let text = xor(second, text);
+        if !text.is_empty() {
+            further_blocks(key, nonce, 24, text);
         }
     })
+}
+
+/// Adds the blocks from counter `from` on.
+#[target_feature(enable = "avx512bw,bmi2")]
+fn further_blocks(key: &Key, nonce: [u32; 3], from: u32, text: &mut [u8]) {
+    let nonces = nonces(nonce);
+    let mut stream = [[[_mm512_setzero_si512(); 8]; 2]; 2];
+    for (text, from) in text.chunks_mut(32 * BLOCK).zip((from..).step_by(32)) {
+        columns_pair(key, [count_from(from), count_from(from + 16)], &nonces, &mut stream);
+        xor(stream.as_flattened().as_flattened(), text);
+    }
 }
 
 /// Authenticates the ciphertext: what `crypt` makes of `text`, or when opening what it is made of.
@@ -96,36 +109,39 @@ pub(super) fn eight_records<const OPEN: bool>(
     let nonces = nonce_columns(nonces);
     let blocks = 1 + longest.div_ceil(BLOCK);
 
-    let mut lanes;
-    if blocks <= 2 {
-        let [keys, block] = columns(key, pair_of_blocks(0), nonces);
-        lanes = Lanes::new(keys, &lengths);
-        lanes.absorb(0, [crypt::<OPEN>(block, texts, 0)]);
-    } else {
-        let [[keys, first], [second, third]] = columns_pair(key, [pair_of_blocks(0), pair_of_blocks(2)], nonces);
-        lanes = Lanes::new(keys, &lengths);
-        lanes.absorb(0, [crypt::<OPEN>(first, texts, 0)]);
-        let second = crypt::<OPEN>(second, texts, BLOCK);
-        let third = crypt::<OPEN>(third, texts, 2 * BLOCK);
-        lanes.absorb(BLOCK, [second, third]);
-    }
-    for block in (4..blocks).step_by(4) {
-        let at = (block - 1) * BLOCK;
-        let block_number = block as u32;
-        if blocks - block <= 2 {
-            let [first, second] = columns(key, pair_of_blocks(block_number), nonces);
-            let first = crypt::<OPEN>(first, texts, at);
-            let second = crypt::<OPEN>(second, texts, at + BLOCK);
-            lanes.absorb(at, [first, second]);
+    let mut stream = [[[_mm512_setzero_si512(); 8]; 2]; 2];
+    let mut lanes = Lanes::new();
+    for block in (0..blocks).step_by(4) {
+        let first = block as u32;
+        let halves = if blocks - block <= 2 {
+            columns(key, pair_of_blocks(first), &nonces, &mut stream[0]);
+            &mut stream[..1]
         } else {
-            let counters = [pair_of_blocks(block_number), pair_of_blocks(block_number + 2)];
-            let [[first, second], [third, fourth]] = columns_pair(key, counters, nonces);
-            let first = crypt::<OPEN>(first, texts, at);
-            let second = crypt::<OPEN>(second, texts, at + BLOCK);
-            lanes.absorb(at, [first, second]);
-            let third = crypt::<OPEN>(third, texts, at + 2 * BLOCK);
-            let fourth = crypt::<OPEN>(fourth, texts, at + 3 * BLOCK);
-            lanes.absorb(at + 2 * BLOCK, [third, fourth]);
+            columns_pair(key, [pair_of_blocks(first), pair_of_blocks(first + 2)], &nonces, &mut stream);
+            &mut stream[..]
+        };
+        for (half, block) in halves.iter_mut().zip((block..).step_by(2)) {
+            let [one, two] = &*half;
+            if block == 0 {
+                lanes.start(one, &lengths);
+                if OPEN {
+                    lanes.absorb(0, 1, texts);
+                }
+                crypt(two, texts, 0);
+                if !OPEN {
+                    lanes.absorb(0, 1, texts);
+                }
+            } else {
+                let at = (block - 1) * BLOCK;
+                if OPEN {
+                    lanes.absorb(at, 2, texts);
+                }
+                crypt(one, texts, at);
+                crypt(two, texts, at + BLOCK);
+                if !OPEN {
+                    lanes.absorb(at, 2, texts);
+                }
+            }
         }
     }
     let tags = lanes.tags();
@@ -133,27 +149,20 @@ pub(super) fn eight_records<const OPEN: bool>(
     tags
 }
 
-/// Adds a block of key stream to bytes `at..at + 64` of each text, as far as it goes, and returns the ciphertext, zeros
-/// after its end.
+/// Adds a block of key stream to bytes `at..at + 64` of each text, as far as it goes.
 #[target_feature(enable = "avx512bw,bmi2")]
 #[inline]
-fn crypt<const OPEN: bool>(stream: [__m512i; 8], texts: &mut [&mut [u8]; 8], at: usize) -> [__m512i; 8] {
-    let mut ciphertext = stream;
-    for i in 0..8 {
-        if let Some(block) = texts[i].get_mut(at..at + BLOCK).and_then(|block| block.as_mut_array()) {
-            let before = load(block);
-            let after = _mm512_xor_si512(before, stream[i]);
-            store(block, after);
-            ciphertext[i] = if OPEN { before } else { after };
+fn crypt(stream: &[__m512i; 8], texts: &mut [&mut [u8]; 8], at: usize) {
+    for (stream, text) in stream.iter().zip(texts) {
+        if let Some(block) = text.get_mut(at..at + BLOCK).and_then(|block| block.as_mut_array()) {
+            let text = _mm512_xor_si512(load(block), *stream);
+            store(block, text);
         } else {
-            let block = texts[i].get_mut(at..).unwrap_or_default();
-            let before = load_partial(block);
-            let after = _mm512_maskz_mov_epi8(first_bytes(block.len()), _mm512_xor_si512(before, stream[i]));
-            store_partial(block, after);
-            ciphertext[i] = if OPEN { before } else { after };
+            let block = text.get_mut(at..).unwrap_or_default();
+            let text = _mm512_xor_si512(load_partial(block), *stream);
+            store_partial(block, text);
         }
     }
-    ciphertext
 }
 
 /// The counters of block `first` of eight records and of the block after it.

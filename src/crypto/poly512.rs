@@ -199,34 +199,36 @@ impl Powers {
 /// Poly1305 of eight messages in step. Lanes whose message has ended keep their sum.
 #[derive(Zeroize)]
 pub(super) struct Lanes {
-    /// Sum of the blocks so far: h = h r + block for each.
+    /// Sum of the blocks so far: h = (h + block) r for each.
     h: Element,
-    /// r, r^2, ... r^8. Those that the longest message has no use for are r.
+    /// r, r^2, ... r^8, as far as the longest message has a use for them.
     powers: [Multiplier; 8],
     pads: [[u64; 8]; 2],
     lengths: __m512i,
 }
 
 impl Lanes {
-    /// For messages of `lengths` bytes, whose one-time keys are the first 32 bytes of `key_blocks`.
-    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    /// Messages of no bytes, to be set up by [`Lanes::start`].
+    #[target_feature(enable = "avx512f")]
     #[inline]
-    pub(super) fn new(key_blocks: [__m512i; 8], lengths: &[u64; 8]) -> Lanes {
+    pub(super) fn new() -> Lanes {
+        let zero = _mm512_setzero_si512();
+        let nothing = Multiplier { r: [zero; 3], r_20: [zero; 2] };
+        Lanes { h: [zero; 3], powers: [nothing; 8], pads: [[0; 8]; 2], lengths: zero }
+    }
+
+    /// Messages of `lengths` bytes, whose one-time keys are the first 32 bytes of `key_blocks`.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    pub(super) fn start(&mut self, key_blocks: &[__m512i; 8], lengths: &[u64; 8]) {
         let [(r_low, r_high), (pad_low, pad_high), ..] = transpose_records(key_blocks);
         let r = split::<0>(
             _mm512_and_si512(r_low, splat_u64(CLAMP[0])),
             _mm512_and_si512(r_high, splat_u64(CLAMP[1])),
         );
-        let mut pads = [[0; 8]; 2];
-        store_u64(&mut pads[0], pad_low);
-        store_u64(&mut pads[1], pad_high);
-        let r1 = Multiplier::new(r);
-        let mut lanes = Lanes {
-            h: [_mm512_setzero_si512(); 3],
-            powers: [r1; 8],
-            pads,
-            lengths: load_u64(lengths),
-        };
+        self.h = [_mm512_setzero_si512(); 3];
+        self.lengths = load_u64(lengths);
+        store_u64(&mut self.pads[0], pad_low);
+        store_u64(&mut self.pads[1], pad_high);
         let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
         // As many as `absorb` multiplies by: it is called for one vector first, then for two at a time.
         let powers = match longest / VECTOR {
@@ -234,47 +236,54 @@ impl Lanes {
             1..3 => 4,
             _ => 8,
         };
+        let first = Multiplier::new(r);
+        self.powers[0] = first;
         let mut power = r;
         for at in 1..powers {
-            power = multiply(power, &r1);
-            lanes.powers[at] = Multiplier::new(power);
+            power = multiply(power, &first);
+            self.powers[at] = Multiplier::new(power);
         }
-        lanes
     }
 
-    /// Absorbs bytes `at..at + 64 * N` of each message, zeros after its end.
+    /// Absorbs bytes `at..at + 64 * units` of each message, as far as it goes. `units` is 1 or 2.
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
-    #[inline]
-    pub(super) fn absorb<const N: usize>(&mut self, at: usize, text: [[__m512i; 8]; N]) {
-        let blocks = text.map(|unit| transpose_records(unit).map(|(low, high)| split::<1>(low, high)));
-        let whole = _mm512_cmpge_epu64_mask(self.lengths, splat_u64((at + VECTOR * N) as u64));
+    pub(super) fn absorb(&mut self, at: usize, units: usize, texts: &[&mut [u8]; 8]) {
+        let whole = _mm512_cmpge_epu64_mask(self.lengths, splat_u64((at + VECTOR * units) as u64));
         let ended = _mm512_cmple_epu64_mask(self.lengths, splat_u64(at as u64));
-        if whole | ended == 0xff {
-            let mut sum = Products::zero();
-            sum.add_product(self.h, &self.powers[4 * N - 1]);
-            for (index, block) in blocks.into_iter().flatten().enumerate() {
-                match 4 * N - 1 - index {
-                    0 => sum.add(block),
-                    power => sum.add_product(block, &self.powers[power - 1]),
+        let in_step = whole | ended == 0xff;
+        let mut total = Products::zero();
+        let mut before = self.h;
+        for unit in 0..units {
+            let at = at + VECTOR * unit;
+            let [b0, b1, b2, b3] = blocks_of_records(texts, at);
+            if in_step {
+                let powers = self.powers[4 * (units - 1 - unit)..].first_chunk::<4>().expect("units is 1 or 2");
+                // A sum is a chain of multiplications; one sum for both units would be waited for.
+                let mut sum = Products::zero();
+                sum.add_product(add_elements(before, b0), &powers[3]);
+                sum.add_product(b1, &powers[2]);
+                sum.add_product(b2, &powers[1]);
+                sum.add_product(b3, &powers[0]);
+                total.low = add_elements(total.low, sum.low);
+                total.high = add_elements(total.high, sum.high);
+                before = [_mm512_setzero_si512(); 3];
+            } else {
+                for (block, at) in [b0, b1, b2, b3].into_iter().zip((at..).step_by(BLOCK)) {
+                    self.step(_mm512_cmpgt_epu64_mask(self.lengths, splat_u64(at as u64)), block);
                 }
             }
-            self.keep(whole, sum.reduce());
-        } else {
-            for (index, block) in blocks.into_iter().flatten().enumerate() {
-                let reached = splat_u64((at + BLOCK * index) as u64);
-                let active = _mm512_cmpgt_epu64_mask(self.lengths, reached);
-                self.step(active, block);
-            }
+        }
+        if in_step {
+            self.keep(whole, total.reduce());
         }
     }
 
     /// The tags, of messages without additional data.
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
-    #[inline]
     pub(super) fn tags(&mut self) -> [[u8; TAG_LEN]; 8] {
         self.step(0xff, split::<1>(_mm512_setzero_si512(), self.lengths));
         let mut h = [[0; 8]; 3];
-        for (limbs, vector) in h.iter_mut().zip(multiply(self.h, &self.powers[0])) {
+        for (limbs, vector) in h.iter_mut().zip(self.h) {
             store_u64(limbs, vector);
         }
         array::from_fn(|lane| finish(h.map(|limbs| limbs[lane]), self.pads.map(|words| words[lane])))
@@ -283,10 +292,8 @@ impl Lanes {
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     #[inline]
     fn step(&mut self, active: __mmask8, block: Element) {
-        let mut sum = Products::zero();
-        sum.add_product(self.h, &self.powers[0]);
-        sum.add(block);
-        self.keep(active, sum.reduce());
+        let h = multiply(add_elements(self.h, block), &self.powers[0]);
+        self.keep(active, h);
     }
 
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
@@ -427,8 +434,8 @@ fn blocks_of(first: __m512i, second: __m512i) -> Element {
 /// Four blocks of each of eight messages to the low and high halves of four times a block of each.
 #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
 #[inline]
-fn transpose_records(records: [__m512i; 8]) -> [(__m512i, __m512i); 4] {
-    let [a, b, c, d, e, f, g, h] = records;
+fn transpose_records(records: &[__m512i; 8]) -> [(__m512i, __m512i); 4] {
+    let [a, b, c, d, e, f, g, h] = *records;
     let low = transpose_quarters([
         _mm512_unpacklo_epi64(a, b),
         _mm512_unpacklo_epi64(c, d),
@@ -442,6 +449,21 @@ fn transpose_records(records: [__m512i; 8]) -> [(__m512i, __m512i); 4] {
         _mm512_unpackhi_epi64(g, h),
     ]);
     array::from_fn(|i| (low[i], high[i]))
+}
+
+/// The four blocks at `at` of each message, zeros after its end.
+#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+#[inline]
+fn blocks_of_records(texts: &[&mut [u8]; 8], at: usize) -> [Element; 4] {
+    let mut records = [_mm512_setzero_si512(); 8];
+    for (vector, text) in records.iter_mut().zip(texts) {
+        *vector = match text.get(at..at + VECTOR).and_then(|bytes| bytes.as_array()) {
+            Some(bytes) => load(bytes),
+            None => load_partial(text.get(at..).unwrap_or_default()),
+        };
+    }
+    let [(l0, h0), (l1, h1), (l2, h2), (l3, h3)] = transpose_records(&records);
+    [split::<1>(l0, h0), split::<1>(l1, h1), split::<1>(l2, h2), split::<1>(l3, h3)]
 }
 
 /// Limbs of the number `low` + `high` * 2^64 + `top` * 2^128.
