@@ -99,7 +99,11 @@ pub(super) fn columns_and_rows(
     let mut row_state = initial_rows(key, counters, nonce);
     rounds!(column_state: turn_columns, row_state: turn_rows);
     blocks_of_rows(row_state, initial_rows(key, counters, nonce), row_stream);
-    blocks_of_columns(column_state, initial_columns(key, column_counters, &column_nonces), stream);
+    blocks_of_columns(
+        column_state,
+        initial_columns(key, column_counters, &column_nonces),
+        stream,
+    );
 }
 
 /// One nonce for every lane.

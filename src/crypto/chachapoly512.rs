@@ -7,11 +7,11 @@
 
 use std::arch::x86_64::*;
 
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::{Zeroizing, optimization_barrier};
 
 use super::chacha512::{Key, columns, columns_and_rows, columns_pair, count_from, nonces, rows, splat};
-use super::poly512::{self, Lanes};
-use super::simd::{load, load_partial, load_u64, store, store_partial};
+use super::poly512::{self, Lanes, transpose_records};
+use super::simd::{first_bytes, load, load_partial, load_u64, store, store_partial};
 use super::{NONCE_LEN, TAG_LEN};
 
 const BLOCK: usize = 64;
@@ -35,7 +35,14 @@ pub(super) fn record<const OPEN: bool>(
         });
     }
     let mut stream = [zero; 2];
-    columns_and_rows(key, 1, [0, 17, 18, 19, 20, 21, 22, 23], nonce, &mut stream, &mut rows_stream);
+    columns_and_rows(
+        key,
+        1,
+        [0, 17, 18, 19, 20, 21, 22, 23],
+        nonce,
+        &mut stream,
+        &mut rows_stream,
+    );
     let [key_block, second @ ..] = &rows_stream;
     authenticate_around::<OPEN>(*key_block, aad, text, |text| {
         let text = xor(stream.as_flattened(), text);
@@ -109,60 +116,102 @@ pub(super) fn eight_records<const OPEN: bool>(
     let nonces = nonce_columns(nonces);
     let blocks = 1 + longest.div_ceil(BLOCK);
 
-    let mut stream = [[[_mm512_setzero_si512(); 8]; 2]; 2];
     let mut lanes = Lanes::new();
-    for block in (0..blocks).step_by(4) {
-        let first = block as u32;
-        let halves = if blocks - block <= 2 {
-            columns(key, pair_of_blocks(first), &nonces, &mut stream[0]);
-            &mut stream[..1]
+    let mut stream = [[[_mm512_setzero_si512(); 8]; 2]; 2];
+    let mut spare = [[0; 2 * BLOCK]; 8];
+    for first in (0..blocks).step_by(4) {
+        let counters = [pair_of_blocks(first as u32), pair_of_blocks(first as u32 + 2)];
+        if blocks - first <= 2 {
+            columns(key, counters[0], &nonces, &mut stream[0]);
         } else {
-            columns_pair(key, [pair_of_blocks(first), pair_of_blocks(first + 2)], &nonces, &mut stream);
-            &mut stream[..]
-        };
-        for (half, block) in halves.iter_mut().zip((block..).step_by(2)) {
-            let [one, two] = &*half;
+            columns_pair(key, counters, &nonces, &mut stream);
+        }
+        for (pair, block) in stream.iter().zip((first..blocks).step_by(2)) {
             if block == 0 {
-                lanes.start(one, &lengths);
-                if OPEN {
-                    lanes.absorb(0, 1, texts);
-                }
-                crypt(two, texts, 0);
-                if !OPEN {
-                    lanes.absorb(0, 1, texts);
-                }
-            } else {
-                let at = (block - 1) * BLOCK;
-                if OPEN {
-                    lanes.absorb(at, 2, texts);
-                }
-                crypt(one, texts, at);
-                crypt(two, texts, at + BLOCK);
-                if !OPEN {
-                    lanes.absorb(at, 2, texts);
+                lanes.start(&pair[0], &lengths);
+                one_block::<OPEN>(&mut lanes, 0, texts, &pair[1]);
+                continue;
+            }
+            let at = (block - 1) * BLOCK;
+            match windows(texts, &mut spare, at) {
+                Some(windows) => two_blocks::<OPEN>(&mut lanes, at, windows, pair),
+                None => {
+                    one_block::<OPEN>(&mut lanes, at, texts, &pair[0]);
+                    one_block::<OPEN>(&mut lanes, at + BLOCK, texts, &pair[1]);
                 }
             }
         }
     }
     let tags = lanes.tags();
-    lanes.zeroize();
+    lanes.wipe();
+    stream = [[[_mm512_setzero_si512(); 8]; 2]; 2];
+    optimization_barrier(&stream);
+    spare = [[0; 2 * BLOCK]; 8];
+    optimization_barrier(&spare);
     tags
 }
 
-/// Adds a block of key stream to bytes `at..at + 64` of each text, as far as it goes.
-#[target_feature(enable = "avx512bw,bmi2")]
+/// Bytes `at..at + 128` of each text; of those that end before, something to spare instead. None if one ends within.
 #[inline]
-fn crypt(stream: &[__m512i; 8], texts: &mut [&mut [u8]; 8], at: usize) {
-    for (stream, text) in stream.iter().zip(texts) {
-        if let Some(block) = text.get_mut(at..at + BLOCK).and_then(|block| block.as_mut_array()) {
-            let text = _mm512_xor_si512(load(block), *stream);
-            store(block, text);
-        } else {
-            let block = text.get_mut(at..).unwrap_or_default();
-            let text = _mm512_xor_si512(load_partial(block), *stream);
-            store_partial(block, text);
+fn windows<'a>(
+    texts: &'a mut [&mut [u8]; 8],
+    spare: &'a mut [[u8; 2 * BLOCK]; 8],
+    at: usize,
+) -> Option<[&'a mut [[u8; BLOCK]; 2]; 8]> {
+    let [t0, t1, t2, t3, t4, t5, t6, t7] = texts;
+    let [s0, s1, s2, s3, s4, s5, s6, s7] = spare;
+    let window = |text: &'a mut [u8], spare: &'a mut [u8; 2 * BLOCK]| {
+        let bytes = if text.len() > at { &mut text[at..] } else { spare };
+        bytes.as_chunks_mut().0.first_chunk_mut()
+    };
+    Some([
+        window(t0, s0)?,
+        window(t1, s1)?,
+        window(t2, s2)?,
+        window(t3, s3)?,
+        window(t4, s4)?,
+        window(t5, s5)?,
+        window(t6, s6)?,
+        window(t7, s7)?,
+    ])
+}
+
+/// Two whole blocks of each text, from `at` on.
+#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+fn two_blocks<const OPEN: bool>(
+    lanes: &mut Lanes,
+    at: usize,
+    windows: [&mut [[u8; BLOCK]; 2]; 8],
+    stream: &[[__m512i; 8]; 2],
+) {
+    let mut ciphertext = *stream;
+    for (i, window) in windows.into_iter().enumerate() {
+        for j in 0..2 {
+            let before = load(&window[j]);
+            let after = _mm512_xor_si512(before, stream[j][i]);
+            store(&mut window[j], after);
+            ciphertext[j][i] = if OPEN { before } else { after };
         }
     }
+    lanes.absorb_pair(
+        at,
+        &transpose_records(&ciphertext[0]),
+        &transpose_records(&ciphertext[1]),
+    );
+}
+
+/// A block of each text, from `at` on, as far as it goes.
+#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+fn one_block<const OPEN: bool>(lanes: &mut Lanes, at: usize, texts: &mut [&mut [u8]; 8], stream: &[__m512i; 8]) {
+    let mut ciphertext = *stream;
+    for (i, text) in texts.iter_mut().enumerate() {
+        let block = text.get_mut(at..).unwrap_or_default();
+        let before = load_partial(block);
+        let after = _mm512_maskz_mov_epi8(first_bytes(block.len()), _mm512_xor_si512(before, stream[i]));
+        store_partial(block, after);
+        ciphertext[i] = if OPEN { before } else { after };
+    }
+    lanes.absorb(at, &transpose_records(&ciphertext));
 }
 
 /// The counters of block `first` of eight records and of the block after it.

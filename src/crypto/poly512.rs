@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 use std::array;
 
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::{Zeroize, Zeroizing, optimization_barrier};
 
 use super::TAG_LEN;
 use super::chacha512::transpose_quarters;
@@ -197,7 +197,6 @@ impl Powers {
 }
 
 /// Poly1305 of eight messages in step. Lanes whose message has ended keep their sum.
-#[derive(Zeroize)]
 pub(super) struct Lanes {
     /// Sum of the blocks so far: h = (h + block) r for each.
     h: Element,
@@ -213,27 +212,35 @@ impl Lanes {
     #[inline]
     pub(super) fn new() -> Lanes {
         let zero = _mm512_setzero_si512();
-        let nothing = Multiplier { r: [zero; 3], r_20: [zero; 2] };
-        Lanes { h: [zero; 3], powers: [nothing; 8], pads: [[0; 8]; 2], lengths: zero }
+        let nothing = Multiplier {
+            r: [zero; 3],
+            r_20: [zero; 2],
+        };
+        Lanes {
+            h: [zero; 3],
+            powers: [nothing; 8],
+            pads: [[0; 8]; 2],
+            lengths: zero,
+        }
     }
 
     /// Messages of `lengths` bytes, whose one-time keys are the first 32 bytes of `key_blocks`.
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     pub(super) fn start(&mut self, key_blocks: &[__m512i; 8], lengths: &[u64; 8]) {
         let [(r_low, r_high), (pad_low, pad_high), ..] = transpose_records(key_blocks);
-        let r = split::<0>(
+        let r = split::<0>((
             _mm512_and_si512(r_low, splat_u64(CLAMP[0])),
             _mm512_and_si512(r_high, splat_u64(CLAMP[1])),
-        );
+        ));
         self.h = [_mm512_setzero_si512(); 3];
         self.lengths = load_u64(lengths);
         store_u64(&mut self.pads[0], pad_low);
         store_u64(&mut self.pads[1], pad_high);
         let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
-        // As many as `absorb` multiplies by: it is called for one vector first, then for two at a time.
+        // `absorb` needs four for 64 bytes, `absorb_pair` eight for 128.
         let powers = match longest / VECTOR {
             0 => 1,
-            1..3 => 4,
+            1 => 4,
             _ => 8,
         };
         let first = Multiplier::new(r);
@@ -245,55 +252,72 @@ impl Lanes {
         }
     }
 
-    /// Absorbs bytes `at..at + 64 * units` of each message, as far as it goes. `units` is 1 or 2.
+    /// Absorbs 64 bytes of each message, or 128, of those that have not ended. `at` is what was absorbed before.
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
-    pub(super) fn absorb(&mut self, at: usize, units: usize, texts: &[&mut [u8]; 8]) {
-        let whole = _mm512_cmpge_epu64_mask(self.lengths, splat_u64((at + VECTOR * units) as u64));
-        let ended = _mm512_cmple_epu64_mask(self.lengths, splat_u64(at as u64));
-        let in_step = whole | ended == 0xff;
-        let mut total = Products::zero();
-        let mut before = self.h;
-        for unit in 0..units {
-            let at = at + VECTOR * unit;
-            let [b0, b1, b2, b3] = blocks_of_records(texts, at);
-            if in_step {
-                let powers = self.powers[4 * (units - 1 - unit)..].first_chunk::<4>().expect("units is 1 or 2");
-                // A sum is a chain of multiplications; one sum for both units would be waited for.
-                let mut sum = Products::zero();
-                sum.add_product(add_elements(before, b0), &powers[3]);
-                sum.add_product(b1, &powers[2]);
-                sum.add_product(b2, &powers[1]);
-                sum.add_product(b3, &powers[0]);
-                total.low = add_elements(total.low, sum.low);
-                total.high = add_elements(total.high, sum.high);
-                before = [_mm512_setzero_si512(); 3];
-            } else {
-                for (block, at) in [b0, b1, b2, b3].into_iter().zip((at..).step_by(BLOCK)) {
-                    self.step(_mm512_cmpgt_epu64_mask(self.lengths, splat_u64(at as u64)), block);
-                }
+    #[inline]
+    pub(super) fn absorb_pair(&mut self, at: usize, first: &Blocks, second: &Blocks) {
+        // Two sums, since each is a chain of multiplications that would be waited for.
+        let (mut one, mut two) = (Products::zero(), Products::zero());
+        let powers = &self.powers;
+        one.add_product(add_elements(self.h, split::<1>(first[0])), &powers[7]);
+        two.add_product(split::<1>(second[0]), &powers[3]);
+        one.add_product(split::<1>(first[1]), &powers[6]);
+        two.add_product(split::<1>(second[1]), &powers[2]);
+        one.add_product(split::<1>(first[2]), &powers[5]);
+        two.add_product(split::<1>(second[2]), &powers[1]);
+        one.add_product(split::<1>(first[3]), &powers[4]);
+        two.add_product(split::<1>(second[3]), &powers[0]);
+        one.low = add_elements(one.low, two.low);
+        one.high = add_elements(one.high, two.high);
+        self.keep(self.longer_than(at), one.reduce());
+    }
+
+    /// Absorbs bytes `at..at + 64` of each message, as far as it goes.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    pub(super) fn absorb(&mut self, at: usize, blocks: &Blocks) {
+        let whole = _mm512_cmpge_epu64_mask(self.lengths, splat_u64((at + VECTOR) as u64));
+        if whole | !self.longer_than(at) == 0xff {
+            let (mut one, mut two) = (Products::zero(), Products::zero());
+            one.add_product(add_elements(self.h, split::<1>(blocks[0])), &self.powers[3]);
+            two.add_product(split::<1>(blocks[1]), &self.powers[2]);
+            one.add_product(split::<1>(blocks[2]), &self.powers[1]);
+            two.add_product(split::<1>(blocks[3]), &self.powers[0]);
+            one.low = add_elements(one.low, two.low);
+            one.high = add_elements(one.high, two.high);
+            self.keep(whole, one.reduce());
+        } else {
+            for (block, at) in blocks.iter().zip((at..).step_by(BLOCK)) {
+                let h = multiply(add_elements(self.h, split::<1>(*block)), &self.powers[0]);
+                self.keep(self.longer_than(at), h);
             }
         }
-        if in_step {
-            self.keep(whole, total.reduce());
-        }
+    }
+
+    /// Forgets the keys.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn wipe(&mut self) {
+        *self = Lanes::new();
+        optimization_barrier(self);
+    }
+
+    /// The messages of more than `len` bytes.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn longer_than(&self, len: usize) -> __mmask8 {
+        _mm512_cmpgt_epu64_mask(self.lengths, splat_u64(len as u64))
     }
 
     /// The tags, of messages without additional data.
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     pub(super) fn tags(&mut self) -> [[u8; TAG_LEN]; 8] {
-        self.step(0xff, split::<1>(_mm512_setzero_si512(), self.lengths));
+        let block = split::<1>((_mm512_setzero_si512(), self.lengths));
+        self.h = multiply(add_elements(self.h, block), &self.powers[0]);
         let mut h = [[0; 8]; 3];
         for (limbs, vector) in h.iter_mut().zip(self.h) {
             store_u64(limbs, vector);
         }
         array::from_fn(|lane| finish(h.map(|limbs| limbs[lane]), self.pads.map(|words| words[lane])))
-    }
-
-    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
-    #[inline]
-    fn step(&mut self, active: __mmask8, block: Element) {
-        let h = multiply(add_elements(self.h, block), &self.powers[0]);
-        self.keep(active, h);
     }
 
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
@@ -316,7 +340,6 @@ impl Multiplier {
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     #[inline]
     fn new(r: Element) -> Multiplier {
-        let times_20 = |limb| _mm512_add_epi64(_mm512_slli_epi64::<4>(limb), _mm512_slli_epi64::<2>(limb));
         Multiplier {
             r,
             r_20: [times_20(r[1]), times_20(r[2])],
@@ -354,8 +377,8 @@ impl Products {
             r_20: [s1, s2],
         } = *by;
         let columns = [[r0, s2, s1], [r1, r0, s2], [r2, r1, r0]];
-        for i in 0..3 {
-            for j in 0..3 {
+        for j in 0..3 {
+            for i in 0..3 {
                 self.low[i] = _mm512_madd52lo_epu64(self.low[i], a[j], columns[i][j]);
                 self.high[i] = _mm512_madd52hi_epu64(self.high[i], a[j], columns[i][j]);
             }
@@ -378,7 +401,7 @@ impl Products {
         let d2 = _mm512_add_epi64(l2, _mm512_slli_epi64::<8>(h1));
         let low_44 = splat_u64(LOW_44);
         [
-            _mm512_madd52lo_epu64(_mm512_and_si512(d0, low_44), _mm512_srli_epi64::<44>(d2), splat_u64(20)),
+            _mm512_add_epi64(_mm512_and_si512(d0, low_44), times_20(_mm512_srli_epi64::<44>(d2))),
             _mm512_add_epi64(_mm512_and_si512(d1, low_44), _mm512_srli_epi64::<44>(d0)),
             _mm512_add_epi64(_mm512_and_si512(d2, low_44), _mm512_srli_epi64::<44>(d1)),
         ]
@@ -405,6 +428,12 @@ fn add_elements(a: Element, b: Element) -> Element {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
+fn times_20(limb: __m512i) -> __m512i {
+    _mm512_add_epi64(_mm512_slli_epi64::<4>(limb), _mm512_slli_epi64::<2>(limb))
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
 fn splat_u64(value: u64) -> __m512i {
     _mm512_set1_epi64(value as i64)
 }
@@ -412,7 +441,7 @@ fn splat_u64(value: u64) -> __m512i {
 /// Limbs of numbers of 128 bits, plus `TOP` * 2^128.
 #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
 #[inline]
-fn split<const TOP: u64>(low: __m512i, high: __m512i) -> Element {
+fn split<const TOP: u64>((low, high): (__m512i, __m512i)) -> Element {
     let low_44 = splat_u64(LOW_44);
     [
         _mm512_and_si512(low, low_44),
@@ -425,16 +454,16 @@ fn split<const TOP: u64>(low: __m512i, high: __m512i) -> Element {
 #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
 #[inline]
 fn blocks_of(first: __m512i, second: __m512i) -> Element {
-    split::<1>(
+    split::<1>((
         _mm512_unpacklo_epi64(first, second),
         _mm512_unpackhi_epi64(first, second),
-    )
+    ))
 }
 
 /// Four blocks of each of eight messages to the low and high halves of four times a block of each.
 #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
 #[inline]
-fn transpose_records(records: &[__m512i; 8]) -> [(__m512i, __m512i); 4] {
+pub(super) fn transpose_records(records: &[__m512i; 8]) -> Blocks {
     let [a, b, c, d, e, f, g, h] = *records;
     let low = transpose_quarters([
         _mm512_unpacklo_epi64(a, b),
@@ -448,23 +477,16 @@ fn transpose_records(records: &[__m512i; 8]) -> [(__m512i, __m512i); 4] {
         _mm512_unpackhi_epi64(e, f),
         _mm512_unpackhi_epi64(g, h),
     ]);
-    array::from_fn(|i| (low[i], high[i]))
+    [
+        (low[0], high[0]),
+        (low[1], high[1]),
+        (low[2], high[2]),
+        (low[3], high[3]),
+    ]
 }
 
-/// The four blocks at `at` of each message, zeros after its end.
-#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
-#[inline]
-fn blocks_of_records(texts: &[&mut [u8]; 8], at: usize) -> [Element; 4] {
-    let mut records = [_mm512_setzero_si512(); 8];
-    for (vector, text) in records.iter_mut().zip(texts) {
-        *vector = match text.get(at..at + VECTOR).and_then(|bytes| bytes.as_array()) {
-            Some(bytes) => load(bytes),
-            None => load_partial(text.get(at..).unwrap_or_default()),
-        };
-    }
-    let [(l0, h0), (l1, h1), (l2, h2), (l3, h3)] = transpose_records(&records);
-    [split::<1>(l0, h0), split::<1>(l1, h1), split::<1>(l2, h2), split::<1>(l3, h3)]
-}
+/// The low and high halves of four blocks of each of eight messages.
+pub(super) type Blocks = [(__m512i, __m512i); 4];
 
 /// Limbs of the number `low` + `high` * 2^64 + `top` * 2^128.
 #[inline]
