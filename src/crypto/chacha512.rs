@@ -83,27 +83,31 @@ pub(super) fn rows(key: &Key, counters: [u32; 8], nonce: [u32; 3], stream: &mut 
     blocks_of_rows(state, initial, stream);
 }
 
-/// 16 blocks from counter `from` on, and the 8 of `counters`, all of one nonce.
+/// 16 blocks from counter `from` on, and the 8 of `counters`, all of one nonce. `meanwhile` gets the 8 blocks before
+/// the 16 are put in order.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn columns_and_rows(
+pub(super) fn columns_and_rows<T>(
     key: &Key,
     from: u32,
     counters: [u32; 8],
     nonce: [u32; 3],
     stream: &mut Stream,
-    row_stream: &mut [__m512i; 8],
-) {
+    meanwhile: impl FnOnce([__m512i; 8]) -> T,
+) -> T {
     let (column_counters, column_nonces) = (count_from(from), nonces(nonce));
     let mut column_state = initial_columns(key, column_counters, &column_nonces);
     let mut row_state = initial_rows(key, counters, nonce);
     rounds!(column_state: turn_columns, row_state: turn_rows);
-    blocks_of_rows(row_state, initial_rows(key, counters, nonce), row_stream);
+    let mut row_stream = [_mm512_setzero_si512(); 8];
+    blocks_of_rows(row_state, initial_rows(key, counters, nonce), &mut row_stream);
+    let result = meanwhile(row_stream);
     blocks_of_columns(
         column_state,
         initial_columns(key, column_counters, &column_nonces),
         stream,
     );
+    result
 }
 
 /// One nonce for every lane.

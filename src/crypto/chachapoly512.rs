@@ -7,10 +7,10 @@
 
 use std::arch::x86_64::*;
 
-use zeroize::{Zeroizing, optimization_barrier};
+use zeroize::optimization_barrier;
 
 use super::chacha512::{Key, columns, columns_and_rows, columns_pair, count_from, nonces, rows, splat};
-use super::poly512::{self, Lanes, transpose_records};
+use super::poly512::{Lanes, Message, transpose_records};
 use super::simd::{first_bytes, load, load_partial, load_u64, store, store_partial};
 use super::{NONCE_LEN, TAG_LEN};
 
@@ -26,27 +26,25 @@ pub(super) fn record<const OPEN: bool>(
 ) -> [u8; TAG_LEN] {
     let nonce = nonce_words(nonce);
     let zero = [_mm512_setzero_si512(); 8];
-    let mut rows_stream = zero;
     if text.len() <= 7 * BLOCK {
-        rows(key, [0, 1, 2, 3, 4, 5, 6, 7], nonce, &mut rows_stream);
-        let [key_block, blocks @ ..] = &rows_stream;
-        return authenticate_around::<OPEN>(*key_block, aad, text, |text| {
+        let mut stream = zero;
+        rows(key, [0, 1, 2, 3, 4, 5, 6, 7], nonce, &mut stream);
+        let [key_block, blocks @ ..] = &stream;
+        let mut message = Message::new(*key_block, text.len());
+        return authenticate_around::<OPEN>(&mut message, aad, text, |text| {
             xor(blocks, text);
         });
     }
     let mut stream = [zero; 2];
-    columns_and_rows(
-        key,
-        1,
-        [0, 17, 18, 19, 20, 21, 22, 23],
-        nonce,
-        &mut stream,
-        &mut rows_stream,
-    );
-    let [key_block, second @ ..] = &rows_stream;
-    authenticate_around::<OPEN>(*key_block, aad, text, |text| {
+    let mut second = zero;
+    let counters = [0, 17, 18, 19, 20, 21, 22, 23];
+    let mut message = columns_and_rows(key, 1, counters, nonce, &mut stream, |rows| {
+        second = rows;
+        Message::new(rows[0], text.len())
+    });
+    authenticate_around::<OPEN>(&mut message, aad, text, |text| {
         let text = xor(stream.as_flattened(), text);
-        let text = xor(second, text);
+        let text = xor(&second[1..], text);
         if !text.is_empty() {
             further_blocks(key, nonce, 24, text);
         }
@@ -68,20 +66,18 @@ fn further_blocks(key: &Key, nonce: [u32; 3], from: u32, text: &mut [u8]) {
 #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
 #[inline]
 fn authenticate_around<const OPEN: bool>(
-    key_block: __m512i,
+    message: &mut Message,
     aad: &[u8],
     text: &mut [u8],
     crypt: impl FnOnce(&mut [u8]),
 ) -> [u8; TAG_LEN] {
-    let mut key_bytes = Zeroizing::new([0; BLOCK]);
-    store(&mut key_bytes, key_block);
     if OPEN {
-        let tag = poly512::tag(&key_bytes, aad, text);
+        let tag = message.tag(aad, text);
         crypt(text);
         tag
     } else {
         crypt(text);
-        poly512::tag(&key_bytes, aad, text)
+        message.tag(aad, text)
     }
 }
 

@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 use std::array;
 
-use zeroize::{Zeroize, Zeroizing, optimization_barrier};
+use zeroize::optimization_barrier;
 
 use super::TAG_LEN;
 use super::chacha512::transpose_quarters;
@@ -29,23 +29,58 @@ type Element = [__m512i; 3];
 /// A field element, likewise.
 type Limbs = [u64; 3];
 
-/// The tag of `aad` and `text` under the first 32 bytes of `key_block` (RFC 8439, section 2.8).
-#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
-#[inline]
-pub(super) fn tag(key_block: &[u8; VECTOR], aad: &[u8], text: &[u8]) -> [u8; TAG_LEN] {
-    let word = |at: usize| u64::from_le_bytes(key_block[at..at + 8].try_into().expect("8 bytes"));
-    let r = Zeroizing::new(limbs(word(0) & CLAMP[0], word(8) & CLAMP[1], 0));
-    let mut h = [0; 3];
-    if !aad.is_empty() {
-        h = absorb_one_by_one(h, &r, aad);
+/// Poly1305 of one message.
+pub(super) struct Message {
+    r: Limbs,
+    pad: [u64; 2],
+    powers: Powers,
+}
+
+impl Message {
+    /// With the first 32 bytes of `key_block` as its one-time key (RFC 8439, section 2.6), for a text of `len` bytes.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    pub(super) fn new(key_block: __m512i, len: usize) -> Message {
+        let mut words = [0; 8];
+        store_u64(&mut words, key_block);
+        let [r_low, r_high, pad_low, pad_high, ..] = words;
+        words = [0; 8];
+        optimization_barrier(&words);
+        let r = limbs(r_low & CLAMP[0], r_high & CLAMP[1], 0);
+        let mut message = Message {
+            r,
+            pad: [pad_low, pad_high],
+            powers: Powers::zero(),
+        };
+        if len >= CHUNK {
+            message.powers.compute(&r, len / CHUNK);
+        }
+        message
     }
-    h = if text.len() < 2 * VECTOR {
-        absorb_one_by_one(h, &r, text)
-    } else {
-        absorb_by_vectors(h, &r, text)
-    };
-    h = add_limbs(h, limbs(aad.len() as u64, text.len() as u64, 1));
-    finish(multiply_limbs(h, *r), [word(16), word(24)])
+
+    /// The tag of `aad` and `text` (RFC 8439, section 2.8), with the `len` given before.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    pub(super) fn tag(&mut self, aad: &[u8], text: &[u8]) -> [u8; TAG_LEN] {
+        let mut h = [0; 3];
+        if !aad.is_empty() {
+            h = absorb_one_by_one(h, &self.r, aad);
+        }
+        h = if text.len() < CHUNK {
+            absorb_one_by_one(h, &self.r, text)
+        } else {
+            absorb_by_vectors(h, &self.powers, text)
+        };
+        h = add_limbs(h, limbs(aad.len() as u64, text.len() as u64, 1));
+        let tag = finish(multiply_limbs(h, self.r), self.pad);
+        *self = Message {
+            r: [0; 3],
+            pad: [0; 2],
+            powers: Powers::zero(),
+        };
+        optimization_barrier(self);
+        tag
+    }
 }
 
 /// h = (h + block) r for each block of `bytes`, the last one filled up with zeros.
@@ -65,15 +100,14 @@ fn absorb_one_by_one(mut h: Limbs, r: &Limbs, bytes: &[u8]) -> Limbs {
     h
 }
 
-/// The same for `text` of at least two vectors.
+/// The same for `text` of at least a chunk.
 ///
 /// Lane l sums blocks l, l + 8, ... times powers of r^8; at the end it is multiplied by the power of r that is due to
 /// its place, and the lanes are added up.
 #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
 #[inline]
-fn absorb_by_vectors(h: Limbs, r: &Limbs, text: &[u8]) -> Limbs {
+fn absorb_by_vectors(h: Limbs, powers: &Powers, text: &[u8]) -> Limbs {
     let (chunks, rest) = text.as_chunks::<CHUNK>();
-    let mut powers = Powers::new(r, chunks.len());
     // What came before, additional data, belongs to the first block.
     let mut before = [
         _mm512_maskz_set1_epi64(1, h[0] as i64),
@@ -83,11 +117,11 @@ fn absorb_by_vectors(h: Limbs, r: &Limbs, text: &[u8]) -> Limbs {
     let mut sums = [_mm512_setzero_si512(); 3];
     let (odd, fours) = chunks.as_rchunks::<4>();
     if !odd.is_empty() {
-        sums = powers.absorb(sums, before, odd);
+        sums = powers.absorb_first(before, odd);
         before = [_mm512_setzero_si512(); 3];
     }
     for four in fours {
-        sums = powers.absorb(sums, before, four);
+        sums = powers.absorb_four(sums, before, four);
         before = [_mm512_setzero_si512(); 3];
     }
     let rest_blocks = rest.len().div_ceil(BLOCK);
@@ -101,7 +135,6 @@ fn absorb_by_vectors(h: Limbs, r: &Limbs, text: &[u8]) -> Limbs {
         );
     }
     let [low, middle, high] = sum.reduce();
-    powers.zeroize();
     [
         _mm512_reduce_add_epi64(low) as u64,
         _mm512_reduce_add_epi64(middle) as u64,
@@ -110,7 +143,6 @@ fn absorb_by_vectors(h: Limbs, r: &Limbs, text: &[u8]) -> Limbs {
 }
 
 /// Powers of one r.
-#[derive(Zeroize)]
 struct Powers {
     /// The limbs of r^16, r^15, ... r, and of 8 zeros.
     descending: [[u64; 24]; 3],
@@ -119,10 +151,19 @@ struct Powers {
 }
 
 impl Powers {
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn zero() -> Powers {
+        Powers {
+            descending: [[0; 24]; 3],
+            of_8: [Multiplier::zero(); 4],
+        }
+    }
+
     /// Those that `chunks` full chunks of 8 blocks need.
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     #[inline]
-    fn new(r: &Limbs, chunks: usize) -> Powers {
+    fn compute(&mut self, r: &Limbs, chunks: usize) {
         let r1 = *r;
         let r2 = multiply_limbs(r1, r1);
         let r3 = multiply_limbs(r2, r1);
@@ -131,30 +172,26 @@ impl Powers {
         let r6 = multiply_limbs(r4, r2);
         let r7 = multiply_limbs(r4, r3);
         let r8 = multiply_limbs(r4, r4);
-        let lanes: Element = array::from_fn(|i| {
+        let lanes = |i: usize| {
             let [r1, r2, r3, r4, r5, r6, r7, r8] = [r1, r2, r3, r4, r5, r6, r7, r8].map(|r| r[i] as i64);
             _mm512_set_epi64(r1, r2, r3, r4, r5, r6, r7, r8)
-        });
-        let r8 = Multiplier::new(r8.map(|limb| _mm512_set1_epi64(limb as i64)));
-        let higher = multiply(lanes, &r8);
-        let r16 = higher.map(|limb| _mm512_broadcastq_epi64(_mm512_castsi512_si128(limb)));
-        let r16_multiplier = Multiplier::new(r16);
-        let mut powers = Powers {
-            descending: [[0; 24]; 3],
-            of_8: [r8, r16_multiplier, r8, r8],
         };
+        let lanes = [lanes(0), lanes(1), lanes(2)];
+        let r8 = Multiplier::new([splat_u64(r8[0]), splat_u64(r8[1]), splat_u64(r8[2])]);
+        let higher = multiply(lanes, &r8);
+        let lowest_lane = |limb| _mm512_broadcastq_epi64(_mm512_castsi512_si128(limb));
+        let r16 = Multiplier::new([lowest_lane(higher[0]), lowest_lane(higher[1]), lowest_lane(higher[2])]);
+        self.of_8[0] = r8;
+        self.of_8[1] = r16;
         if chunks > 3 {
-            powers.of_8[2] = Multiplier::new(multiply(r16, &r8));
-            powers.of_8[3] = Multiplier::new(multiply(r16, &r16_multiplier));
+            self.of_8[2] = Multiplier::new(multiply(r16.r, &r8));
+            self.of_8[3] = Multiplier::new(multiply(r16.r, &r16));
         }
         for i in 0..3 {
-            let (first, rest) = powers.descending[i]
-                .split_first_chunk_mut()
-                .expect("24 are more than 8");
+            let (first, rest) = self.descending[i].split_first_chunk_mut().expect("24 are more than 8");
             store_u64(first, higher[i]);
             store_u64(rest.first_chunk_mut().expect("16 are more than 8"), lanes[i]);
         }
-        powers
     }
 
     /// r^`first`, r^(`first` - 1), ... in the order of [`blocks_of`]; 0 below r.
@@ -172,27 +209,37 @@ impl Powers {
         Multiplier::new([limb(low), limb(middle), limb(high)])
     }
 
-    /// `sums` after up to four chunks, to whose first block `before` is added.
+    /// The sums of up to three chunks, to whose first block `before` is added.
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     #[inline]
-    fn absorb(&self, sums: Element, before: Element, chunks: &[[u8; CHUNK]]) -> Element {
+    fn absorb_first(&self, before: Element, chunks: &[[u8; CHUNK]]) -> Element {
         let mut sum = Products::zero();
-        sum.add_product(sums, &self.of_8[chunks.len() - 1]);
         let mut before = before;
         for (chunk, after) in chunks.iter().zip((0..chunks.len()).rev()) {
-            let (low, high) = chunk.split_at(VECTOR);
-            let block = blocks_of(
-                load(low.try_into().expect("half a chunk")),
-                load(high.try_into().expect("half a chunk")),
-            );
-            let block = add_elements(block, before);
+            let blocks = add_elements(blocks_of_chunk(chunk), before);
             before = [_mm512_setzero_si512(); 3];
             match after {
-                0 => sum.add(block),
-                after => sum.add_product(block, &self.of_8[after - 1]),
+                0 => sum.add(blocks),
+                after => sum.add_product(blocks, &self.of_8[after - 1]),
             }
         }
         sum.reduce()
+    }
+
+    /// `sums` after four more chunks, to whose first block `before` is added.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    fn absorb_four(&self, sums: Element, before: Element, chunks: &[[u8; CHUNK]; 4]) -> Element {
+        // Only the last of three sums has to wait for `sums`.
+        let (mut one, mut two, mut three) = (Products::zero(), Products::zero(), Products::zero());
+        one.add_product(add_elements(blocks_of_chunk(&chunks[0]), before), &self.of_8[2]);
+        two.add_product(blocks_of_chunk(&chunks[1]), &self.of_8[1]);
+        one.add_product(blocks_of_chunk(&chunks[2]), &self.of_8[0]);
+        two.add(blocks_of_chunk(&chunks[3]));
+        one.merge(two);
+        three.add_product(sums, &self.of_8[3]);
+        one.merge(three);
+        one.reduce()
     }
 }
 
@@ -212,13 +259,9 @@ impl Lanes {
     #[inline]
     pub(super) fn new() -> Lanes {
         let zero = _mm512_setzero_si512();
-        let nothing = Multiplier {
-            r: [zero; 3],
-            r_20: [zero; 2],
-        };
         Lanes {
             h: [zero; 3],
-            powers: [nothing; 8],
+            powers: [Multiplier::zero(); 8],
             pads: [[0; 8]; 2],
             lengths: zero,
         }
@@ -267,8 +310,7 @@ impl Lanes {
         two.add_product(split::<1>(second[2]), &powers[1]);
         one.add_product(split::<1>(first[3]), &powers[4]);
         two.add_product(split::<1>(second[3]), &powers[0]);
-        one.low = add_elements(one.low, two.low);
-        one.high = add_elements(one.high, two.high);
+        one.merge(two);
         self.keep(self.longer_than(at), one.reduce());
     }
 
@@ -282,8 +324,7 @@ impl Lanes {
             two.add_product(split::<1>(blocks[1]), &self.powers[2]);
             one.add_product(split::<1>(blocks[2]), &self.powers[1]);
             two.add_product(split::<1>(blocks[3]), &self.powers[0]);
-            one.low = add_elements(one.low, two.low);
-            one.high = add_elements(one.high, two.high);
+            one.merge(two);
             self.keep(whole, one.reduce());
         } else {
             for (block, at) in blocks.iter().zip((at..).step_by(BLOCK)) {
@@ -330,13 +371,23 @@ impl Lanes {
 }
 
 /// What an element is multiplied by: its limbs, and the upper two times 20, since 2^132 = 4 * 2^130 = 4 * 5.
-#[derive(Clone, Copy, Zeroize)]
+#[derive(Clone, Copy)]
 struct Multiplier {
     r: Element,
     r_20: [__m512i; 2],
 }
 
 impl Multiplier {
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn zero() -> Multiplier {
+        let zero = _mm512_setzero_si512();
+        Multiplier {
+            r: [zero; 3],
+            r_20: [zero; 2],
+        }
+    }
+
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     #[inline]
     fn new(r: Element) -> Multiplier {
@@ -359,6 +410,13 @@ impl Products {
     fn zero() -> Products {
         let zero = [_mm512_setzero_si512(); 3];
         Products { low: zero, high: zero }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn merge(&mut self, other: Products) {
+        self.low = add_elements(self.low, other.low);
+        self.high = add_elements(self.high, other.high);
     }
 
     #[target_feature(enable = "avx512f")]
@@ -395,8 +453,7 @@ impl Products {
         let [l0, l1, l2] = self.low;
         let [h0, h1, h2] = self.high;
         // 2^52 is 2^8 in the next limb; past the last one 20 * 2^8 in the first.
-        let h2 = _mm512_slli_epi64::<10>(h2);
-        let d0 = _mm512_add_epi64(_mm512_add_epi64(l0, h2), _mm512_slli_epi64::<2>(h2));
+        let d0 = _mm512_add_epi64(l0, _mm512_slli_epi64::<8>(times_20(h2)));
         let d1 = _mm512_add_epi64(l1, _mm512_slli_epi64::<8>(h0));
         let d2 = _mm512_add_epi64(l2, _mm512_slli_epi64::<8>(h1));
         let low_44 = splat_u64(LOW_44);
@@ -426,10 +483,11 @@ fn add_elements(a: Element, b: Element) -> Element {
     ]
 }
 
-#[target_feature(enable = "avx512f")]
+/// `limb` of at most 47 bits, times 20. (A sum of shifts the compiler takes for a 64-bit multiplication, and makes it one.)
+#[target_feature(enable = "avx512ifma")]
 #[inline]
 fn times_20(limb: __m512i) -> __m512i {
-    _mm512_add_epi64(_mm512_slli_epi64::<4>(limb), _mm512_slli_epi64::<2>(limb))
+    _mm512_madd52lo_epu64(_mm512_setzero_si512(), limb, splat_u64(20))
 }
 
 #[target_feature(enable = "avx512f")]
@@ -483,6 +541,15 @@ pub(super) fn transpose_records(records: &[__m512i; 8]) -> Blocks {
         (low[2], high[2]),
         (low[3], high[3]),
     ]
+}
+
+#[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+#[inline]
+fn blocks_of_chunk(chunk: &[u8; CHUNK]) -> Element {
+    let [first, second] = chunk.as_chunks().0 else {
+        unreachable!("a chunk is two vectors");
+    };
+    blocks_of(load(first), load(second))
 }
 
 /// The low and high halves of four blocks of each of eight messages.
