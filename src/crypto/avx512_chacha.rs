@@ -34,6 +34,7 @@ impl Key {
     }
 
     pub(super) fn seal_run(&self, records: &mut [Record<'_>]) {
+        let mut workspace = self.cpu.chachapoly_workspace();
         for group in records.chunks_mut(LANES) {
             if !pays(group) {
                 for record in group {
@@ -51,14 +52,18 @@ impl Key {
                 let (text, tag) = split_tag(record.text).expect("the caller leaves room for the tag");
                 (nonces[lane], texts[lane], tags[lane]) = (record.nonce, text, Some(tag));
             }
-            let computed = self.cpu.chachapoly_seal_eight(&self.words, &nonces, &mut texts);
+            let computed = self
+                .cpu
+                .chachapoly_eight::<false>(&self.words, &nonces, &mut texts, &mut workspace);
             for (tag, computed) in tags.into_iter().flatten().zip(computed) {
                 *tag = computed;
             }
         }
+        self.cpu.chachapoly_wipe(&mut workspace);
     }
 
     pub(super) fn open_run(&self, records: &mut [Record<'_>]) {
+        let mut workspace = self.cpu.chachapoly_workspace();
         for group in records.chunks_mut(LANES) {
             if pays(group) {
                 let (mut nonces, mut texts) = ([[0; NONCE_LEN]; LANES], <[&mut [u8]; LANES]>::default());
@@ -66,7 +71,9 @@ impl Key {
                     nonces[lane] = record.nonce;
                     texts[lane] = split_tag(record.text).map_or(&mut [], |(text, _)| text);
                 }
-                let expected = self.cpu.chachapoly_open_eight(&self.words, &nonces, &mut texts);
+                let expected = self
+                    .cpu
+                    .chachapoly_eight::<true>(&self.words, &nonces, &mut texts, &mut workspace);
                 for (record, expected) in group.iter_mut().zip(&expected) {
                     record.forged = !record.text.last_chunk().is_some_and(|tag| equal(expected, tag));
                 }
@@ -79,6 +86,7 @@ impl Key {
                 record.text.fill(0);
             }
         }
+        self.cpu.chachapoly_wipe(&mut workspace);
     }
 }
 

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use zeroize::optimization_barrier;
 
-use super::chacha512::{Key, columns, columns_and_rows, columns_pair, count_from, nonces, rows, splat};
+use super::chacha512::{Key, Stream, columns, columns_and_rows, columns_pair, count_from, nonces, rows, splat};
 use super::poly512::{Lanes, Message, transpose_records};
 use super::simd::{first_bytes, load, load_partial, load_u64, store, store_partial};
 use super::{NONCE_LEN, TAG_LEN};
@@ -98,6 +98,33 @@ fn xor<'text>(stream: &[__m512i], text: &'text mut [u8]) -> &'text mut [u8] {
     rest
 }
 
+/// What [`eight_records`] works with; to be wiped after the last one.
+pub(super) struct Workspace {
+    stream: [Stream; 2],
+    lanes: Lanes,
+    spare: [[u8; 2 * BLOCK]; 8],
+}
+
+impl Workspace {
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn new() -> Workspace {
+        Workspace {
+            stream: [[[_mm512_setzero_si512(); 8]; 2]; 2],
+            lanes: Lanes::new(),
+            spare: [[0; 2 * BLOCK]; 8],
+        }
+    }
+
+    /// Forgets key stream and one-time keys.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn wipe(&mut self) {
+        *self = Workspace::new();
+        optimization_barrier(self);
+    }
+}
+
 /// Seals or opens each of `texts` in place under its nonce and returns the tags of what are their ciphertexts.
 ///
 /// Costs as much as eight records of the longest length. Unused places may be empty.
@@ -106,54 +133,49 @@ pub(super) fn eight_records<const OPEN: bool>(
     key: &Key,
     nonces: &[[u8; NONCE_LEN]; 8],
     texts: &mut [&mut [u8]; 8],
+    workspace: &mut Workspace,
 ) -> [[u8; TAG_LEN]; 8] {
+    let Workspace { stream, lanes, spare } = workspace;
     let lengths = texts.each_ref().map(|text| text.len() as u64);
     let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
     let nonces = nonce_columns(nonces);
     let blocks = 1 + longest.div_ceil(BLOCK);
 
-    let mut lanes = Lanes::new();
-    let mut stream = [[[_mm512_setzero_si512(); 8]; 2]; 2];
-    let mut spare = [[0; 2 * BLOCK]; 8];
     for first in (0..blocks).step_by(4) {
         let counters = [pair_of_blocks(first as u32), pair_of_blocks(first as u32 + 2)];
         if blocks - first <= 2 {
             columns(key, counters[0], &nonces, &mut stream[0]);
         } else {
-            columns_pair(key, counters, &nonces, &mut stream);
+            columns_pair(key, counters, &nonces, stream);
         }
         for (pair, block) in stream.iter().zip((first..blocks).step_by(2)) {
             if block == 0 {
                 lanes.start(&pair[0], &lengths);
-                one_block::<OPEN>(&mut lanes, 0, texts, &pair[1]);
+                one_block::<OPEN>(lanes, texts, 0, &pair[1]);
                 continue;
             }
             let at = (block - 1) * BLOCK;
-            match windows(texts, &mut spare, at) {
-                Some(windows) => two_blocks::<OPEN>(&mut lanes, at, windows, pair),
-                None => {
-                    one_block::<OPEN>(&mut lanes, at, texts, &pair[0]);
-                    one_block::<OPEN>(&mut lanes, at + BLOCK, texts, &pair[1]);
-                }
+            if let Some(windows) = windows(texts, spare, at) {
+                two_blocks::<OPEN>(lanes, windows, at, pair);
+            } else {
+                one_block::<OPEN>(lanes, texts, at, &pair[0]);
+                one_block::<OPEN>(lanes, texts, at + BLOCK, &pair[1]);
             }
         }
     }
-    let tags = lanes.tags();
-    lanes.wipe();
-    stream = [[[_mm512_setzero_si512(); 8]; 2]; 2];
-    optimization_barrier(&stream);
-    spare = [[0; 2 * BLOCK]; 8];
-    optimization_barrier(&spare);
-    tags
+    lanes.tags()
 }
 
-/// Bytes `at..at + 128` of each text; of those that end before, something to spare instead. None if one ends within.
+/// Two blocks of a text.
+type Window<'a> = &'a mut [[u8; BLOCK]; 2];
+
+/// Two blocks of each text from `at` on; of texts that end before, something to spare instead. None if one ends within.
 #[inline]
 fn windows<'a>(
     texts: &'a mut [&mut [u8]; 8],
     spare: &'a mut [[u8; 2 * BLOCK]; 8],
     at: usize,
-) -> Option<[&'a mut [[u8; BLOCK]; 2]; 8]> {
+) -> Option<[Window<'a>; 8]> {
     let [t0, t1, t2, t3, t4, t5, t6, t7] = texts;
     let [s0, s1, s2, s3, s4, s5, s6, s7] = spare;
     let window = |text: &'a mut [u8], spare: &'a mut [u8; 2 * BLOCK]| {
@@ -172,20 +194,16 @@ fn windows<'a>(
     ])
 }
 
-/// Two whole blocks of each text, from `at` on.
+/// Two blocks of each text, which lie at `at` of it.
 #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
-fn two_blocks<const OPEN: bool>(
-    lanes: &mut Lanes,
-    at: usize,
-    windows: [&mut [[u8; BLOCK]; 2]; 8],
-    stream: &[[__m512i; 8]; 2],
-) {
+#[inline]
+fn two_blocks<const OPEN: bool>(lanes: &mut Lanes, windows: [Window<'_>; 8], at: usize, stream: &[[__m512i; 8]; 2]) {
     let mut ciphertext = *stream;
     for (i, window) in windows.into_iter().enumerate() {
-        for j in 0..2 {
-            let before = load(&window[j]);
+        for (j, block) in window.iter_mut().enumerate() {
+            let before = load(block);
             let after = _mm512_xor_si512(before, stream[j][i]);
-            store(&mut window[j], after);
+            store(block, after);
             ciphertext[j][i] = if OPEN { before } else { after };
         }
     }
@@ -198,7 +216,7 @@ fn two_blocks<const OPEN: bool>(
 
 /// A block of each text, from `at` on, as far as it goes.
 #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
-fn one_block<const OPEN: bool>(lanes: &mut Lanes, at: usize, texts: &mut [&mut [u8]; 8], stream: &[__m512i; 8]) {
+fn one_block<const OPEN: bool>(lanes: &mut Lanes, texts: &mut [&mut [u8]; 8], at: usize, stream: &[__m512i; 8]) {
     let mut ciphertext = *stream;
     for (i, text) in texts.iter_mut().enumerate() {
         let block = text.get_mut(at..).unwrap_or_default();

@@ -281,35 +281,41 @@ impl Lanes {
         store_u64(&mut self.pads[1], pad_high);
         let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
         // `absorb` needs four for 64 bytes, `absorb_pair` eight for 128.
-        let powers = match longest / VECTOR {
-            0 => 1,
-            1 => 4,
-            _ => 8,
-        };
-        let first = Multiplier::new(r);
-        self.powers[0] = first;
-        let mut power = r;
-        for at in 1..powers {
-            power = multiply(power, &first);
-            self.powers[at] = Multiplier::new(power);
+        self.powers[0] = Multiplier::new(r);
+        if longest >= VECTOR {
+            self.power(2, 1, 1);
+            self.power(3, 2, 1);
+            self.power(4, 2, 2);
         }
+        if longest >= 2 * VECTOR {
+            for low in 1..=4 {
+                self.power(4 + low, 4, low);
+            }
+        }
+    }
+
+    /// r^`power` = r^`a` r^`b`.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    #[inline]
+    fn power(&mut self, power: usize, a: usize, b: usize) {
+        self.powers[power - 1] = Multiplier::new(multiply(self.powers[a - 1].r, &self.powers[b - 1]));
     }
 
     /// Absorbs 64 bytes of each message, or 128, of those that have not ended. `at` is what was absorbed before.
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     #[inline]
     pub(super) fn absorb_pair(&mut self, at: usize, first: &Blocks, second: &Blocks) {
-        // Two sums, since each is a chain of multiplications that would be waited for.
+        // Two sums, since each is a chain of multiplications that would be waited for; what waits for h comes last.
         let (mut one, mut two) = (Products::zero(), Products::zero());
         let powers = &self.powers;
-        one.add_product(add_elements(self.h, split::<1>(first[0])), &powers[7]);
-        two.add_product(split::<1>(second[0]), &powers[3]);
         one.add_product(split::<1>(first[1]), &powers[6]);
-        two.add_product(split::<1>(second[1]), &powers[2]);
+        two.add_product(split::<1>(second[0]), &powers[3]);
         one.add_product(split::<1>(first[2]), &powers[5]);
-        two.add_product(split::<1>(second[2]), &powers[1]);
+        two.add_product(split::<1>(second[1]), &powers[2]);
         one.add_product(split::<1>(first[3]), &powers[4]);
+        two.add_product(split::<1>(second[2]), &powers[1]);
         two.add_product(split::<1>(second[3]), &powers[0]);
+        one.add_product(add_elements(self.h, split::<1>(first[0])), &powers[7]);
         one.merge(two);
         self.keep(self.longer_than(at), one.reduce());
     }
@@ -320,16 +326,19 @@ impl Lanes {
         let whole = _mm512_cmpge_epu64_mask(self.lengths, splat_u64((at + VECTOR) as u64));
         if whole | !self.longer_than(at) == 0xff {
             let (mut one, mut two) = (Products::zero(), Products::zero());
-            one.add_product(add_elements(self.h, split::<1>(blocks[0])), &self.powers[3]);
-            two.add_product(split::<1>(blocks[1]), &self.powers[2]);
-            one.add_product(split::<1>(blocks[2]), &self.powers[1]);
+            one.add_product(split::<1>(blocks[1]), &self.powers[2]);
+            two.add_product(split::<1>(blocks[2]), &self.powers[1]);
             two.add_product(split::<1>(blocks[3]), &self.powers[0]);
+            one.add_product(add_elements(self.h, split::<1>(blocks[0])), &self.powers[3]);
             one.merge(two);
             self.keep(whole, one.reduce());
         } else {
             for (block, at) in blocks.iter().zip((at..).step_by(BLOCK)) {
-                let h = multiply(add_elements(self.h, split::<1>(*block)), &self.powers[0]);
-                self.keep(self.longer_than(at), h);
+                let active = self.longer_than(at);
+                if active != 0 {
+                    let h = multiply(add_elements(self.h, split::<1>(*block)), &self.powers[0]);
+                    self.keep(active, h);
+                }
             }
         }
     }
@@ -338,7 +347,9 @@ impl Lanes {
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn wipe(&mut self) {
-        *self = Lanes::new();
+        self.h = [_mm512_setzero_si512(); 3];
+        self.powers.fill(Multiplier::zero());
+        self.pads = [[0; 8]; 2];
         optimization_barrier(self);
     }
 

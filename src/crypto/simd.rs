@@ -95,28 +95,31 @@ impl Avx512 {
         unsafe { chachapoly512::record::<true>(key, nonce, aad, text) }
     }
 
-    /// [`chachapoly512::eight_records`], sealing.
+    /// [`chachapoly512::Workspace::new`].
     #[inline]
-    pub(super) fn chachapoly_seal_eight(
-        self,
-        key: &chacha512::Key,
-        nonces: &[[u8; NONCE_LEN]; 8],
-        texts: &mut [&mut [u8]; 8],
-    ) -> [[u8; TAG_LEN]; 8] {
-        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
-        unsafe { chachapoly512::eight_records::<false>(key, nonces, texts) }
+    pub(super) fn chachapoly_workspace(self) -> chachapoly512::Workspace {
+        // SAFETY: the function needs avx512f, which `self` proves.
+        unsafe { chachapoly512::Workspace::new() }
     }
 
-    /// [`chachapoly512::eight_records`], opening.
+    /// [`chachapoly512::Workspace::wipe`].
     #[inline]
-    pub(super) fn chachapoly_open_eight(
+    pub(super) fn chachapoly_wipe(self, workspace: &mut chachapoly512::Workspace) {
+        // SAFETY: the function needs avx512f, which `self` proves.
+        unsafe { workspace.wipe() }
+    }
+
+    /// [`chachapoly512::eight_records`].
+    #[inline]
+    pub(super) fn chachapoly_eight<const OPEN: bool>(
         self,
         key: &chacha512::Key,
         nonces: &[[u8; NONCE_LEN]; 8],
         texts: &mut [&mut [u8]; 8],
+        workspace: &mut chachapoly512::Workspace,
     ) -> [[u8; TAG_LEN]; 8] {
         // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
-        unsafe { chachapoly512::eight_records::<true>(key, nonces, texts) }
+        unsafe { chachapoly512::eight_records::<OPEN>(key, nonces, texts, workspace) }
     }
 }
 
