@@ -11,8 +11,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{KEY_LEN, NONCE_LEN, TAG_LEN};
-use super::{chacha512, chachapoly512, gcm512};
+use super::{KEY_LEN, NONCE_LEN, Record, TAG_LEN};
+use super::{chachapoly512, gcm512};
 
 /// Proof that this machine has the features named in [`Avx512::detect`]: the generation of Ice Lake and Zen 4.
 #[derive(Clone, Copy)]
@@ -33,9 +33,9 @@ impl Avx512 {
     }
 
     /// [`gcm512::expand`].
-    pub(super) fn gcm_expand(self, key: &[u8; KEY_LEN], schedule: &mut gcm512::Schedule) {
+    pub(super) fn gcm_expand(self, key: &[u8; KEY_LEN]) -> Box<gcm512::Schedule> {
         // SAFETY: the function needs avx512bw, avx512vl, vaes, vpclmulqdq and bmi2, which `self` proves.
-        unsafe { gcm512::expand(key, schedule) }
+        unsafe { gcm512::expand(key) }
     }
 
     /// [`gcm512::seal`].
@@ -43,7 +43,7 @@ impl Avx512 {
     pub(super) fn gcm_seal(
         self,
         schedule: &gcm512::Schedule,
-        nonce: &[u8; NONCE_LEN],
+        nonce: gcm512::Nonce,
         aad: &[u8],
         text: &mut [u8],
         tag: &mut [u8; TAG_LEN],
@@ -57,7 +57,7 @@ impl Avx512 {
     pub(super) fn gcm_open(
         self,
         schedule: &gcm512::Schedule,
-        nonce: &[u8; NONCE_LEN],
+        nonce: gcm512::Nonce,
         aad: &[u8],
         text: &mut [u8],
         tag: &[u8; TAG_LEN],
@@ -65,61 +65,47 @@ impl Avx512 {
         // SAFETY: the function needs avx512bw, avx512vl, vaes, vpclmulqdq and bmi2, which `self` proves.
         unsafe { gcm512::open(schedule, nonce, aad, text, tag) }
     }
-}
 
-/// ChaCha20-Poly1305.
-impl Avx512 {
     /// [`chachapoly512::seal`].
     #[inline]
     pub(super) fn chachapoly_seal(
         self,
-        key: &chacha512::Key,
+        key: &chachapoly512::Key,
         nonce: &[u8; NONCE_LEN],
         aad: &[u8],
         text: &mut [u8],
-    ) -> [u8; TAG_LEN] {
+        tag: &mut [u8; TAG_LEN],
+    ) {
         // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
-        unsafe { chachapoly512::record::<false>(key, nonce, aad, text) }
+        unsafe { chachapoly512::seal(key, nonce, aad, text, tag) }
     }
 
     /// [`chachapoly512::open`].
     #[inline]
     pub(super) fn chachapoly_open(
         self,
-        key: &chacha512::Key,
+        key: &chachapoly512::Key,
         nonce: &[u8; NONCE_LEN],
         aad: &[u8],
         text: &mut [u8],
-    ) -> [u8; TAG_LEN] {
+        tag: &[u8; TAG_LEN],
+    ) -> bool {
         // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
-        unsafe { chachapoly512::record::<true>(key, nonce, aad, text) }
+        unsafe { chachapoly512::open(key, nonce, aad, text, tag) }
     }
 
-    /// [`chachapoly512::Workspace::new`].
+    /// [`chachapoly512::seal_run`].
     #[inline]
-    pub(super) fn chachapoly_workspace(self) -> chachapoly512::Workspace {
-        // SAFETY: the function needs avx512f, which `self` proves.
-        unsafe { chachapoly512::Workspace::new() }
-    }
-
-    /// [`chachapoly512::Workspace::wipe`].
-    #[inline]
-    pub(super) fn chachapoly_wipe(self, workspace: &mut chachapoly512::Workspace) {
-        // SAFETY: the function needs avx512f, which `self` proves.
-        unsafe { workspace.wipe() }
-    }
-
-    /// [`chachapoly512::eight_records`].
-    #[inline]
-    pub(super) fn chachapoly_eight<const OPEN: bool>(
-        self,
-        key: &chacha512::Key,
-        nonces: &[[u8; NONCE_LEN]; 8],
-        texts: &mut [&mut [u8]; 8],
-        workspace: &mut chachapoly512::Workspace,
-    ) -> [[u8; TAG_LEN]; 8] {
+    pub(super) fn chachapoly_seal_run(self, key: &chachapoly512::Key, records: &mut [Record<'_>]) {
         // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
-        unsafe { chachapoly512::eight_records::<OPEN>(key, nonces, texts, workspace) }
+        unsafe { chachapoly512::seal_run(key, records) }
+    }
+
+    /// [`chachapoly512::open_run`].
+    #[inline]
+    pub(super) fn chachapoly_open_run(self, key: &chachapoly512::Key, records: &mut [Record<'_>]) {
+        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
+        unsafe { chachapoly512::open_run(key, records) }
     }
 }
 
@@ -199,4 +185,39 @@ pub(super) fn load_u64(words: &[u64; 8]) -> __m512i {
 pub(super) fn store_u64(words: &mut [u64; 8], vector: __m512i) {
     // SAFETY: it writes the 64 bytes of `words`, at any alignment.
     unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), vector) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partial_load_and_store_touch_the_bytes_of_their_slice_alone() {
+        #[target_feature(enable = "avx512bw,bmi2")]
+        fn copy(from: &[u8], to: &mut [u8]) {
+            store_partial(to, load_partial(from));
+        }
+        if Avx512::detect().is_none() {
+            return;
+        }
+        let from: Vec<u8> = (1..=100).collect();
+        for (loaded, stored) in (0..=70).flat_map(|loaded| (0..=70).map(move |stored| (loaded, stored))) {
+            let mut to = [0xff; 100];
+            // SAFETY: the features are a part of those just detected.
+            unsafe { copy(&from[..loaded], &mut to[5..5 + stored]) };
+            for (at, byte) in to.into_iter().enumerate() {
+                let expected = match at.checked_sub(5) {
+                    Some(at) if at < stored.min(64) => {
+                        if at < loaded {
+                            from[at]
+                        } else {
+                            0
+                        }
+                    }
+                    _ => 0xff,
+                };
+                assert_eq!(byte, expected, "byte {at} of {loaded} loaded and {stored} stored");
+            }
+        }
+    }
 }

@@ -5,15 +5,13 @@
 //! vector; six shuffles per double round, but a quarter of the registers. An operation takes two cycles and four can
 //! begin in each, so sets of blocks are worked on in pairs: [`columns_pair`] fills the 32 registers exactly and
 //! [`columns_and_rows`] makes the 24 blocks that a record of a usual MTU needs.
-#![forbid(unsafe_code)]
-
 use std::arch::x86_64::*;
 
 /// "expand 32-byte k", little-endian.
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
-/// A key as the words of the state.
-pub(super) type Key = [u32; 8];
+/// A key as words of the state.
+type Key = [u32; 8];
 
 /// The four rows of the state matrix; in columns a row is four vectors, in rows one.
 #[derive(Clone, Copy)]
@@ -83,8 +81,8 @@ pub(super) fn rows(key: &Key, counters: [u32; 8], nonce: [u32; 3], stream: &mut 
     blocks_of_rows(state, initial, stream);
 }
 
-/// 16 blocks from counter `from` on, and the 8 of `counters`, all of one nonce. `meanwhile` gets the 8 blocks before
-/// the 16 are put in order.
+/// 16 blocks from counter `from` on in `columns`, and those of `counters` in `rows`, all of one nonce. `meanwhile` gets
+/// the rows before the columns are put in order.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub(super) fn columns_and_rows<T>(
@@ -92,20 +90,20 @@ pub(super) fn columns_and_rows<T>(
     from: u32,
     counters: [u32; 8],
     nonce: [u32; 3],
-    stream: &mut Stream,
-    meanwhile: impl FnOnce([__m512i; 8]) -> T,
+    columns: &mut Stream,
+    rows: &mut [__m512i; 8],
+    meanwhile: impl FnOnce(&[__m512i; 8]) -> T,
 ) -> T {
     let (column_counters, column_nonces) = (count_from(from), nonces(nonce));
     let mut column_state = initial_columns(key, column_counters, &column_nonces);
     let mut row_state = initial_rows(key, counters, nonce);
     rounds!(column_state: turn_columns, row_state: turn_rows);
-    let mut row_stream = [_mm512_setzero_si512(); 8];
-    blocks_of_rows(row_state, initial_rows(key, counters, nonce), &mut row_stream);
-    let result = meanwhile(row_stream);
+    blocks_of_rows(row_state, initial_rows(key, counters, nonce), rows);
+    let result = meanwhile(rows);
     blocks_of_columns(
         column_state,
         initial_columns(key, column_counters, &column_nonces),
-        stream,
+        columns,
     );
     result
 }
