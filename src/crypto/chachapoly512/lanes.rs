@@ -150,8 +150,8 @@ impl Lanes {
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     #[inline]
     fn keep(&mut self, active: __mmask8, h: Element) {
-        for i in 0..3 {
-            self.h[i] = _mm512_mask_mov_epi64(self.h[i], active, h[i]);
+        for (kept, h) in self.h.iter_mut().zip(h) {
+            *kept = _mm512_mask_mov_epi64(*kept, active, h);
         }
     }
 }

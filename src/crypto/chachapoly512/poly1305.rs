@@ -71,9 +71,7 @@ impl Products {
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn add(&mut self, element: Element) {
-        for i in 0..3 {
-            self.low[i] = _mm512_add_epi64(self.low[i], element[i]);
-        }
+        self.low = add_elements(self.low, element);
     }
 
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
@@ -83,11 +81,12 @@ impl Products {
             r: [r0, r1, r2],
             r_20: [s1, s2],
         } = *by;
-        let columns = [[r0, s2, s1], [r1, r0, s2], [r2, r1, r0]];
-        for j in 0..3 {
-            for i in 0..3 {
-                self.low[i] = _mm512_madd52lo_epu64(self.low[i], a[j], columns[i][j]);
-                self.high[i] = _mm512_madd52hi_epu64(self.high[i], a[j], columns[i][j]);
+        for (a, factors) in a.into_iter().zip([[r0, r1, r2], [s2, r0, r1], [s1, s2, r0]]) {
+            for (low, factor) in self.low.iter_mut().zip(factors) {
+                *low = _mm512_madd52lo_epu64(*low, a, factor);
+            }
+            for (high, factor) in self.high.iter_mut().zip(factors) {
+                *high = _mm512_madd52hi_epu64(*high, a, factor);
             }
         }
     }
