@@ -10,12 +10,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::api::{ApiError, ErrorCode, REQUEST_LEN_MAX, Request, Response};
+use super::Order;
+use super::api::{ApiError, ErrorCode, REQUEST_LEN_MAX, Response};
 
 /// Clients that may be connected at once: one that opens connections without end gets no more.
 const CLIENTS_MAX: usize = 32;
-/// A request, and where its answer goes.
-pub(super) type Asked = (Request, oneshot::Sender<Response>);
 
 /// The socket file; removed on drop.
 pub struct Server {
@@ -60,8 +59,8 @@ impl Server {
         Ok(server)
     }
 
-    /// Accepts clients for ever and sends their requests to `asked`.
-    pub(super) async fn serve(&self, asked: mpsc::Sender<Asked>) {
+    /// Accepts clients for ever and sends their requests to `orders`.
+    pub async fn serve(&self, orders: mpsc::Sender<Order>) {
         let seats = Arc::new(Semaphore::new(CLIENTS_MAX));
         loop {
             let Ok(seat) = seats.clone().acquire_owned().await else {
@@ -69,11 +68,11 @@ impl Server {
             };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let asked = asked.clone();
+                    let orders = orders.clone();
                     tokio::task::spawn_local(async move {
                         let _seat = seat;
                         // A client that hangs up ends its own conversation only.
-                        let _ = converse(stream, asked).await;
+                        let _ = converse(stream, orders).await;
                     });
                 }
                 Err(error) => {
@@ -92,7 +91,7 @@ impl Drop for Server {
     }
 }
 
-async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<()> {
+async fn converse(stream: UnixStream, orders: mpsc::Sender<Order>) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut line = String::new();
@@ -113,7 +112,7 @@ async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<
                 format!("a request is at most {REQUEST_LEN_MAX} bytes long"),
             )
         } else {
-            answer(&line, &asked).await
+            answer(&line, &orders).await
         };
         let mut text = serde_json::to_string(&response)?;
         text.push('\n');
@@ -124,13 +123,13 @@ async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<
     }
 }
 
-async fn answer(line: &str, asked: &mpsc::Sender<Asked>) -> Response {
+async fn answer(line: &str, orders: &mpsc::Sender<Order>) -> Response {
     let request = match serde_json::from_str(line) {
         Ok(request) => request,
         Err(error) => return refusal(ErrorCode::BadRequest, error.to_string()),
     };
     let (reply, answer) = oneshot::channel();
-    if asked.send((request, reply)).await.is_ok()
+    if orders.send(Order::Answer(request, reply)).await.is_ok()
         && let Ok(response) = answer.await
     {
         return response;

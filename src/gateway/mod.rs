@@ -11,11 +11,12 @@ use std::io;
 
 use ipnet::IpNet;
 
-use crate::config::{Config, Crypto, Io, Mtu, Workers};
+use crate::config::{Config, Crypto, Io, Mtu, Suite, Workers};
 use crate::control::api::OffloadReport;
+use crate::control::changes::ChangeError;
 use crate::control::runtime::Runtime;
 use crate::control::server::{ServeError, Server};
-use crate::control::{Control, ControlError, Facts};
+use crate::control::{self, Control, ControlError, Facts, Settings};
 use crate::crypto::{self, Algorithm};
 use crate::link::{self, LinkError};
 use crate::proto::{Device, DeviceConfig};
@@ -55,6 +56,9 @@ pub enum RunError {
     /// The control socket.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// A peer could not be added.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
     /// It ran, and ended by itself.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -141,6 +145,12 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
         ),
         offloads,
     };
+    let settings = Settings {
+        private_key: Some(interface.private_key.clone()),
+        addresses: interface.addresses.clone(),
+        udp_options: options,
+        suite: Suite::Auto,
+    };
     let ifindex = device.ifindex;
     let plan = workers::Plan {
         uring: interface.io != Io::Syscall && refusal.is_none(),
@@ -155,8 +165,8 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
     let runtime = if plan.uring { Runtime::Uring } else { Runtime::Tokio };
     let (workforce, threads) = workers::start(plan, device.queues, group.sockets)?;
     let result = runtime.block_on(async {
-        let mut control = Control::new(config, facts, protocol, workforce);
-        let result = serve(&mut control, ifindex, ready).await;
+        let mut control = Control::new(settings, facts, protocol, workforce);
+        let result = serve(&mut control, &config, ifindex, ready).await;
         control.stop();
         result
     });
@@ -168,12 +178,16 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
 }
 
 /// Runs the tunnel between its link's coming up and going down.
-async fn serve(control: &mut Control, ifindex: u32, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
-    let server = Server::bind(&control.config().interface.control_socket).await?;
-    control.add_peers().await?;
-    let mtu = tunnel_mtu(control).await?;
+async fn serve(
+    control: &mut Control,
+    config: &Config,
+    ifindex: u32,
+    ready: impl FnOnce(&Facts),
+) -> Result<(), RunError> {
+    let server = Server::bind(&config.interface.control_socket).await?;
+    control.add_peers(&config.peers).await?;
+    let mtu = tunnel_mtu(control, config).await?;
     control.set_tun_mtu(mtu)?;
-    let config = control.config().clone();
     let routes: Vec<IpNet> = config
         .peers
         .iter()
@@ -188,7 +202,11 @@ async fn serve(control: &mut Control, ifindex: u32, ready: impl FnOnce(&Facts)) 
     })
     .await?;
     ready(control.facts());
-    let result = control.run(&server).await;
+    let (orders_in, mut orders) = control::orders();
+    let result = tokio::select! {
+        result = control.run(&mut orders) => result,
+        () = server.serve(orders_in) => Ok(()),
+    };
     if let Err(error) = link.tear_down().await {
         tracing::warn!(%error, "the link did not come down cleanly");
     }
@@ -196,13 +214,13 @@ async fn serve(control: &mut Control, ifindex: u32, ready: impl FnOnce(&Facts)) 
 }
 
 /// The configured MTU, or the one that the paths to the peers allow.
-async fn tunnel_mtu(control: &Control) -> Result<u16, RunError> {
-    let interface = &control.config().interface;
+async fn tunnel_mtu(control: &Control, config: &Config) -> Result<u16, RunError> {
+    let interface = &config.interface;
     match interface.mtu {
         Mtu::Bytes(mtu) => Ok(mtu),
         Mtu::Auto => {
             let remotes = control.endpoints();
-            let roaming = remotes.len() < control.config().peers.len();
+            let roaming = remotes.len() < config.peers.len();
             let ipv6_inside = interface
                 .addresses
                 .iter()

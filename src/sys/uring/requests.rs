@@ -34,8 +34,8 @@ const SEND_SLOTS: u16 = 2 * TUN_BUFFERS;
 const WRITE_SLOTS: u16 = 512;
 
 // Whatever is queued or in flight fits the submission queue, so pushing can't fail: sends, writes, three multishots and
-// the cancellation. All completions between two reaps fit the completion queue.
-const _: () = assert!(SEND_SLOTS as u32 + WRITE_SLOTS as u32 + 3 + 1 <= SUBMISSIONS);
+// the cancellations of the receive and of everything. All completions between two reaps fit the completion queue.
+const _: () = assert!(SEND_SLOTS as u32 + WRITE_SLOTS as u32 + 3 + 2 <= SUBMISSIONS);
 const _: () = assert!(SUBMISSIONS + TUN_BUFFERS as u32 + UDP_BUFFERS as u32 <= COMPLETIONS);
 
 /// Registered files.
@@ -114,6 +114,8 @@ pub(super) struct Requests {
     /// Whether the multishot requests are in flight.
     read_armed: bool,
     receive_armed: bool,
+    /// Whether the receive is being cancelled.
+    receive_cancelled: bool,
     poll_armed: bool,
     sends_in_flight: usize,
     writes_in_flight: usize,
@@ -159,6 +161,7 @@ impl Requests {
             memory: ManuallyDrop::new(memory),
             read_armed: false,
             receive_armed: false,
+            receive_cancelled: false,
             poll_armed: false,
             sends_in_flight: 0,
             writes_in_flight: 0,
@@ -214,6 +217,21 @@ impl Requests {
         unsafe { self.ring.push(&entry.user_data(Request::ReceiveUdp.user_data())) };
         self.receive_armed = true;
         true
+    }
+
+    /// Makes `udp` the socket of all requests that are submitted from here on, and ends the receive from the old one,
+    /// which the kernel would keep open for it. Its last completion lets [`Requests::arm_receive`] start the next.
+    pub(super) fn replace_udp(&mut self, udp: BorrowedFd<'_>) -> io::Result<()> {
+        // Requests in flight hold on to the file they began with, so nothing they refer to changes under them.
+        self.ring.replace_file(UDP.0, udp)?;
+        if self.receive_armed && !self.receive_cancelled {
+            let receive = CancelBuilder::user_data(Request::ReceiveUdp.user_data());
+            let cancel = opcode::AsyncCancel2::new(receive).build();
+            // SAFETY: refers to no memory.
+            unsafe { self.ring.push(&cancel.user_data(Request::Cancel.user_data())) };
+            self.receive_cancelled = true;
+        }
+        Ok(())
     }
 
     /// Queues the TUN's read, as [`Requests::arm_receive`].
@@ -316,6 +334,7 @@ impl Requests {
             }
             Request::ReceiveUdp => {
                 self.receive_armed = completion.more;
+                self.receive_cancelled &= completion.more;
                 let buffer = completion
                     .buffer
                     .map(|index| memory.udp_ring.take(memory.arrived.pool(), index));
