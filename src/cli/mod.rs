@@ -25,7 +25,7 @@ use exit::{Exit, Failure};
 
 /// An encrypted tunnel for IP packets, as fast as the machine can copy them
 #[derive(Debug, Parser)]
-#[command(name = "ringway", version, after_help = exit::HELP, max_term_width = 100, infer_subcommands = false)]
+#[command(name = "ringway", version, after_help = exit::HELP, max_term_width = 100)]
 struct Arguments {
     #[command(flatten)]
     log: log::Options,

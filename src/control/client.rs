@@ -16,12 +16,12 @@ const RESPONSE_LEN_MAX: u64 = 1 << 28;
 /// Why a daemon did not answer as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there.
+    /// Nobody listens there, or no longer.
     #[error("{}: no daemon serves this socket ({error})", path.display())]
     NoDaemon {
         /// The socket.
         path: PathBuf,
-        /// Not found, or connection refused.
+        /// Not found, connection refused, or hung up.
         #[source]
         error: io::Error,
     },
@@ -173,7 +173,10 @@ pub fn sockets_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
 fn failed(path: &Path, error: io::Error) -> ClientError {
     let path = path.to_owned();
     match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoDaemon { path, error },
+        io::ErrorKind::NotFound
+        | io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe => ClientError::NoDaemon { path, error },
         io::ErrorKind::PermissionDenied => ClientError::Permission { path },
         // SO_RCVTIMEO and SO_SNDTIMEO end in EAGAIN, whose own text ("temporarily unavailable") misleads.
         io::ErrorKind::WouldBlock => {

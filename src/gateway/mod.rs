@@ -11,7 +11,7 @@ use std::io;
 
 use ipnet::IpNet;
 
-use crate::config::{Config, Crypto, Io, Mtu, Suite, Workers};
+use crate::config::{Config, Io, Mtu, Suite, Workers};
 use crate::control::api::OffloadReport;
 use crate::control::changes::ChangeError;
 use crate::control::runtime::Runtime;
@@ -37,6 +37,7 @@ pub enum RunError {
         /// The configured port.
         port: u16,
         /// What the kernel said.
+        #[source]
         error: io::Error,
     },
     /// A worker could not start.
@@ -63,18 +64,14 @@ pub enum RunError {
     #[error(transparent)]
     Control(#[from] ControlError),
     /// The system refused something basic.
-    #[error(transparent)]
+    #[error("the system refused something basic: {0}")]
     Io(#[from] io::Error),
 }
 
 /// Runs the tunnel in the foreground until SIGINT or SIGTERM. `ready` is called once packets can pass.
 pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
     let interface = &config.interface;
-    let choice = match interface.crypto {
-        Crypto::Auto => crypto::Choice::Auto,
-        Crypto::AwsLc => crypto::Choice::AwsLc,
-        Crypto::AesGcm => crypto::Choice::AesGcm,
-    };
+    let choice = interface.crypto;
     let selected = crypto::self_test(choice)?;
     let cores = cpu::allowed();
     let count = match interface.workers {
@@ -106,7 +103,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
         port: interface.listen_port,
         error,
     })?;
-    if let Some(socket) = group.sockets.first()
+    if let [socket, _, ..] = &group.sockets[..]
         && let Err(error) = steer::attach(socket, count as u8)
     {
         tracing::warn!(%error, "no steering program: datagrams reach their workers by being handed over");
@@ -155,7 +152,11 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
     let plan = workers::Plan {
         uring: interface.io != Io::Syscall && refusal.is_none(),
         refusal: refusal.map(|refusal| refusal.to_string()),
-        cores: if interface.pin { cores } else { Vec::new() },
+        cores: if interface.pin && count >= cores.len() {
+            cores
+        } else {
+            Vec::new()
+        },
         offloads: device.offloads,
         gso: group.gso,
     };

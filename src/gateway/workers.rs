@@ -29,7 +29,8 @@ pub(super) struct Plan {
     pub(super) uring: bool,
     /// Why not, when it was wanted.
     pub(super) refusal: Option<String>,
-    /// Cores to pin workers to, in turn; none leaves them where the scheduler likes.
+    /// Cores to pin workers to, in turn; none leaves them where the scheduler likes, which knows better than a fixed
+    /// choice while there are fewer workers than cores.
     pub(super) cores: Vec<Core>,
     pub(super) offloads: tun::Offloads,
     pub(super) gso: bool,

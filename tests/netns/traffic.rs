@@ -1,0 +1,282 @@
+//! What is sent through a tunnel, and the checks that it arrives as it left.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::Duration;
+
+use blake2::{Blake2s256, Digest as _};
+use serde_json::Value;
+
+use crate::lab::{Lab, Namespace, wait_until};
+
+/// A transfer that makes no progress for so long has failed.
+const STALL: Duration = Duration::from_secs(40);
+
+/// A TCP connection from a to `address` of b: both its ends.
+pub(crate) fn connect(lab: &Lab, address: IpAddr) -> (TcpStream, TcpStream) {
+    let any = if address.is_ipv4() {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let listener = lab.b.enter(|| TcpListener::bind((any, 0)).expect("a free port"));
+    let port = listener.local_addr().expect("it is bound").port();
+    let a = lab
+        .a
+        .enter(|| TcpStream::connect_timeout(&SocketAddr::new(address, port), STALL).expect("b listens"));
+    let (b, _) = listener.accept().expect("a has connected");
+    for stream in [&a, &b] {
+        stream.set_read_timeout(Some(STALL)).expect("not zero");
+        stream.set_write_timeout(Some(STALL)).expect("not zero");
+    }
+    (a, b)
+}
+
+/// Sends a random file of `len` bytes each way over one connection at the same time; compares hashes.
+pub(crate) fn exchange_files(connection: (TcpStream, TcpStream), len: u64) {
+    thread::scope(|scope| {
+        let received = Transfer::start(scope, &connection, len).complete();
+        assert_eq!(received, [len; 2], "bytes received");
+    });
+}
+
+/// Random bytes each way over one connection at the same time, checked by hash when it ends.
+pub(crate) struct Transfer<'scope> {
+    senders: [ScopedJoinHandle<'scope, File>; 2],
+    receivers: [ScopedJoinHandle<'scope, File>; 2],
+    received: [Arc<AtomicU64>; 2],
+    stop: StopOnDrop,
+}
+
+/// Length and hash of what was sent or received.
+type File = (u64, [u8; 32]);
+
+/// Ends the senders also where the test panics, for the scope waits for them.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl<'scope> Transfer<'scope> {
+    /// Begins it: at most `len` bytes each way.
+    pub(crate) fn start<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        (a, b): &'scope (TcpStream, TcpStream),
+        len: u64,
+    ) -> Transfer<'scope> {
+        let stop = StopOnDrop(Arc::default());
+        let received = [Arc::<AtomicU64>::default(), Arc::default()];
+        let senders = [(a, 1), (b, 2)].map(|(stream, seed)| {
+            let stop = Arc::clone(&stop.0);
+            scope.spawn(move || send_file(stream, seed, len, &stop))
+        });
+        let receivers = [(b, 0), (a, 1)].map(|(stream, index)| {
+            let received: &Arc<AtomicU64> = &received[index];
+            let received = Arc::clone(received);
+            scope.spawn(move || receive_file(stream, &received))
+        });
+        Transfer {
+            senders,
+            receivers,
+            received,
+            stop,
+        }
+    }
+
+    /// Waits until both ends have received more than now.
+    pub(crate) fn wait_for_progress(&self) {
+        let now = || {
+            self.received
+                .each_ref()
+                .map(|received| received.load(Ordering::Relaxed))
+        };
+        let before = now();
+        wait_until("progress both ways", STALL, || {
+            before.iter().zip(now()).all(|(before, now)| now > *before)
+        });
+    }
+
+    /// Stops sending and compares what arrived with what was sent.
+    pub(crate) fn finish(self) {
+        self.stop.0.store(true, Ordering::Relaxed);
+        self.complete();
+    }
+
+    /// Waits for the end and compares what arrived with what was sent. The bytes received at b and a.
+    pub(crate) fn complete(self) -> [u64; 2] {
+        let [sent, received] = [self.senders.map(join), self.receivers.map(join)];
+        assert!(sent == received, "corrupted or cut short on its way");
+        received.map(|file| file.0)
+    }
+}
+
+/// Sends a random file of `len` bytes from a to b; compares hashes.
+pub(crate) fn send_one_file((a, b): &(TcpStream, TcpStream), len: u64) {
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| send_file(a, 3, len, &AtomicBool::new(false)));
+        assert!(
+            receive_file(b, &AtomicU64::new(0)) == join(sender),
+            "corrupted or cut short on its way"
+        );
+    });
+}
+
+/// Sends datagrams of the sizes `lens` to b, which sends them back; every one must return unchanged, in its order.
+/// They leave in runs of 8, as many as fit any socket buffer.
+pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, lens: impl IntoIterator<Item = usize>) {
+    let any = if address.is_ipv4() {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let [a, b] = [&lab.a, &lab.b].map(|namespace| namespace.enter(|| UdpSocket::bind((any, 0)).expect("a free port")));
+    let to = SocketAddr::new(address, b.local_addr().expect("it is bound").port());
+    for socket in [&a, &b] {
+        socket.set_read_timeout(Some(Duration::from_secs(3))).expect("not zero");
+    }
+    let lens: Vec<usize> = lens.into_iter().collect();
+    let mut random = Random(4);
+    let mut buffer = vec![0; 65536];
+    for run in lens.chunks(8) {
+        let payloads: Vec<Vec<u8>> = run.iter().map(|&len| random.bytes(len)).collect();
+        for payload in &payloads {
+            a.send_to(payload, to).expect("a may send");
+        }
+        for payload in &payloads {
+            let (len, from) = b
+                .recv_from(&mut buffer)
+                .unwrap_or_else(|error| lost(payload, "a", "b", &error));
+            assert!(
+                buffer[..len] == payload[..],
+                "b received {len} bytes instead of {} that a sent",
+                payload.len()
+            );
+            b.send_to(payload, from).expect("b may answer");
+        }
+        for payload in &payloads {
+            let (len, _) = a
+                .recv_from(&mut buffer)
+                .unwrap_or_else(|error| lost(payload, "b", "a", &error));
+            assert!(
+                buffer[..len] == payload[..],
+                "a received {len} bytes instead of {} that b sent",
+                payload.len()
+            );
+        }
+    }
+}
+
+/// Runs iperf3 from a to `address` of b for one second with more `arguments`; its report's `end`.
+pub(crate) fn iperf3(lab: &Lab, address: IpAddr, arguments: &[&str]) -> Value {
+    let mut server = Server(
+        lab.b
+            .command("iperf3")
+            .args(["-s", "-1"])
+            .spawn()
+            .expect("setpriv is installed"),
+    );
+    wait_until("iperf3 to listen", Duration::from_secs(5), || {
+        assert!(
+            server.0.try_wait().expect("it is our child").is_none(),
+            "the iperf3 server ended"
+        );
+        listens(&lab.b, 5201)
+    });
+    let address = address.to_string();
+    let output = lab
+        .a
+        .run(&[&["iperf3", "-J", "-t", "1", "-c", &address], arguments].concat());
+    let mut report: Value = serde_json::from_str(&output).expect("JSON");
+    report["end"].take()
+}
+
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // With -1 it ends by itself after one client; then both are errors of no interest.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn listens(namespace: &Namespace, port: u16) -> bool {
+    !namespace
+        .run(&["ss", "-Hltn", "sport", "=", &port.to_string()])
+        .trim()
+        .is_empty()
+}
+
+/// Writes random bytes in pieces of random sizes, `len` of them or fewer when told to stop, then closes that direction.
+fn send_file(mut stream: &TcpStream, seed: u64, len: u64, stop: &AtomicBool) -> File {
+    let mut random = Random(seed);
+    let mut hash = Blake2s256::new();
+    let mut left = len;
+    while left > 0 && !stop.load(Ordering::Relaxed) {
+        let piece = left.min(1 + random.next() % 200_000);
+        let bytes = random.bytes(piece.try_into().expect("at most 200,000"));
+        stream
+            .write_all(&bytes)
+            .unwrap_or_else(|error| panic!("{left} of {len} bytes left to send: {error}"));
+        hash.update(&bytes);
+        left -= piece;
+    }
+    stream.shutdown(Shutdown::Write).expect("it is connected");
+    (len - left, hash.finalize().into())
+}
+
+/// Reads to the end, counting in `received`.
+fn receive_file(mut stream: &TcpStream, received: &AtomicU64) -> File {
+    let mut hash = Blake2s256::new();
+    let mut buffer = vec![0; 128 * 1024];
+    let mut len = 0;
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return (len, hash.finalize().into()),
+            Ok(count) => {
+                hash.update(&buffer[..count]);
+                len += count as u64;
+                received.store(len, Ordering::Relaxed);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => panic!("after {len} bytes received: {error}"),
+        }
+    }
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn lost<T>(payload: &[u8], from: &str, to: &str, error: &std::io::Error) -> T {
+    panic!(
+        "a datagram of {} bytes from {from} did not reach {to}: {error}",
+        payload.len()
+    );
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): incompressible, and the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        word ^ (word >> 31)
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).collect();
+        bytes.truncate(len);
+        bytes
+    }
+}
