@@ -13,7 +13,8 @@ use super::peers::{self, Peer};
 use super::{Control, ControlError};
 use crate::config::{self, HostPort, PresharedKey, PrivateKey, PublicKey, Suite};
 use crate::proto::{AddPeerError, Endpoint, PeerConfig, PeerId, PeerUpdate};
-use crate::sys::{steer, udp};
+use crate::sys::steer;
+use crate::sys::udp::{self, UdpGroup, UdpOptions, UdpSocket};
 use crate::worker::mailbox::Command;
 
 /// How long the workers may take to carry out what they were told.
@@ -141,6 +142,17 @@ impl ChangeError {
     }
 }
 
+/// One socket per worker on `port`, steered so that datagrams reach the worker that has their keys.
+pub fn bind(port: u16, workers: usize, options: UdpOptions) -> io::Result<UdpGroup> {
+    let group = udp::bind_group(port, workers, options)?;
+    if let [socket, _, ..] = &group.sockets[..]
+        && let Err(error) = steer::attach(socket, workers as u8)
+    {
+        tracing::warn!(%error, "no steering program: datagrams reach their workers by being handed over");
+    }
+    Ok(group)
+}
+
 impl Control {
     /// Makes all changes: those that the kernel may refuse first, then the others, which can't fail.
     pub fn apply(&mut self, changes: Changes) -> Result<(), ChangeError> {
@@ -191,14 +203,9 @@ impl Control {
             return Ok(());
         }
         let failed = |error| ChangeError::Port { port, error };
-        let group = udp::bind_group(port, self.workers.len(), self.udp_options).map_err(failed)?;
-        if let Some(socket) = group.sockets.first()
-            && let Err(error) = steer::attach(socket, self.workers.len() as u8)
-        {
-            tracing::warn!(%error, "no steering program: datagrams reach their workers by being handed over");
-        }
+        let group = bind(port, self.workers.len(), self.udp_options).map_err(failed)?;
         // First all that can fail, then the change.
-        let outboxes = group.sockets.iter().map(udp::UdpSocket::try_clone);
+        let outboxes = group.sockets.iter().map(UdpSocket::try_clone);
         let outboxes: Vec<_> = outboxes.collect::<io::Result<_>>().map_err(failed)?;
         for ((worker, socket), outbox) in self.workers.iter_mut().zip(group.sockets).zip(outboxes) {
             worker.socket = outbox;

@@ -13,6 +13,7 @@ mod peers;
 mod report;
 pub mod runtime;
 pub mod server;
+pub mod socket;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -44,6 +45,8 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 const HANDSHAKES_PER_TURN: usize = 32;
 /// Orders that may wait for the loop.
 const ORDERS_MAX: usize = 32;
+/// How long a worker that has closed its mailbox may take to say why.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// DSCP AF41 for handshakes, as WireGuard marks them (drivers/net/wireguard/messages.h, HANDSHAKE_DSCP).
 const HANDSHAKE_TOS: u8 = 0x88;
 /// How long one peer's path MTU is not asked for again.
@@ -55,6 +58,9 @@ pub enum ControlError {
     /// A worker ended by itself.
     #[error("a worker ended: {0}")]
     Worker(String),
+    /// The interface is gone.
+    #[error("the interface was removed")]
+    InterfaceRemoved,
     /// The control thread's own runtime failed.
     #[error("the control thread cannot go on: {0}")]
     Io(#[from] io::Error),
@@ -111,7 +117,7 @@ pub struct Workforce {
     /// What they report.
     pub reports: Reports,
     /// Says why a worker ended by itself.
-    pub died: mpsc::UnboundedReceiver<String>,
+    pub died: mpsc::UnboundedReceiver<ControlError>,
 }
 
 /// The facts of a tunnel that is up.
@@ -165,7 +171,7 @@ pub struct Control {
     device: Device,
     workers: Vec<WorkerInfo>,
     reports: Reports,
-    died: mpsc::UnboundedReceiver<String>,
+    died: mpsc::UnboundedReceiver<ControlError>,
     peers: Peers,
     allowed: AllowedIps,
     /// Peers were removed, of which workers may have reported since.
@@ -231,6 +237,17 @@ impl Control {
 
     /// Runs the tunnel until SIGINT, SIGTERM or a failure.
     pub async fn run(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<(), ControlError> {
+        match self.run_on(orders).await {
+            // Its mailbox closes first; then it says why it ended.
+            Err(ControlError::Worker(cause)) => match tokio::time::timeout(LAST_WORDS_MAX, self.died.recv()).await {
+                Ok(Some(cause)) => Err(cause),
+                _ => Err(ControlError::Worker(cause)),
+            },
+            result => result,
+        }
+    }
+
+    async fn run_on(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<(), ControlError> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let news = self.reports.news.clone();
@@ -242,9 +259,13 @@ impl Control {
                 biased;
                 _ = interrupt.recv() => return Ok(()),
                 _ = terminate.recv() => return Ok(()),
-                Some(cause) = self.died.recv() => return Err(ControlError::Worker(cause)),
-                () = news.notified() => self.take_reports(),
+                Some(cause) = self.died.recv() => return Err(cause),
                 Some(order) = orders.recv() => self.obey(order)?,
+                () = news.notified() => {
+                    self.take_reports();
+                    // Under a flood there is always news: let sockets, signals and clocks have their turn too.
+                    tokio::task::yield_now().await;
+                }
                 () = tokio::time::sleep(pause.min(Duration::from_secs(3600))) => {}
             }
             self.time_passes();

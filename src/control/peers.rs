@@ -65,10 +65,6 @@ impl Peers {
         self.0.remove(&id);
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
         self.0.iter().map(|(id, peer)| (*id, peer))
     }

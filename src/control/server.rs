@@ -1,62 +1,28 @@
 //! The control socket: JSON lines over a Unix stream socket, see [`super::api`].
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::Order;
 use super::api::{ApiError, ErrorCode, REQUEST_LEN_MAX, Response};
+use super::socket::{SocketError, SocketFile};
 
 /// Clients that may be connected at once: one that opens connections without end gets no more.
 const CLIENTS_MAX: usize = 32;
 
-/// The socket file; removed on drop.
-pub struct Server {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-/// Why the control socket can't be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// Another daemon answers there.
-    #[error("{}: another ringway answers on this control socket; stop it, or set `control_socket`", .0.display())]
-    InUse(PathBuf),
-    /// Something else than a socket is in the way.
-    #[error("{}: is in the way and is no socket; remove it, or set `control_socket`", .0.display())]
-    NotASocket(PathBuf),
-    /// The file system refused.
-    #[error("{}: {}", .0.display(), .1)]
-    Io(PathBuf, #[source] io::Error),
-}
+/// The control socket.
+pub struct Server(SocketFile);
 
 impl Server {
     /// Creates the socket, for its owner only, in place of one that a dead daemon left.
-    pub async fn bind(path: &Path) -> Result<Server, ServeError> {
-        let failed = |error| ServeError::Io(path.to_owned(), error);
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(failed)?;
-        }
-        match std::fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-            Ok(found) if !found.file_type().is_socket() => return Err(ServeError::NotASocket(path.to_owned())),
-            Ok(_) if UnixStream::connect(path).await.is_ok() => return Err(ServeError::InUse(path.to_owned())),
-            Ok(_) => std::fs::remove_file(path).map_err(failed)?,
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        let server = Server {
-            listener,
-            path: path.to_owned(),
-        };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok(server)
+    pub async fn bind(path: &Path) -> Result<Server, SocketError> {
+        SocketFile::bind(path).await.map(Server)
     }
 
     /// Accepts clients for ever and sends their requests to `orders`.
@@ -66,8 +32,8 @@ impl Server {
             let Ok(seat) = seats.clone().acquire_owned().await else {
                 return;
             };
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
+            match self.0.accept().await {
+                Ok(stream) => {
                     let orders = orders.clone();
                     tokio::task::spawn_local(async move {
                         let _seat = seat;
@@ -81,13 +47,6 @@ impl Server {
                 }
             }
         }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may be gone already, with the whole run directory.
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

@@ -5,22 +5,25 @@
 //! descriptor.
 #![forbid(unsafe_code)]
 
+mod parts;
+mod wireguard;
 mod workers;
 
 use std::io;
 
 use ipnet::IpNet;
 
-use crate::config::{Config, Io, Mtu, Suite, Workers};
-use crate::control::api::OffloadReport;
+pub use wireguard::run_wireguard;
+
+use crate::config::{Config, Mtu, Suite};
 use crate::control::changes::ChangeError;
-use crate::control::runtime::Runtime;
-use crate::control::server::{ServeError, Server};
-use crate::control::{self, Control, ControlError, Facts, Settings};
-use crate::crypto::{self, Algorithm};
+use crate::control::server::Server;
+use crate::control::socket::SocketError;
+use crate::control::{self, Control, ControlError, Facts};
+use crate::crypto;
 use crate::link::{self, LinkError};
-use crate::proto::{Device, DeviceConfig};
-use crate::sys::{cpu, probe, steer, tun, udp};
+use crate::sys::{probe, tun};
+use parts::{Identity, Parts};
 
 /// Why a tunnel did not come up, or went down by itself.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +57,9 @@ pub enum RunError {
     /// Addresses, MTU or routes.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The control socket.
+    /// A socket for requests.
     #[error(transparent)]
-    Serve(#[from] ServeError),
+    Serve(#[from] SocketError),
     /// A peer could not be added.
     #[error(transparent)]
     Change(#[from] ChangeError),
@@ -71,111 +74,14 @@ pub enum RunError {
 /// Runs the tunnel in the foreground until SIGINT or SIGTERM. `ready` is called once packets can pass.
 pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
     let interface = &config.interface;
-    let choice = interface.crypto;
-    let selected = crypto::self_test(choice)?;
-    let cores = cpu::allowed();
-    let count = match interface.workers {
-        Workers::Count(count) => usize::from(count),
-        Workers::Auto => cores.len().clamp(1, usize::from(u8::MAX)),
-    };
-    let refusal = match interface.io {
-        Io::Syscall => None,
-        Io::Auto => probe::io_uring().err(),
-        Io::Uring => {
-            probe::io_uring().map_err(RunError::Uring)?;
-            None
-        }
-    };
-    let switches = interface.offloads;
-    let want = tun::Offloads {
-        csum: true,
-        tso: switches.tun_tso,
-        uso: switches.tun_uso,
-    };
-    let device = tun::create(&interface.name, count, want)?;
-    let mark = interface.fwmark.map_or(0, u32::from);
-    let options = udp::UdpOptions {
-        gso: switches.udp_gso,
-        gro: switches.udp_gro,
-        mark,
-    };
-    let group = udp::bind_group(interface.listen_port, count, options).map_err(|error| RunError::Udp {
-        port: interface.listen_port,
-        error,
-    })?;
-    if let [socket, _, ..] = &group.sockets[..]
-        && let Err(error) = steer::attach(socket, count as u8)
-    {
-        tracing::warn!(%error, "no steering program: datagrams reach their workers by being handed over");
-    }
-    let offloads = OffloadReport {
-        udp_gso: group.gso,
-        udp_gro: group.gro,
-        tun_tso: device.offloads.tso,
-        tun_uso: device.offloads.uso,
-        tun_csum: device.offloads.csum,
-    };
-    tracing::info!(
-        udp_gso = offloads.udp_gso,
-        udp_gro = offloads.udp_gro,
-        tun_tso = offloads.tun_tso,
-        tun_uso = offloads.tun_uso,
-        tun_csum = offloads.tun_csum,
-        "offloads in use"
-    );
-    let protocol = Device::new(
-        DeviceConfig {
-            private_key: interface.private_key.to_secret(),
-            lanes: count as u8,
-            crypto: choice,
-        },
-        |bytes| getrandom::fill(bytes).expect("the kernel's random source does not fail once it was seeded"),
-    );
-    let facts = Facts {
-        name: device.name.clone(),
-        listen_port: group.port,
-        mtu: u32::from(link::MTU_DEFAULT),
-        crypto: format!(
-            "{} (AES-256-GCM), {} (ChaCha20-Poly1305)",
-            selected.backend(Algorithm::Aes256Gcm),
-            selected.backend(Algorithm::ChaCha20Poly1305)
-        ),
-        offloads,
-    };
-    let settings = Settings {
+    let parts = Parts::assemble(interface)?;
+    let ifindex = parts.ifindex;
+    let identity = Identity {
         private_key: Some(interface.private_key.clone()),
         addresses: interface.addresses.clone(),
-        udp_options: options,
         suite: Suite::Auto,
     };
-    let ifindex = device.ifindex;
-    let plan = workers::Plan {
-        uring: interface.io != Io::Syscall && refusal.is_none(),
-        refusal: refusal.map(|refusal| refusal.to_string()),
-        cores: if interface.pin && count >= cores.len() {
-            cores
-        } else {
-            Vec::new()
-        },
-        offloads: device.offloads,
-        gso: group.gso,
-    };
-    if let Some(cause) = &plan.refusal {
-        tracing::warn!("io_uring is refused, so plain system calls carry the packets: {cause}");
-    }
-    let runtime = if plan.uring { Runtime::Uring } else { Runtime::Tokio };
-    let (workforce, threads) = workers::start(plan, device.queues, group.sockets)?;
-    let result = runtime.block_on(async {
-        let mut control = Control::new(settings, facts, protocol, workforce);
-        let result = serve(&mut control, &config, ifindex, ready).await;
-        control.stop();
-        result
-    });
-    for thread in threads {
-        // A worker that panicked has reported it and ended the loop above.
-        let _ = thread.join();
-    }
-    result?
+    parts.run(identity, async |control| serve(control, &config, ifindex, ready).await)
 }
 
 /// Runs the tunnel between its link's coming up and going down.

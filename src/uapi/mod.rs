@@ -13,7 +13,7 @@
 //! ```
 //!
 //! [`parse`] and [`format`] are pure: lines to [`Changes`](crate::control::changes::Changes), a
-//! [`Dump`](crate::control::dump::Dump) to lines. `server` moves them.
+//! [`Dump`](crate::control::dump::Dump) to lines. [`server`] moves them.
 //!
 //! One deliberate difference to wireguard-go, which carries a `set` out line by line: here a `set` is read to its end
 //! first, and one with a wrong line changes nothing.
@@ -21,6 +21,7 @@
 
 pub mod format;
 pub mod parse;
+pub mod server;
 
 /// Why an operation was not carried out: what is answered, and what is logged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
