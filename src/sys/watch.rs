@@ -2,8 +2,8 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -35,35 +35,24 @@ impl Watch {
         }
         Ok(Watch { file: fd.into() })
     }
-
-    /// Takes the events that have come, so that it is not readable until the next.
-    pub fn drain(&self) {
-        // struct inotify_event and a name; no name comes for a file that is watched itself.
-        let mut events = [0; 1024];
-        while (&self.file).read(&mut events).is_ok_and(|len| len > 0) {}
-    }
 }
 
-impl AsFd for Watch {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
-impl AsRawFd for Watch {
-    fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+/// What is read are struct inotify_event (linux/inotify.h); no name follows for a file that is watched itself.
+impl From<Watch> for File {
+    fn from(watch: Watch) -> File {
+        watch.file
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::os::unix::net::UnixListener;
 
     use super::*;
 
     #[test]
-    fn unlinking_a_socket_that_is_listened_on_is_told_once() {
+    fn unlinking_a_socket_that_is_listened_on_is_told() {
         let path = std::env::temp_dir().join(format!("ringway-watch-{}.sock", std::process::id()));
         let _listener = UnixListener::bind(&path).expect("a socket");
         let watch = Watch::new(&path).expect("inotify");
@@ -71,8 +60,7 @@ mod tests {
         assert!(!is_readable());
         std::fs::remove_file(&path).expect("it is there");
         assert!(is_readable());
-        watch.drain();
-        assert!(!is_readable());
+        while is_readable() {}
         assert_eq!(
             Watch::new(&path).err().and_then(|error| error.raw_os_error()),
             Some(libc::ENOENT)

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{UnixStream, unix::pipe};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use zeroize::Zeroizing;
 
@@ -37,14 +36,15 @@ pub fn path_of(name: &str) -> PathBuf {
 /// The socket, while its name is there.
 pub struct Server {
     socket: SocketFile,
-    watch: AsyncFd<Watch>,
+    /// inotify's descriptor, which reads as a pipe does.
+    watch: pipe::Receiver,
 }
 
 impl Server {
     /// Creates the socket at `path`.
     pub async fn bind(path: &Path) -> Result<Server, SocketError> {
         let socket = SocketFile::bind(path).await?;
-        let watch = Watch::new(path).and_then(AsyncFd::register);
+        let watch = Watch::new(path).and_then(|watch| pipe::Receiver::from_file_unchecked(watch.into()));
         let watch = watch.map_err(|error| SocketError::Io(path.to_owned(), error))?;
         Ok(Server { socket, watch })
     }
@@ -60,11 +60,11 @@ impl Server {
     async fn removed(&self) {
         while self.socket.is_in_place() {
             // Without the watch the name would not be missed; that is no reason to end.
-            let Ok(mut readable) = self.watch.readable().await else {
+            if self.watch.readable().await.is_err() {
                 return std::future::pending().await;
-            };
-            self.watch.get_ref().drain();
-            readable.clear_ready();
+            }
+            // What happened is of no interest, only that something did.
+            while self.watch.try_read(&mut [0; 1024]).is_ok_and(|len| len > 0) {}
         }
     }
 
