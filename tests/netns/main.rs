@@ -100,7 +100,7 @@ fn one_stream_arrives_in_order() {
                 (tunnel.lab.a.counter("Tcp", "RetransSegs"), early)
             };
             let before = counters();
-            send_one_file(&connect(&tunnel.lab, tunnel.addresses_of_b()[0]), scaled(64 * MIB));
+            send_one_file(connect(&tunnel.lab, tunnel.addresses_of_b()[0]), scaled(64 * MIB));
             let after = counters();
             let [retransmitted, early] = [after.0 - before.0, after.1 - before.1];
             assert!(
@@ -163,8 +163,7 @@ fn an_underlay_that_becomes_narrow_still_carries_whole_files() {
     let Some(lab) = Lab::new() else { return };
     let mut tunnel = Tunnel::up(lab, Setup::default());
     for address in tunnel.addresses_of_b() {
-        let connection = connect(&tunnel.lab, address);
-        send_one_file(&connection, MIB);
+        send_one_file(connect(&tunnel.lab, address), MIB);
     }
     for namespace in [&tunnel.lab.a, &tunnel.lab.b] {
         namespace.ip(&["link", "set", UNDERLAY, "mtu", "1280"]);
@@ -253,7 +252,7 @@ fn sigterm_and_sigint_remove_what_was_made() {
 fn latency_logs_are_what_histogram_tools_read() {
     let Some(lab) = Lab::new() else { return };
     let tunnel = Tunnel::up(lab, Setup::default());
-    send_one_file(&connect(&tunnel.lab, tunnel.addresses_of_b()[0]), MIB);
+    send_one_file(connect(&tunnel.lab, tunnel.addresses_of_b()[0]), MIB);
     let path = tunnel.lab.directory.join("a.hlog");
     let report = tunnel.a.latency(path.to_str().expect("an ASCII path"));
     let log = std::fs::read(path).expect("the log was written");
@@ -286,7 +285,7 @@ fn datagram_lens() -> Vec<usize> {
 /// Runs `trouble` while bytes go both ways, and checks that the transfer goes on and nothing is missing.
 fn under_traffic(connection: (TcpStream, TcpStream), trouble: impl FnOnce()) {
     thread::scope(|scope| {
-        let transfer = Transfer::start(scope, &connection, u64::MAX);
+        let transfer = Transfer::start(scope, &connection, [u64::MAX; 2]);
         transfer.wait_for_progress();
         trouble();
         transfer.wait_for_progress();
