@@ -188,11 +188,12 @@ impl Control {
         }
         // No key: one that nobody knows.
         let secret = key.as_ref().map_or_else(peers::random_secret, PrivateKey::to_secret);
-        self.private_key = key;
-        self.device.set_private_key(secret);
-        if let Some(own) = self.device.find_peer(&self.device.public_key()) {
+        let public = x25519_dalek::PublicKey::from(&secret);
+        if let Some(own) = self.device.find_peer(public.as_bytes()) {
             self.remove_peer(own)?;
         }
+        self.private_key = key;
+        self.device.set_private_key(secret);
         self.act()
     }
 
@@ -257,10 +258,14 @@ impl Control {
 
     /// `None`: it is ourselves, which is passed over, so that all machines of a mesh can share one list of peers.
     fn add_peer(&mut self, changes: &PeerChanges) -> Result<Option<PeerId>, ControlError> {
-        let preshared_key = changes.preshared_key.clone().flatten();
         let config = PeerConfig {
             public_key: changes.public_key.0,
-            preshared_key: preshared_key.as_ref().map(PresharedKey::to_bytes),
+            preshared_key: changes
+                .preshared_key
+                .iter()
+                .flatten()
+                .next()
+                .map(PresharedKey::to_bytes),
             endpoint: changes.endpoint,
             persistent_keepalive: changes.persistent_keepalive.flatten(),
             suite: peers::suite_choice(changes.suite.unwrap_or(self.suite)),
@@ -276,7 +281,6 @@ impl Control {
         let cells = peer.cells.clone();
         let peer = self.peers.insert(id, peer);
         peer.name = changes.name.clone();
-        peer.preshared_key = preshared_key;
         peer.host = changes.host.clone();
         let endpoint = changes.endpoint.map(|remote| Endpoint { remote, local: None });
         self.broadcast(|| Command::AddPeer {
@@ -300,9 +304,6 @@ impl Control {
         let now = self.now();
         self.device.update_peer(now, id, update);
         let Some(peer) = self.peers.get_mut(id) else { return };
-        if let Some(key) = &changes.preshared_key {
-            peer.preshared_key = key.clone();
-        }
         if changes.name.is_some() {
             peer.name = changes.name.clone();
         }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use ipnet::IpNet;
+use zeroize::Zeroizing;
 
 use super::Control;
 use crate::config::{PresharedKey, PrivateKey, PublicKey};
@@ -51,7 +52,10 @@ impl Control {
             let handshake = peer.handshake.as_ref();
             PeerDump {
                 public_key: peer.public_key,
-                preshared_key: peer.preshared_key.clone(),
+                preshared_key: self
+                    .device
+                    .preshared_key(id)
+                    .map(|key| PresharedKey::from_bytes(Zeroizing::new(*key))),
                 endpoint: info.and_then(|info| info.endpoint).map(|endpoint| endpoint.remote),
                 last_handshake: handshake.map(|handshake| handshake.at.duration_since(UNIX_EPOCH).unwrap_or_default()),
                 tx_bytes: traffic.tx_bytes + peer.handshake_bytes_sent,

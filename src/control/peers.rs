@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
-use crate::config::{self, HostPort, PresharedKey, PublicKey};
+use crate::config::{self, HostPort, PublicKey};
 use crate::proto::{Device, Now, PeerId, Suite, SuiteChoice, Time};
 use crate::stats::counters::{PeerCells, PeerSnapshot};
 use crate::stats::latency::{Stage, StageHistogram};
@@ -19,7 +19,6 @@ const ECHO_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Peer {
     pub(super) name: Option<String>,
     pub(super) public_key: PublicKey,
-    pub(super) preshared_key: Option<PresharedKey>,
     /// Where the configuration says that it is.
     pub(super) host: Option<HostPort>,
     pub(super) cells: Arc<PeerCells>,
@@ -165,7 +164,6 @@ impl Peer {
         Peer {
             name: None,
             public_key,
-            preshared_key: None,
             host: None,
             cells: Arc::new(PeerCells::new(workers)),
             handshake: None,

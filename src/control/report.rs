@@ -176,7 +176,7 @@ fn peer_report(peer: &Peer, info: Option<PeerInfo>, allowed_ips: Vec<IpNet>) -> 
     PeerReport {
         name: peer.name.clone(),
         public_key: peer.public_key,
-        preshared_key: peer.preshared_key.is_some(),
+        preshared_key: info.is_some_and(|info| info.has_preshared_key),
         endpoint: info.and_then(|info| info.endpoint).map(|endpoint| endpoint.remote),
         allowed_ips,
         latest_handshake_unix_s: handshake.map(|handshake| unix(handshake.at).as_secs()),
