@@ -1,6 +1,7 @@
 //! What the control thread knows of peers beside the protocol: their names and keys, counters and round trips.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -53,7 +54,13 @@ pub(super) struct Busy {
 
 impl Peers {
     pub(super) fn insert(&mut self, id: PeerId, peer: Peer) -> &mut Peer {
-        self.0.entry(id).insert_entry(peer).into_mut()
+        match self.0.entry(id) {
+            Entry::Occupied(mut old) => {
+                old.insert(peer);
+                old.into_mut()
+            }
+            Entry::Vacant(new) => new.insert(peer),
+        }
     }
 
     pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
