@@ -71,7 +71,8 @@ def bars(report: dict, standalone: bool = False) -> str:
         panel("UDP delivered, thousand packets/s", "packet/s", lambda value: f"{value / 1e3:,.0f}"),
     ]
     panels = [panel for panel in panels if panel.rows]
-    return chart.bars(panels, base, standalone, machine.summary(report["machine"]) if standalone else "")
+    footer = " ".join(filter(None, (_details(report), machine.summary(report["machine"])))) if standalone else ""
+    return chart.bars(panels, base, standalone, footer)
 
 
 def curves(report: dict, measurement: dict) -> str:
@@ -103,7 +104,7 @@ def write_html(report: dict, path: str, curves_under: list[str]) -> None:
 <title>{title}</title><style>{_PAGE_STYLE}{chart.style()}</style></head><body><main>
 <h1>{title}</h1>
 <p>{described}. Commit {commit}, {escape(report["started"])}, {report["seconds"]} s per measurement, run as
-{escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b. {_details(report)}</p>
+{escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b. {escape(_details(report))}</p>
 {body}
 <h2>Throughput and cost</h2>{_throughput_table(report)}
 <h2>Latency by stage, µs</h2>{_latency_table(report)}
@@ -115,7 +116,7 @@ def write_html(report: dict, path: str, curves_under: list[str]) -> None:
 
 def _details(report: dict) -> str:
     details = [f"{tunnel['label']}: {tunnel['detail']}." for tunnel in report["tunnels"] if tunnel["detail"]]
-    return escape(" ".join(details))
+    return " ".join(details)
 
 
 _PAGE_STYLE = (

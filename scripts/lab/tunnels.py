@@ -60,6 +60,15 @@ class Tunnel:
                     logs = "\n".join(daemon.output() for daemon in self.daemons)
                     raise Failed(f"{self.label}: {address} does not answer within {timeout:g} s\n{logs}")
 
+    def _wait_for_file(self, daemon: Process, path: str) -> None:
+        """Waits for a control socket, the sign that a daemon listens."""
+
+        def is_there() -> bool:
+            daemon.check_alive()
+            return os.path.exists(path)
+
+        process.wait_until(is_there, 10, f"{self.label}: {path}")
+
     def _ping(self, address: str) -> bool:
         try:
             self.lab.a.run("ping", "-n", "-q", "-c", "1", "-W", "1", address)
@@ -112,6 +121,9 @@ class Ringway(Tunnel):
             _write_private(config, self._config(me, other, key_file, control, public[other]))
             self._sockets.append(control)
             self.daemons.append(end.start(self.binary, "run", config, log=self._log(end.name)))
+        for daemon, control in zip(self.daemons, self._sockets):
+            # A handshake with an end that does not listen yet is tried again only 5 s later.
+            self._wait_for_file(daemon, control)
 
     def _config(self, me: int, other: int, key_file: str, control: str, public_key: str) -> str:
         number = self.workers if self.workers.isdigit() else f'"{self.workers}"'
@@ -175,7 +187,7 @@ class WireguardGo(Tunnel):
             self.daemons.append(end.start(self.binary, "-f", name, log=self._log(end.name)))
         for me, other, end in ((0, 1, self.lab.a), (1, 0, self.lab.b)):
             name = self.interfaces[me]
-            self._wait_for_control(me, name)
+            self._wait_for_file(self.daemons[me], f"/run/wireguard/{name}.sock")
             key_file = f"{directory}/{name}.key"
             _write_private(key_file, private[me])
             end.run("wg", "set", name, "listen-port", str(LISTEN_PORT), "private-key", key_file)
@@ -186,13 +198,6 @@ class WireguardGo(Tunnel):
             if self.lab.has_ipv6:
                 end.ip("address", "add", f"{self.v6[me]}/64", "dev", name, "nodad")
             end.ip("link", "set", name, "up")
-
-    def _wait_for_control(self, end: int, name: str) -> None:
-        def is_there() -> bool:
-            self.daemons[end].check_alive()
-            return os.path.exists(f"/run/wireguard/{name}.sock")
-
-        process.wait_until(is_there, 10, f"{self.binary}: control socket of {name}")
 
 
 def _write_private(path: str, text: str) -> None:

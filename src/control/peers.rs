@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{self, HostPort, PublicKey};
 use crate::path::peers::NewPeer;
-use crate::proto::{Device, Now, PeerId, Suite, SuiteChoice, Time};
+use crate::proto::{Device, Now, PeerId, Suite, SuiteChoice, Time, Traffic};
 use crate::stats::counters::PeerSnapshot;
 use crate::stats::latency::{Stage, StageHistogram};
 
@@ -137,20 +137,16 @@ impl Peers {
             busy.any_session = true;
             let (before, seen) = (peer.sampled, peer.traffic());
             peer.sampled = seen;
-            // Received before sent: traffic both ways in one sample leaves no answer due.
-            if seen.last_any_received_ns != before.last_any_received_ns {
-                device.authenticated_received(id, now);
-            }
-            if seen.last_data_received_ns != before.last_data_received_ns {
-                device.data_received(id, now);
-            }
-            let data_sent = seen.last_data_sent_ns != before.last_data_sent_ns;
-            if data_sent {
-                device.data_sent(id, now);
-            }
-            if seen.last_any_sent_ns != before.last_any_sent_ns {
-                device.authenticated_sent(id, now);
-            }
+            let news =
+                |time: fn(&PeerSnapshot) -> u64| (time(&seen) != time(&before)).then(|| Time::from_nanos(time(&seen)));
+            let traffic = Traffic {
+                data_sent: news(|cells| cells.last_data_sent_ns),
+                data_received: news(|cells| cells.last_data_received_ns),
+                any_sent: news(|cells| cells.last_any_sent_ns),
+                any_received: news(|cells| cells.last_any_received_ns),
+            };
+            let data_sent = traffic.data_sent.is_some();
+            device.traffic(id, traffic);
             if data_sent && handshake.suite == Suite::Native && now.mono - peer.echoed >= ECHO_INTERVAL {
                 peer.echoed = now.mono;
                 busy.echo.push(id);

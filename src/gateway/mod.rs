@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod parts;
+mod retry;
 mod wireguard;
 mod workers;
 

@@ -1,10 +1,11 @@
 //! What every tunnel is made of, whoever configures it: TUN queues, sockets, protocol state, workers.
 
+use std::io;
 use std::thread::JoinHandle;
 
 use ipnet::IpNet;
 
-use super::{RunError, workers};
+use super::{RunError, retry, workers};
 use crate::config::{Interface, Io, PrivateKey, Suite, Workers};
 use crate::control::api::OffloadReport;
 use crate::control::runtime::Runtime;
@@ -12,6 +13,7 @@ use crate::control::{self, Control, Facts, Settings, Workforce};
 use crate::crypto::{self, Algorithm};
 use crate::link;
 use crate::proto::{Device, DeviceConfig};
+use crate::sys::tun::TunError;
 use crate::sys::udp::UdpOptions;
 use crate::sys::{cpu, probe, tun};
 
@@ -61,14 +63,17 @@ impl Parts {
             tso: switches.tun_tso,
             uso: switches.tun_uso,
         };
-        let device = tun::create(&interface.name, count, want)?;
+        let exists = |error: &TunError| matches!(error, TunError::Exists(_));
+        let device = retry::while_taken(exists, || tun::create(&interface.name, count, want))?;
         let udp_options = UdpOptions {
             gso: switches.udp_gso,
             gro: switches.udp_gro,
             mark: interface.fwmark.map_or(0, u32::from),
         };
         let port = interface.listen_port;
-        let group = control::changes::bind(port, count, udp_options).map_err(|error| RunError::Udp { port, error })?;
+        let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+        let group = retry::while_taken(in_use, || control::changes::bind(port, count, udp_options))
+            .map_err(|error| RunError::Udp { port, error })?;
         let offloads = OffloadReport {
             udp_gso: group.gso,
             udp_gro: group.gro,

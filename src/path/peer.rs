@@ -23,6 +23,7 @@ pub(super) struct PeerPath {
     pub(super) next: Option<SealHalf>,
     pub(super) pending: Pending,
     pub(super) session_wanted: Option<Time>,
+    pub(super) told_too_big: Option<Time>,
     shared: Arc<NewPeer>,
     worker: usize,
 }
@@ -37,6 +38,7 @@ impl PeerPath {
             next: None,
             pending: Pending::default(),
             session_wanted: None,
+            told_too_big: None,
             shared,
             worker: usize::from(worker),
         }

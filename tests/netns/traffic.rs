@@ -139,9 +139,10 @@ impl<'scope> Transfer<'scope> {
     }
 }
 
-/// Sends datagrams of the sizes `lens` to b, which sends them back; every one must return unchanged, in its order.
-/// They leave in runs of 8, as many as fit any socket buffer.
-pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, lens: impl IntoIterator<Item = usize>) {
+/// Sends runs of datagrams of these sizes to b, which sends them back; every one must return unchanged, in its order.
+/// A run leaves at once, so it must fit a socket buffer. Fragments may overtake whole packets, for they are hashed to
+/// queues by other fields: whoever asks for sizes beyond the MTU puts them into runs of their own.
+pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, runs: &[Vec<usize>]) {
     let any = if address.is_ipv4() {
         IpAddr::from(Ipv4Addr::UNSPECIFIED)
     } else {
@@ -152,10 +153,9 @@ pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, lens: impl IntoIterator
     for socket in [&a, &b] {
         socket.set_read_timeout(Some(Duration::from_secs(3))).expect("not zero");
     }
-    let lens: Vec<usize> = lens.into_iter().collect();
     let mut random = Random(4);
     let mut buffer = vec![0; 65536];
-    for run in lens.chunks(8) {
+    for run in runs {
         let payloads: Vec<Vec<u8>> = run.iter().map(|&len| random.bytes(len)).collect();
         for payload in &payloads {
             a.send_to(payload, to).expect("a may send");
