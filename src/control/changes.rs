@@ -12,7 +12,9 @@ use ipnet::IpNet;
 use super::peers::{self, Peer};
 use super::{Control, ControlError};
 use crate::config::{self, HostPort, PresharedKey, PrivateKey, PublicKey, Suite};
+use crate::path::peers::NewPeer;
 use crate::proto::{AddPeerError, Endpoint, PeerConfig, PeerId, PeerUpdate};
+use crate::stats::counters::PeerCells;
 use crate::sys::steer;
 use crate::sys::udp::{self, UdpGroup, UdpOptions, UdpSocket};
 use crate::worker::mailbox::Command;
@@ -277,17 +279,14 @@ impl Control {
             Err(AddPeerError::OwnKey) => return Ok(None),
             Err(AddPeerError::Exists(id)) => return Ok(Some(id)),
         };
-        let peer = Peer::new(changes.public_key, self.workers.len());
-        let cells = peer.cells.clone();
-        let peer = self.peers.insert(id, peer);
+        let new = Arc::new(NewPeer {
+            endpoint: changes.endpoint.map(Endpoint::new),
+            cells: PeerCells::new(self.workers.len()),
+        });
+        let peer = self.peers.insert(id, Peer::new(changes.public_key, new.clone()));
         peer.name = changes.name.clone();
         peer.host = changes.host.clone();
-        let endpoint = changes.endpoint.map(|remote| Endpoint { remote, local: None });
-        self.broadcast(|| Command::AddPeer {
-            peer: id,
-            endpoint,
-            cells: cells.clone(),
-        })?;
+        self.broadcast(|| Command::AddPeer(id, new.clone()))?;
         Ok(Some(id))
     }
 

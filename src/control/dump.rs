@@ -48,7 +48,7 @@ impl Control {
     pub fn dump(&self) -> Dump {
         let peers = self.peers.iter().map(|(id, peer)| {
             let info = self.device.peer(id);
-            let traffic = peer.cells.snapshot();
+            let traffic = peer.traffic();
             let handshake = peer.handshake.as_ref();
             PeerDump {
                 public_key: peer.public_key,

@@ -9,8 +9,9 @@ use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
 use crate::config::{self, HostPort, PublicKey};
+use crate::path::peers::NewPeer;
 use crate::proto::{Device, Now, PeerId, Suite, SuiteChoice, Time, Traffic};
-use crate::stats::counters::{PeerCells, PeerSnapshot};
+use crate::stats::counters::PeerSnapshot;
 use crate::stats::latency::{Stage, StageHistogram};
 
 /// How often the round trip to a busy native peer is measured.
@@ -22,7 +23,8 @@ pub(super) struct Peer {
     pub(super) public_key: PublicKey,
     /// Where the configuration says that it is.
     pub(super) host: Option<HostPort>,
-    pub(super) cells: Arc<PeerCells>,
+    /// What workers know of it too, its counters among it.
+    shared: Arc<NewPeer>,
     pub(super) handshake: Option<Handshake>,
     /// Allocated with the first echo that comes back.
     pub(super) rtt: Option<Box<StageHistogram>>,
@@ -140,7 +142,7 @@ impl Peers {
         for (&id, peer) in &mut self.0 {
             let Some(handshake) = &peer.handshake else { continue };
             busy.any_session = true;
-            let (before, seen) = (peer.sampled, peer.cells.snapshot());
+            let (before, seen) = (peer.sampled, peer.traffic());
             peer.sampled = seen;
             let news =
                 |time: fn(&PeerSnapshot) -> u64| (time(&seen) != time(&before)).then(|| Time::from_nanos(time(&seen)));
@@ -162,13 +164,13 @@ impl Peers {
 }
 
 impl Peer {
-    /// A peer that was never heard of, whose traffic `workers` workers will count.
-    pub(super) fn new(public_key: PublicKey, workers: usize) -> Peer {
+    /// A peer that was never heard of.
+    pub(super) fn new(public_key: PublicKey, shared: Arc<NewPeer>) -> Peer {
         Peer {
             name: None,
             public_key,
             host: None,
-            cells: Arc::new(PeerCells::new(workers)),
+            shared,
             handshake: None,
             rtt: None,
             path_mtu: None,
@@ -177,6 +179,11 @@ impl Peer {
             sampled: PeerSnapshot::default(),
             echoed: Time::default(),
         }
+    }
+
+    /// What all workers have counted of it.
+    pub(super) fn traffic(&self) -> PeerSnapshot {
+        self.shared.cells.snapshot()
     }
 
     /// What people call the peer.

@@ -171,7 +171,7 @@ fn worker_report(index: u32, worker: &WorkerInfo, engine: &EngineCounters) -> Wo
 }
 
 fn peer_report(peer: &Peer, info: Option<PeerInfo>, allowed_ips: Vec<IpNet>) -> PeerReport {
-    let traffic = peer.cells.snapshot();
+    let traffic = peer.traffic();
     let handshake = peer.handshake.as_ref();
     PeerReport {
         name: peer.name.clone(),

@@ -8,6 +8,7 @@ pub mod forward;
 pub mod gso;
 pub mod icmp;
 mod peer;
+pub mod peers;
 pub mod report;
 pub mod route;
 pub mod segment;

@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::peers::NewPeer;
 use crate::proto::{Endpoint, SealHalf, SessionId, Time};
-use crate::stats::counters::{PeerCell, PeerCells};
+use crate::stats::counters::PeerCell;
 
 /// Bytes of packets that may wait for one peer's handshake, in one worker. A TCP sender's first window fits.
 const PENDING_BYTES_MAX: usize = 128 * 1024;
@@ -23,29 +24,29 @@ pub(super) struct PeerPath {
     pub(super) pending: Pending,
     pub(super) session_wanted: Option<Time>,
     pub(super) told_too_big: Option<Time>,
-    cells: Arc<PeerCells>,
+    shared: Arc<NewPeer>,
     worker: usize,
 }
 
 impl PeerPath {
-    /// A peer without keys, whose traffic through worker `worker` is counted in `cells`.
-    pub(super) fn new(endpoint: Option<Endpoint>, cells: Arc<PeerCells>, worker: u8) -> PeerPath {
+    /// A peer without keys, whose traffic goes through worker `worker`.
+    pub(super) fn new(shared: Arc<NewPeer>, worker: u8) -> PeerPath {
         PeerPath {
-            endpoint,
+            endpoint: shared.endpoint,
             mtu: usize::MAX,
             current: None,
             next: None,
             pending: Pending::default(),
             session_wanted: None,
             told_too_big: None,
-            cells,
+            shared,
             worker: usize::from(worker),
         }
     }
 
     /// Where this worker counts the peer's traffic.
     pub(super) fn cell(&self) -> &PeerCell {
-        self.cells.worker(self.worker)
+        self.shared.cells.worker(self.worker)
     }
 
     /// Counts datagrams that were sealed for the peer.

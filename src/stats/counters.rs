@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::iter::Sum;
 use std::ops::AddAssign;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::{Deserialize, Serialize};
@@ -155,14 +156,21 @@ pub struct PeerCell {
 
 const _: () = assert!(size_of::<PeerCell>() == 64);
 
-/// One peer's cells, one per worker: share it in an `Arc`, and let worker *i* write to `worker(i)` only.
+/// One peer's cells, one per worker: share them, and let worker *i* write to `worker(i)` only. They take their memory with
+/// the first use, since most of many peers are idle.
 #[derive(Debug)]
-pub struct PeerCells(Box<[PeerCell]>);
+pub struct PeerCells {
+    workers: u8,
+    cells: OnceLock<Box<[PeerCell]>>,
+}
 
 impl PeerCells {
-    /// Zeroed cells for `workers` workers.
+    /// Zeroed cells for `workers` workers, at most 255.
     pub fn new(workers: usize) -> PeerCells {
-        PeerCells((0..workers).map(|_| PeerCell::default()).collect())
+        PeerCells {
+            workers: u8::try_from(workers).unwrap_or(u8::MAX),
+            cells: OnceLock::new(),
+        }
     }
 
     /// The cell that worker `index` writes.
@@ -171,13 +179,15 @@ impl PeerCells {
     /// When there are not that many workers.
     #[inline]
     pub fn worker(&self, index: usize) -> &PeerCell {
-        &self.0[index]
+        let zeroed = || (0..self.workers).map(|_| PeerCell::default()).collect();
+        &self.cells.get_or_init(zeroed)[index]
     }
 
     /// Sums of all workers' counts and the latest of their times.
     pub fn snapshot(&self) -> PeerSnapshot {
-        let sum = |field: fn(&PeerCell) -> &Cell| self.0.iter().map(|cell| field(cell).get()).sum();
-        let latest = |field: fn(&PeerCell) -> &Cell| self.0.iter().map(|cell| field(cell).get()).max().unwrap_or(0);
+        let cells: &[PeerCell] = self.cells.get().map_or(&[], |cells| cells);
+        let sum = |field: fn(&PeerCell) -> &Cell| cells.iter().map(|cell| field(cell).get()).sum();
+        let latest = |field: fn(&PeerCell) -> &Cell| cells.iter().map(|cell| field(cell).get()).max().unwrap_or(0);
         PeerSnapshot {
             tx_bytes: sum(|cell| &cell.tx_bytes),
             rx_bytes: sum(|cell| &cell.rx_bytes),

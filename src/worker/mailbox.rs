@@ -7,10 +7,10 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::Notify;
 
+use crate::path::peers::NewPeer;
 use crate::path::report::{Handover, Report};
 use crate::path::route::RouteTable;
 use crate::proto::{Endpoint, OpenHalf, PeerId, SealHalf, SessionId};
-use crate::stats::counters::PeerCells;
 use crate::stats::latency::StageHistograms;
 use crate::sys::engine::EngineCounters;
 use crate::sys::udp::UdpSocket;
@@ -28,14 +28,7 @@ const REPORTS_MAX: usize = 4096;
 /// What the control thread tells a worker.
 pub enum Command {
     /// Make a peer known.
-    AddPeer {
-        /// Its number.
-        peer: PeerId,
-        /// Where it is, when that is known.
-        endpoint: Option<Endpoint>,
-        /// Where its traffic is counted.
-        cells: Arc<PeerCells>,
-    },
+    AddPeer(PeerId, Arc<NewPeer>),
     /// Forget a peer.
     RemovePeer(PeerId),
     /// New allowed IPs of all peers.

@@ -184,7 +184,7 @@ impl<E: Engine> Worker<E> {
         let forwarder = &mut self.forwarder;
         let slots = &mut self.slots;
         match command {
-            Command::AddPeer { peer, endpoint, cells } => forwarder.add_peer(peer, endpoint, cells),
+            Command::AddPeer(peer, new) => forwarder.add_peer(peer, new),
             Command::RemovePeer(peer) => {
                 forwarder.remove_peer(peer);
                 self.unsent.retain(|report| report.peer() != Some(peer));

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Forwarder, peer_mut};
+use super::Forwarder;
 use crate::path::drops::Drop;
 use crate::path::gso::Slots;
 use crate::path::peer::PeerPath;
+use crate::path::peers::NewPeer;
 use crate::path::route::RouteTable;
 use crate::proto::{Endpoint, OpenHalf, PeerId, SealHalf, SessionId, Time};
-use crate::stats::counters::PeerCells;
 
 impl<S: AsMut<[u8]>> Forwarder<S> {
     /// Replaces the allowed IPs of all peers.
@@ -17,20 +17,14 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     }
 
     /// Makes a peer known, without keys.
-    pub fn add_peer(&mut self, id: PeerId, endpoint: Option<Endpoint>, cells: Arc<PeerCells>) {
-        let at = id.0 as usize;
-        if self.peers.len() <= at {
-            self.peers.resize_with(at + 1, || None);
-        }
-        self.peers[at] = Some(Box::new(PeerPath::new(endpoint, cells, self.worker)));
+    pub fn add_peer(&mut self, id: PeerId, peer: Arc<NewPeer>) {
+        self.peers.insert(id, peer);
     }
 
     /// Forgets a peer, its keys and its waiting packets, and what there was to report of it: its number may be given to
     /// another.
     pub fn remove_peer(&mut self, id: PeerId) {
-        if let Some(peer) = self.peers.get_mut(id.0 as usize) {
-            *peer = None;
-        }
+        self.peers.remove(id);
         self.openers.retire_peer(id);
         self.reports.retain(|report| report.peer() != Some(id));
     }
@@ -46,7 +40,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         sending: bool,
         slots: &mut impl Slots<Slot = S>,
     ) {
-        let Some(peer) = peer_mut(&mut self.peers, id) else {
+        let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
         if sending {
@@ -65,7 +59,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
 
     /// Starts to seal with the session that the peer has confirmed, perhaps to another worker.
     pub fn promote(&mut self, now: Time, id: PeerId, session: SessionId, slots: &mut impl Slots<Slot = S>) {
-        let Some(peer) = peer_mut(&mut self.peers, id) else {
+        let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
         if peer.promote(session) {
@@ -76,7 +70,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
 
     /// Forgets a session's keys.
     pub fn retire(&mut self, id: PeerId, session: SessionId) {
-        if let Some(peer) = peer_mut(&mut self.peers, id) {
+        if let Some(peer) = self.peers.active_mut(id) {
             peer.retire(session);
         }
         self.openers.retire(session);
@@ -84,7 +78,10 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
 
     /// Sends to another address from now on.
     pub fn set_endpoint(&mut self, id: PeerId, endpoint: Endpoint) {
-        if let Some(peer) = peer_mut(&mut self.peers, id) {
+        // The first thing that is told of a new peer is where it is, as it was made known with.
+        if !self.peers.is_idle_at(id, endpoint)
+            && let Some(peer) = self.peers.get_mut(id)
+        {
             peer.endpoint = Some(endpoint);
         }
     }
@@ -94,7 +91,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         if let Some(PeerPath {
             endpoint: Some(endpoint),
             ..
-        }) = peer_mut(&mut self.peers, id)
+        }) = self.peers.active_mut(id)
         {
             endpoint.local = None;
         }
@@ -102,7 +99,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
 
     /// Bounds the inner packets to what the path to the peer carries, in bytes.
     pub fn set_path_mtu(&mut self, id: PeerId, mtu: usize) {
-        if let Some(peer) = peer_mut(&mut self.peers, id) {
+        if let Some(peer) = self.peers.get_mut(id) {
             peer.mtu = mtu;
         }
     }
@@ -114,7 +111,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
 
     /// Gives the packets up that wait for a handshake.
     pub fn give_up(&mut self, id: PeerId) {
-        if let Some(peer) = peer_mut(&mut self.peers, id) {
+        if let Some(peer) = self.peers.active_mut(id) {
             let waiting = std::mem::take(&mut peer.pending).take().len();
             self.counters.dropped(Drop::HandshakeFailed, waiting as u64);
             peer.session_wanted = None;

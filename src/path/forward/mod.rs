@@ -29,6 +29,7 @@ use crate::path::coalesce::{Coalescer, Group};
 use crate::path::drops::Drop;
 use crate::path::gso::{Batches, Slots};
 use crate::path::peer::PeerPath;
+use crate::path::peers::PeerTable;
 use crate::path::report::{Handover, Received, Report};
 use crate::path::route::{RouteTable, Routes};
 use crate::path::segment::{Checksums, Segments};
@@ -59,7 +60,7 @@ pub struct Forwarder<S> {
     worker: u8,
     workers: u8,
     routes: Arc<RouteTable<PeerId>>,
-    peers: Vec<Option<Box<PeerPath>>>,
+    peers: PeerTable,
     openers: Openers,
     coalescer: Coalescer,
     /// Datagrams on their way out.
@@ -88,7 +89,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             worker,
             workers,
             routes: Arc::new(Routes::new().table()),
-            peers: Vec::new(),
+            peers: PeerTable::new(worker),
             openers: Openers::default(),
             coalescer,
             batches,
@@ -156,7 +157,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let one = |reason| (reason, 1);
         let ip = frame.get(VNET_LEN..).and_then(Ip::parse).ok_or(one(Drop::Malformed))?;
         let id = self.routes.lookup(ip.destination()).ok_or(one(Drop::NoRoute))?;
-        let peer = peer_mut(&mut self.peers, id).ok_or(one(Drop::NoRoute))?;
+        let peer = self.peers.get_mut(id).ok_or(one(Drop::NoRoute))?;
         let endpoint = peer.endpoint.ok_or(one(Drop::NoEndpoint))?;
         let Some(seal) = peer.current.as_mut().filter(|seal| !seal.is_expired(now)) else {
             let dropped = peer.pending.push(frame);
@@ -240,7 +241,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let opener = self.openers.get_mut(header.receiver).ok_or(Drop::UnknownIndex)?;
         let text = opener.half.open(now, &header, datagram)?;
         let (id, session) = (opener.peer, opener.half.session());
-        let peer = peer_mut(&mut self.peers, id).ok_or(Drop::UnknownIndex)?;
+        let peer = self.peers.get_mut(id).ok_or(Drop::UnknownIndex)?;
         if opener.half.wants_rekey(now) {
             want_session(peer, id, now, &mut self.reports);
         }
@@ -271,7 +272,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         if !ecn::decapsulate(received.tos, packet) {
             return Err(Drop::CongestionUnmarkable);
         }
-        if let Some(peer) = peer_mut(&mut self.peers, id) {
+        if let Some(peer) = self.peers.get_mut(id) {
             peer.cell().last_data_received_ns.set(now.as_nanos());
         }
         self.counters.packets_in.add(1);
@@ -351,7 +352,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         write: impl FnOnce(&mut [u8]),
         slots: &mut impl Slots<Slot = S>,
     ) {
-        let Some(peer) = peer_mut(&mut self.peers, id) else {
+        let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
         let (Some(seal), Some(endpoint)) = (&mut peer.current, peer.endpoint) else {
@@ -376,7 +377,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     }
 
     fn send_pending(&mut self, now: Time, id: PeerId, slots: &mut impl Slots<Slot = S>) {
-        let Some(peer) = peer_mut(&mut self.peers, id) else {
+        let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
         for frame in peer.pending.take() {
@@ -394,10 +395,6 @@ enum Home {
     Buffer { buffer: u16, start: usize },
     /// In memory of its own.
     Own,
-}
-
-fn peer_mut(peers: &mut [Option<Box<PeerPath>>], id: PeerId) -> Option<&mut PeerPath> {
-    peers.get_mut(id.0 as usize)?.as_deref_mut()
 }
 
 /// What to tell the sender of a packet whose segments of `len` bytes exceed `mtu`, unless senders of the peer's were

@@ -13,6 +13,7 @@ use crate::crypto::Choice;
 use crate::path::coalesce::{Coalescer, Group, Offloads, Part};
 use crate::path::drops::Drop;
 use crate::path::gso::{Batch, Batches, SEND_LEN_MAX, Slots};
+use crate::path::peers::NewPeer;
 use crate::path::report::{Received, Report};
 use crate::path::route::Routes;
 use crate::path::sample::{Sample, Written};
@@ -39,7 +40,7 @@ struct Host {
     device: Device,
     workers: Vec<Forwarder<Vec<u8>>>,
     counters: Vec<Arc<WorkerCounters>>,
-    cells: Arc<PeerCells>,
+    shared: Arc<NewPeer>,
     memory: Memory,
     peer: PeerId,
     address: SocketAddr,
@@ -96,7 +97,13 @@ impl Pair {
                     },
                 )
                 .expect("the only peer");
-            let cells = Arc::new(PeerCells::new(workers[at]));
+            let shared = Arc::new(NewPeer {
+                endpoint: Some(Endpoint {
+                    remote: address(1 - at),
+                    local: None,
+                }),
+                cells: PeerCells::new(workers[at]),
+            });
             let mut routes = Routes::new();
             for prefix in [
                 "10.0.0.0/8",
@@ -120,21 +127,14 @@ impl Pair {
                     counters.clone(),
                 );
                 forwarder.set_routes(table.clone());
-                forwarder.add_peer(
-                    peer,
-                    Some(Endpoint {
-                        remote: address(1 - at),
-                        local: None,
-                    }),
-                    cells.clone(),
-                );
+                forwarder.add_peer(peer, shared.clone());
                 forwarder
             });
             Host {
                 device,
                 workers: forwarders.collect(),
                 counters,
-                cells,
+                shared,
                 memory: Memory(usize::MAX),
                 peer,
                 address: address(at),
@@ -634,7 +634,7 @@ fn traffic_outlives_many_rekeys() {
                 );
             }
         }
-        assert!(pair.hosts[0].cells.snapshot().rx_packets >= 600);
+        assert!(pair.hosts[0].shared.cells.snapshot().rx_packets >= 600);
         assert_eq!(pair.drops(0).drops.len() + pair.drops(1).drops.len(), 0);
     }
 }
