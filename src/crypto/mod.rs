@@ -2,11 +2,14 @@
 //!
 //! [`self_test`] runs at start and says which backend each algorithm gets; [`Aead`] is one key on one backend. Calls
 //! neither allocate nor fail for reasons other than a forged record, so the fast path has one branch per record.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod avx512;
 mod aws_lc;
+mod gcm512;
 mod portable;
 mod self_test;
+mod simd;
 
 use std::fmt;
 use std::str::FromStr;
@@ -35,6 +38,8 @@ pub enum Choice {
     /// For each algorithm the fastest backend that passes its self-test.
     #[default]
     Auto,
+    /// ringway's own kernels on AVX-512, and aws-lc-rs for an algorithm without one.
+    Avx512,
     /// aws-lc-rs for both algorithms.
     AwsLc,
     /// The portable pure Rust crates: `aes-gcm`, and `chacha20poly1305` for the other algorithm.
@@ -43,12 +48,13 @@ pub enum Choice {
 
 impl Choice {
     /// Every choice.
-    pub const ALL: [Choice; 3] = [Choice::Auto, Choice::AwsLc, Choice::AesGcm];
+    pub const ALL: [Choice; 4] = [Choice::Auto, Choice::Avx512, Choice::AwsLc, Choice::AesGcm];
 
     /// The choice's stable name in configs and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Choice::Auto => "auto",
+            Choice::Avx512 => "avx512",
             Choice::AwsLc => "aws-lc",
             Choice::AesGcm => "aes-gcm",
         }
@@ -74,12 +80,14 @@ impl FromStr for Choice {
 
 /// The text names no [`Choice`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected one of: auto, aws-lc, aes-gcm")]
+#[error("expected one of: auto, avx512, aws-lc, aes-gcm")]
 pub struct UnknownChoice;
 
 /// An implementation of an [`Algorithm`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
+    /// ringway's own kernels, on CPUs with AVX-512, VAES and VPCLMULQDQ.
+    Avx512,
     /// AWS-LC's assembly, through aws-lc-rs.
     AwsLc,
     /// The pure Rust crates of the RustCrypto project.
@@ -87,13 +95,25 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Fastest first.
-    const BY_SPEED: [Backend; 2] = [Backend::AwsLc, Backend::Portable];
+    /// Every backend, fastest first.
+    const BY_SPEED: [Backend; 3] = [Backend::Avx512, Backend::AwsLc, Backend::Portable];
+
+    /// What `choice` allows for `algorithm`, best first.
+    const fn allowed(choice: Choice, algorithm: Algorithm) -> &'static [Backend] {
+        match (choice, algorithm) {
+            (Choice::Auto, _) => &Backend::BY_SPEED,
+            (Choice::Avx512, Algorithm::Aes256Gcm) => &[Backend::Avx512],
+            (Choice::Avx512, Algorithm::ChaCha20Poly1305) => &[Backend::AwsLc],
+            (Choice::AwsLc, _) => &[Backend::AwsLc],
+            (Choice::AesGcm, _) => &[Backend::Portable],
+        }
+    }
 }
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Backend::Avx512 => "avx512",
             Backend::AwsLc => "aws-lc",
             Backend::Portable => "portable",
         })
@@ -109,6 +129,8 @@ pub struct Forged;
 pub struct Aead(Key);
 
 enum Key {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Key),
     AwsLc(aws_lc::Key),
     Portable(portable::Key),
 }
@@ -117,21 +139,27 @@ impl Aead {
     /// Expands `key` for the backend that `choice` means.
     ///
     /// # Panics
-    /// With [`Choice::Auto`] when no backend passes its self-test: call [`self_test`] once at start and refuse to run.
+    /// When [`Choice::Auto`] has no backend that passes its self-test, or [`Choice::Avx512`] was not made for this CPU:
+    /// call [`self_test`] with the choice once at start and refuse to run.
     pub fn new(algorithm: Algorithm, choice: Choice, key: &[u8; KEY_LEN]) -> Aead {
         let backend = match choice {
-            Choice::AwsLc => Backend::AwsLc,
-            Choice::AesGcm => Backend::Portable,
             Choice::Auto => self_test::selected().backend(algorithm),
+            _ => Backend::allowed(choice, algorithm)[0],
         };
-        Aead::with_backend(algorithm, backend, key)
+        Aead::with_backend(algorithm, backend, key).expect("start-up refuses to run with a backend that cannot")
     }
 
-    fn with_backend(algorithm: Algorithm, backend: Backend, key: &[u8; KEY_LEN]) -> Aead {
-        Aead(match backend {
+    /// None when `backend` does not run on this CPU or does not know `algorithm`.
+    fn with_backend(algorithm: Algorithm, backend: Backend, key: &[u8; KEY_LEN]) -> Option<Aead> {
+        let key = match backend {
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx512 => Key::Avx512(avx512::Key::new(algorithm, key)?),
+            #[cfg(not(target_arch = "x86_64"))]
+            Backend::Avx512 => return None,
             Backend::AwsLc => Key::AwsLc(aws_lc::Key::new(algorithm, key)),
             Backend::Portable => Key::Portable(portable::Key::new(algorithm, key)),
-        })
+        };
+        Some(Aead(key))
     }
 
     /// Encrypts `text` = plaintext | 16 bytes of any value, which becomes ciphertext | tag. `aad` is authenticated
@@ -143,6 +171,8 @@ impl Aead {
     pub fn seal_in_place(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) {
         let (plaintext, tag) = text.split_last_chunk_mut().expect("the caller leaves room for the tag");
         match &self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Key::Avx512(key) => key.seal(nonce, aad, plaintext, tag),
             Key::AwsLc(key) => key.seal(nonce, aad, plaintext, tag),
             Key::Portable(key) => key.seal(nonce, aad, plaintext, tag),
         }
@@ -155,6 +185,8 @@ impl Aead {
     #[inline]
     pub fn open_in_place(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8]) -> Result<(), Forged> {
         let opened = match &self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Key::Avx512(key) => key.open(nonce, aad, text),
             Key::AwsLc(key) => key.open(nonce, aad, text),
             Key::Portable(key) => key.open(nonce, aad, text),
         };
@@ -180,8 +212,12 @@ mod tests {
     const ALGORITHMS: [Algorithm; 2] = [Algorithm::Aes256Gcm, Algorithm::ChaCha20Poly1305];
     const NONCE: [u8; NONCE_LEN] = [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
 
-    fn each_backend(algorithm: Algorithm, key: &[u8; KEY_LEN]) -> [Aead; 2] {
-        Backend::BY_SPEED.map(|backend| Aead::with_backend(algorithm, backend, key))
+    /// Those that run on this CPU.
+    fn each_backend(algorithm: Algorithm, key: &[u8; KEY_LEN]) -> Vec<Aead> {
+        let backends = Backend::BY_SPEED.into_iter();
+        backends
+            .filter_map(|backend| Aead::with_backend(algorithm, backend, key))
+            .collect()
     }
 
     fn with_room_for_the_tag(plaintext: &[u8]) -> Vec<u8> {
@@ -189,20 +225,19 @@ mod tests {
     }
 
     #[test]
-    fn backends_agree_and_open_each_others_records_at_every_length_to_2000() {
-        let plaintext: Vec<u8> = (0..2000u32).map(|i| (i * 31 / 8) as u8).collect();
+    fn backends_agree_and_open_each_others_records_at_every_length_to_2100() {
+        let plaintext: Vec<u8> = (0..2100u32).map(|i| (i * 31 / 8) as u8).collect();
         for algorithm in ALGORITHMS {
             let backends = each_backend(algorithm, &[0x42; KEY_LEN]);
             for len in 0..=plaintext.len() {
                 let (aad, plaintext) = (&plaintext[..len % 33], &plaintext[..len]);
-                let mut records = backends.each_ref().map(|aead| {
+                let mut record = with_room_for_the_tag(plaintext);
+                backends[0].seal_in_place(&NONCE, aad, &mut record);
+                for aead in &backends {
                     let mut text = with_room_for_the_tag(plaintext);
                     aead.seal_in_place(&NONCE, aad, &mut text);
-                    text
-                });
-                assert_eq!(records[0], records[1], "{algorithm:?} of {len} bytes");
-                for (aead, text) in backends.iter().zip(&mut records) {
-                    assert_eq!(aead.open_in_place(&NONCE, aad, text), Ok(()));
+                    assert_eq!(text, record, "{algorithm:?} of {len} bytes");
+                    assert_eq!(aead.open_in_place(&NONCE, aad, &mut text), Ok(()));
                     assert_eq!(&text[..len], plaintext);
                 }
             }

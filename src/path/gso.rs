@@ -177,7 +177,7 @@ mod tests {
     fn a_reservation_that_is_not_committed_leaves_no_trace() {
         let mut memory = Memory(2);
         let mut batches = Batches::new(true);
-        drop(batches.reserve(PeerId(1), &endpoint(1), 0, 1000, &mut memory));
+        assert!(batches.reserve(PeerId(1), &endpoint(1), 0, 1000, &mut memory).is_some());
         assert!(append(&mut batches, &mut memory, 1, 1400, 7));
         let sent: Vec<_> = batches
             .drain()
@@ -185,7 +185,7 @@ mod tests {
             .collect();
         assert_eq!(sent, [(1400, 1400, 1)]);
 
-        drop(batches.reserve(PeerId(1), &endpoint(1), 0, 1000, &mut memory));
+        assert!(batches.reserve(PeerId(1), &endpoint(1), 0, 1000, &mut memory).is_some());
         assert_eq!(batches.drain().count(), 0);
     }
 

@@ -7,16 +7,34 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+mod answer;
+mod attempt;
+mod context;
+mod cookie;
 pub mod device;
 pub mod endpoint;
+mod handshake;
+mod identity;
+mod index;
+mod lanes;
 pub mod limits;
+mod mac;
+mod noise;
+mod peer;
+pub mod ratelimit;
 pub mod replay;
+mod resolver;
 pub mod session;
+mod slots;
 pub mod suite;
+pub mod tai64n;
 pub mod time;
+mod timers;
+#[cfg(test)]
+mod transcripts;
 
 pub use action::{Action, Rejected};
-pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate};
+pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps};
 pub use endpoint::{Endpoint, Local, PeerId, SessionId};
 pub use session::{OpenError, OpenHalf, Refused, SealHalf};
 pub use suite::{Suite, SuiteChoice};

@@ -44,7 +44,8 @@ pub trait Engine {
     /// When `buffer` is another engine's, or a queued write reads from it.
     fn datagrams<'a>(&'a mut self, buffer: &'a mut UdpBuffer) -> (Received, &'a mut [u8]);
 
-    /// Where empty send slots come from. Below a quarter of all the engine stops reading the TUN.
+    /// Where empty send slots come from. The engine reads only as many frames from the TUN as will find two of them each
+    /// (what a frame of 64 KiB needs), so slots that are held keep frames in the TUN's queue.
     fn slots(&self) -> SendSlots;
 
     /// Queues a run of datagrams; an [`Event::Sent`] follows.

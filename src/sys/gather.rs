@@ -93,3 +93,89 @@ fn buffers(group: &Group) -> impl Iterator<Item = u16> {
         is_new
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::coalesce::{Coalescer, Offloads};
+    use crate::sys::pool::Buffer;
+
+    /// An IPv6 packet without payload.
+    const PACKET: [u8; 40] = {
+        let mut packet = [0; 40];
+        (packet[0], packet[6], packet[7]) = (0x60, 59, 64);
+        packet
+    };
+    /// Where it lies in its buffer, and where what arrived begins.
+    const AT: usize = 16;
+    const ARRIVED_AT: usize = 100;
+
+    /// A pool in whose one buffer a datagram arrived that has `PACKET` at `AT`.
+    fn arrived() -> (Arrived, Buffer) {
+        let pool = Pool::new(1, 4096).unwrap();
+        let mut buffer = pool.acquire().unwrap();
+        buffer.bytes_mut()[ARRIVED_AT + AT..][..PACKET.len()].copy_from_slice(&PACKET);
+        let mut arrived = Arrived::new(pool);
+        arrived.arrive(0, ARRIVED_AT..ARRIVED_AT + AT + PACKET.len());
+        (arrived, buffer)
+    }
+
+    /// A group of the packet said to be at `at` of that buffer.
+    fn group(at: usize) -> Group {
+        let mut groups = Vec::new();
+        let mut coalescer = Coalescer::new(Offloads { tcp: true, udp: true });
+        coalescer.push(0, at, &PACKET, false, 0, &mut groups).unwrap();
+        coalescer.flush(&mut groups);
+        groups.remove(0)
+    }
+
+    #[test]
+    fn parts_count_from_where_the_datagrams_begin() {
+        let (arrived, buffer) = arrived();
+        let (group, mut pieces) = (group(AT), Vec::new());
+        arrived.keep(&group);
+        assert!(arrived.pieces(group.head(), &group, &mut pieces));
+        assert_eq!(pieces.len(), 2);
+        assert_eq!(
+            (pieces[0].iov_base.cast_const().cast(), pieces[0].iov_len),
+            (group.head().as_ptr(), group.head().len())
+        );
+        let start = buffer.bytes()[ARRIVED_AT + AT..].as_ptr();
+        assert_eq!(
+            (pieces[1].iov_base.cast_const().cast(), pieces[1].iov_len),
+            (start, PACKET.len())
+        );
+        drop(buffer);
+        assert_eq!(arrived.pool().free_count(), 0, "kept until the write is over");
+        arrived.release(&group);
+        assert_eq!(arrived.pool().free_count(), 1);
+    }
+
+    #[test]
+    fn a_packet_of_its_own_is_written_from_there() {
+        let (arrived, _buffer) = arrived();
+        let mut bytes = vec![0; AT];
+        bytes.extend(PACKET);
+        let group = Group::from_owned(bytes, AT..AT + PACKET.len(), false, 0).unwrap();
+        arrived.keep(&group);
+        let mut pieces = Vec::new();
+        assert!(arrived.pieces(group.head(), &group, &mut pieces));
+        assert_eq!(pieces[1].iov_base.cast_const().cast(), group.own[AT..].as_ptr());
+        arrived.release(&group);
+    }
+
+    #[test]
+    #[should_panic(expected = "is not within the 56 bytes that arrived")]
+    fn a_part_outside_of_what_arrived_is_refused() {
+        let (arrived, _buffer) = arrived();
+        arrived.keep(&group(AT + 1));
+    }
+
+    #[test]
+    #[should_panic(expected = "which is not held")]
+    fn a_part_of_a_buffer_that_was_returned_is_refused() {
+        let (arrived, buffer) = arrived();
+        drop(buffer);
+        arrived.keep(&group(AT));
+    }
+}

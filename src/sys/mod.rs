@@ -26,6 +26,8 @@ mod received;
 mod ring;
 mod send;
 pub mod steer;
+#[cfg(test)]
+mod tests;
 pub mod tun;
 pub mod udp;
 pub mod uring;

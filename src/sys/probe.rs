@@ -32,8 +32,8 @@ pub enum Refusal {
         "not enough memory for io_uring; raise the memory limit of the container or unit (or: ulimit -l unlimited)"
     )]
     Memory,
-    /// A multishot read of the TUN fails, as it does in some containers.
-    #[error("the TUN can't be read by io_uring here: {0}")]
+    /// A multishot read of the TUN fails at once.
+    #[error("io_uring can't read the TUN here ({0}), as happens in some containers")]
     Tun(io::Error),
     /// Anything else.
     #[error("{step}: {error}")]

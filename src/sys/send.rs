@@ -151,7 +151,7 @@ impl SendBatch {
                 socket.as_fd().as_raw_fd(),
                 self.headers.as_mut_ptr(),
                 count,
-                libc::MSG_DONTWAIT as _,
+                libc::MSG_DONTWAIT,
             )
         };
         usize::try_from(sent).map_err(|_| last_errno())
@@ -213,10 +213,10 @@ impl Resender {
         errno: i32,
         counters: &mut EngineCounters,
     ) -> Sent {
-        if outgoing(run).may_have_stale_source(errno) {
-            if let Some(sent) = self.without_source(socket, run, counters) {
-                return sent;
-            }
+        if outgoing(run).may_have_stale_source(errno)
+            && let Some(sent) = self.without_source(socket, run, counters)
+        {
+            return sent;
         }
         match errno {
             libc::EIO if run.count > 1 => {

@@ -155,6 +155,12 @@ pub fn create(name: &str, queues: usize, want: Offloads) -> Result<TunDevice, Tu
 }
 
 impl TunQueue {
+    /// Anything that can be read, in place of a TUN.
+    #[cfg(test)]
+    pub(super) fn of_file(file: File) -> TunQueue {
+        TunQueue { file }
+    }
+
     /// Reads one frame into `frame`.
     pub(super) fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(frame)

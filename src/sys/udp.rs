@@ -72,7 +72,8 @@ pub fn bind_group(port: u16, n: usize, options: UdpOptions) -> io::Result<UdpGro
     }
 }
 
-fn bind_family(family: Family, port: u16, n: usize, options: UdpOptions) -> io::Result<UdpGroup> {
+/// [`bind_group`] for sockets of `family`.
+pub(super) fn bind_family(family: Family, port: u16, n: usize, options: UdpOptions) -> io::Result<UdpGroup> {
     assert!(n > 0, "a group needs a socket");
     let mut group = UdpGroup {
         sockets: Vec::with_capacity(n),

@@ -183,7 +183,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             };
             let datagram_len = DATA_OVERHEAD + len + padding;
             let Some(mut place) = self.batches.reserve(id, &endpoint, tos, datagram_len, slots) else {
-                refused = Some(Drop::NoSendSlot);
+                refused = Some((Drop::NoSendSlot, segments.remaining() as u64));
                 break;
             };
             let datagram = place.bytes();
@@ -192,14 +192,14 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             rest[..padding].fill(0);
             let flags = if partial { FLAG_PARTIAL_CHECKSUM } else { 0 };
             if seal.seal(now, flags, datagram).is_err() {
-                refused = Some(Drop::SessionExpired);
+                refused = Some((Drop::SessionExpired, 1 + segments.remaining() as u64));
                 break;
             }
             place.commit();
             packets += 1;
             bytes += datagram_len as u64;
         }
-        if refused == Some(Drop::SessionExpired) || seal.wants_rekey(now) {
+        if seal.wants_rekey(now) {
             want_session(peer, id, now, &mut self.reports);
         }
         if packets > 0 {
@@ -208,10 +208,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             self.counters.packets_out.add(packets);
             self.counters.bytes_out.add(bytes - packets * DATA_OVERHEAD as u64);
         }
-        match refused {
-            None => Ok(()),
-            Some(reason) => Err((reason, 1 + segments.remaining() as u64)),
-        }
+        refused.map_or(Ok(()), Err)
     }
 
     fn try_inbound(

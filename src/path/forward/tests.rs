@@ -365,16 +365,16 @@ fn the_first_packet_waits_for_the_handshake_and_arrives() {
 }
 
 /// Makes a frame of one that asks for no segmentation.
-fn plain(frame: &mut Vec<u8>) {
+fn plain(frame: &mut [u8]) {
     frame[1] = 0;
 }
 
 trait Tap {
-    fn tap(self, change: impl FnOnce(&mut Self)) -> Self;
+    fn tap(self, change: impl FnOnce(&mut [u8])) -> Self;
 }
 
 impl Tap for Vec<u8> {
-    fn tap(mut self, change: impl FnOnce(&mut Self)) -> Self {
+    fn tap(mut self, change: impl FnOnce(&mut [u8])) -> Self {
         change(&mut self);
         self
     }

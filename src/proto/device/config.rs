@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use crate::crypto;
 use crate::proto::endpoint::{Endpoint, PeerId};
 use crate::proto::suite::{Suite, SuiteChoice};
+use crate::proto::tai64n::Tai64n;
 
 /// What a [`Device`](super::Device) is made from.
 pub struct DeviceConfig {
@@ -68,6 +69,16 @@ pub struct PeerInfo {
     pub suite: Option<Suite>,
     /// When the latest handshake was completed, since 1970.
     pub last_handshake: Option<Duration>,
+}
+
+/// The timestamps of the latest initiations to and from a peer. Kept over a restart, they keep old initiations from
+/// being taken for new ones, and ours from being taken for old ones where the clock went back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timestamps {
+    /// Of the latest initiation to the peer.
+    pub sent: Tai64n,
+    /// Of the latest initiation from the peer.
+    pub received: Tai64n,
 }
 
 /// Why a peer was not added.

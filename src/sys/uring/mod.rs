@@ -54,7 +54,6 @@ impl Uring {
     ///
     /// # Errors
     /// When the kernel or its administrator does not let us: see [`Refusal`]. [`super::plain::Plain`] does the same job.
-    #[expect(clippy::result_large_err, reason = "happens once per thread, at its start")]
     pub fn new(tun: TunQueue, udp: UdpSocket, wake: Wake) -> Result<Uring, Refused> {
         let requests = match Requests::new(tun.as_fd(), udp.as_fd(), wake.as_fd()) {
             Ok(requests) => requests,
@@ -92,11 +91,6 @@ impl Uring {
         engine.ready = ready;
         engine.counters = EngineCounters::default();
         Ok(engine)
-    }
-
-    /// The TUN queue.
-    pub fn tun(&self) -> &TunQueue {
-        &self.tun
     }
 
     fn start_write(&mut self, group: Group) -> Result<(), Group> {

@@ -33,10 +33,12 @@ const SEND_SLOTS: u16 = 2 * TUN_BUFFERS;
 /// Small packets that can't be merged make many: 32 receives of up to 64 datagrams. The others wait a turn.
 const WRITE_SLOTS: u16 = 512;
 
-// Whatever is queued or in flight fits the submission queue, so pushing can't fail: sends, writes, three multishots and
-// the cancellation. All completions between two reaps fit the completion queue.
-const _: () = assert!(SEND_SLOTS as u32 + WRITE_SLOTS as u32 + 3 + 1 <= SUBMISSIONS);
-const _: () = assert!(SUBMISSIONS + TUN_BUFFERS as u32 + UDP_BUFFERS as u32 <= COMPLETIONS);
+/// Sends, writes, three multishots and the cancellation.
+const REQUESTS_MAX: u32 = SEND_SLOTS as u32 + WRITE_SLOTS as u32 + 3 + 1;
+// Whatever is queued or in flight fits the submission queue, so pushing can't fail. All completions between two reaps
+// fit the completion queue.
+const _: () = assert!(REQUESTS_MAX <= SUBMISSIONS);
+const _: () = assert!(REQUESTS_MAX + TUN_BUFFERS as u32 + UDP_BUFFERS as u32 <= COMPLETIONS);
 
 /// Registered files.
 const TUN: Fixed = Fixed(0);
@@ -397,7 +399,7 @@ impl Memory {
         let pool = |count, size| Pool::new(count, size).map_err(|_| Refusal::Memory);
         let mut receive_header = Box::new(send::empty_header());
         receive_header.msg_namelen = libc::socklen_t::try_from(ADDRESS_ROOM).expect("a few bytes");
-        receive_header.msg_controllen = CONTROL_ROOM as _;
+        receive_header.msg_controllen = CONTROL_ROOM;
         let iovec = libc::iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,

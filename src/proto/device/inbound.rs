@@ -1,0 +1,163 @@
+//! The journey of a handshake datagram: cheap checks first, the expensive ones only for those who earned them.
+//!
+//! 1. the layout, 2. mac1, 3. for responses: does anybody wait for it, 4. the gate: cookie and rate,
+//! 5. Diffie-Hellman: one for an unknown key, 6. the peer's own rules, 7. the session.
+#![forbid(unsafe_code)]
+
+use super::Device;
+use crate::proto::action::Rejected;
+use crate::proto::cookie::Cookie;
+use crate::proto::endpoint::Endpoint;
+use crate::proto::handshake::Asked;
+use crate::proto::index::Base;
+use crate::proto::mac;
+use crate::proto::noise::NoiseError;
+use crate::proto::ratelimit::Verdict;
+use crate::proto::suite::Suite;
+use crate::proto::time::{Now, Time};
+use crate::wire::message::{Body, COOKIE_LEN, COOKIE_NONCE_LEN, HandshakeMessage, MAC_LEN, Macs, TAG_LEN};
+
+impl Device {
+    /// Takes in a datagram that is no data message: initiations, responses and cookie replies of both suites.
+    ///
+    /// # Errors
+    /// [`Rejected`] says why nothing came of it. The caller counts that; there is nothing else to do.
+    pub fn handle_datagram(&mut self, now: Now, from: Endpoint, datagram: &[u8]) -> Result<(), Rejected> {
+        let message = HandshakeMessage::parse(datagram).ok_or(Rejected::BadMessage)?;
+        let suite = Suite::from_native(message.native);
+        match message.body {
+            Body::Initiation { sender, noise, macs } => {
+                self.check_mac1(&macs)?;
+                self.admit(now.mono, from, suite, sender, &macs)?;
+                self.initiation(now, from, suite, sender, noise)
+            }
+            Body::Response {
+                sender,
+                receiver,
+                noise,
+                macs,
+            } => {
+                self.check_mac1(&macs)?;
+                let first = self.awaited(suite, receiver)?;
+                // Asked for, so no load that others put on us; but only once, lest it be repeated.
+                if !first {
+                    self.admit(now.mono, from, suite, sender, &macs)?;
+                }
+                self.response(now, from, (sender, receiver), noise)
+            }
+            Body::CookieReply {
+                receiver,
+                nonce,
+                sealed,
+            } => self.cookie_reply(now.mono, receiver, nonce, sealed),
+        }
+    }
+
+    fn check_mac1(&self, macs: &Macs<'_>) -> Result<(), Rejected> {
+        let key = mac::mac1_key(self.context.identity.public());
+        match mac::verify(&key, &[macs.before_mac1], macs.mac1) {
+            true => Ok(()),
+            false => Err(Rejected::BadMac1),
+        }
+    }
+
+    /// Lets a message whose mac1 is valid pass, or answers with a cookie.
+    fn admit(&mut self, now: Time, from: Endpoint, suite: Suite, sender: u32, macs: &Macs<'_>) -> Result<(), Rejected> {
+        let has_cookie = || self.cookies.verify(now, from.remote, macs);
+        match self.gate.judge(now, from.remote.ip(), has_cookie) {
+            Verdict::Admit => Ok(()),
+            Verdict::RateLimited => Err(Rejected::RateLimited),
+            Verdict::DemandCookie => {
+                let reply = self.cookies.reply(
+                    now,
+                    (suite.is_native(), sender),
+                    from.remote,
+                    macs.mac1,
+                    self.context.identity.public(),
+                    &mut self.context.random,
+                );
+                self.context.transmit(from, None, reply);
+                match macs.mac2 == &[0; MAC_LEN] {
+                    true => Err(Rejected::CookieDemanded),
+                    false => Err(Rejected::BadMac2),
+                }
+            }
+        }
+    }
+
+    fn initiation(
+        &mut self,
+        now: Now,
+        from: Endpoint,
+        suite: Suite,
+        sender: u32,
+        noise: &[u8],
+    ) -> Result<(), Rejected> {
+        let ephemeral = self.context.draw_key();
+        let asked = Asked::read(self.context.means(suite), ephemeral, sender, noise).map_err(|error| match error {
+            NoiseError::UnknownPeer => Rejected::UnknownPeer,
+            NoiseError::Invalid => Rejected::BadHandshake,
+        })?;
+        let peer = self.find_peer(&asked.initiator).ok_or(Rejected::UnknownPeer)?;
+        let mut verdict = Err(Rejected::UnknownPeer);
+        self.with_peer(peer, |peer, context| {
+            verdict = peer.answer(context, now, from, suite, asked)
+        });
+        verdict
+    }
+
+    /// Whether a response in `suite` to `receiver` is waited for, and is the first one.
+    fn awaited(&mut self, suite: Suite, receiver: u32) -> Result<bool, Rejected> {
+        let owner = self
+            .context
+            .indices
+            .owner(Base::of(receiver))
+            .ok_or(Rejected::Unexpected)?;
+        let awaited = self.peers.get(owner.peer).and_then(|peer| peer.awaits(receiver));
+        match awaited {
+            Some((asked_in, first)) if asked_in == suite => Ok(first),
+            _ => Err(Rejected::Unexpected),
+        }
+    }
+
+    fn response(
+        &mut self,
+        now: Now,
+        from: Endpoint,
+        (sender, receiver): (u32, u32),
+        noise: &[u8],
+    ) -> Result<(), Rejected> {
+        let peer = self
+            .context
+            .indices
+            .owner(Base::of(receiver))
+            .ok_or(Rejected::Unexpected)?
+            .peer;
+        let mut verdict = Err(Rejected::Unexpected);
+        self.with_peer(peer, |peer, context| {
+            verdict = peer.finish(context, now, from, (sender, receiver), noise);
+        });
+        verdict
+    }
+
+    /// A peer under load wants to see a cookie in our next message. It says nothing about where the peer is.
+    fn cookie_reply(
+        &mut self,
+        now: Time,
+        receiver: u32,
+        nonce: &[u8; COOKIE_NONCE_LEN],
+        sealed: &[u8; COOKIE_LEN + TAG_LEN],
+    ) -> Result<(), Rejected> {
+        let owner = self
+            .context
+            .indices
+            .owner(Base::of(receiver))
+            .ok_or(Rejected::Unexpected)?;
+        let mac1 = owner.mac1.ok_or(Rejected::Unexpected)?;
+        let peer = self.peers.get_mut(owner.peer).ok_or(Rejected::Unexpected)?;
+        let cookie = Cookie::open(now, nonce, sealed, &mac1, &peer.public_key).ok_or(Rejected::BadHandshake)?;
+        peer.cookie = Some(cookie);
+        owner.mac1 = None;
+        Ok(())
+    }
+}

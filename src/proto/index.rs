@@ -1,0 +1,114 @@
+//! The receiver indices of this end: unpredictable, and no two alive ones share their upper 24 bits.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::endpoint::PeerId;
+use crate::wire::message::MAC_LEN;
+
+/// The low byte of an index, which is a lane or names a worker.
+const LOW_BITS: u32 = 8;
+
+/// 24 random bits above a zero byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Base(u32);
+
+impl Base {
+    /// The base of an index.
+    pub(super) fn of(index: u32) -> Base {
+        Base(index >> LOW_BITS << LOW_BITS)
+    }
+
+    /// The index of this base with the low byte `low`.
+    pub(super) fn with(self, low: u8) -> u32 {
+        self.0 | u32::from(low)
+    }
+}
+
+/// Whom an index belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owner {
+    /// The peer that was told to use it.
+    pub(super) peer: PeerId,
+    /// mac1 of the handshake message that told it, while a cookie reply to that may come.
+    pub(super) mac1: Option<[u8; MAC_LEN]>,
+}
+
+/// Every base that is in use, by a handshake under way or a session.
+#[derive(Default)]
+pub(super) struct IndexTable(HashMap<Base, Owner>);
+
+impl IndexTable {
+    /// A base that nobody uses, and which nobody can guess.
+    pub(super) fn allocate(&mut self, peer: PeerId, random: &mut dyn FnMut(&mut [u8])) -> Base {
+        // Ends: a peer holds at most seven bases, so even 100,000 peers leave the odds of every draw above 1/2.
+        loop {
+            let mut bytes = [0; 4];
+            random(&mut bytes);
+            let base = Base::of(u32::from_le_bytes(bytes));
+            if let Entry::Vacant(entry) = self.0.entry(base) {
+                entry.insert(Owner { peer, mac1: None });
+                return base;
+            }
+        }
+    }
+
+    /// Notes mac1 of the message that announced `base`.
+    pub(super) fn announced(&mut self, base: Base, mac1: [u8; MAC_LEN]) {
+        if let Some(owner) = self.0.get_mut(&base) {
+            owner.mac1 = Some(mac1);
+        }
+    }
+
+    /// Whom `base` belongs to.
+    pub(super) fn owner(&mut self, base: Base) -> Option<&mut Owner> {
+        self.0.get_mut(&base)
+    }
+
+    /// Gives `base` back.
+    pub(super) fn release(&mut self, base: Base) {
+        self.0.remove(&base);
+    }
+
+    /// How many bases are in use.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bases_in_use_never_collide() {
+        // A generator that draws each value thrice, with different low bytes.
+        let mut draws = 0u32;
+        let mut random = move |bytes: &mut [u8]| {
+            bytes.copy_from_slice(&(((draws / 3) << 8) | (draws % 3)).to_le_bytes());
+            draws += 1;
+        };
+        let mut table = IndexTable::default();
+        let mut bases: Vec<Base> = (0..100).map(|_| table.allocate(PeerId(1), &mut random)).collect();
+        assert_eq!(table.len(), 100);
+        bases.sort();
+        bases.dedup();
+        assert_eq!(bases.len(), 100);
+        for base in bases {
+            assert_eq!(base.with(0) & 0xff, 0);
+            table.release(base);
+        }
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn an_index_belongs_to_its_base_whatever_its_lane() {
+        let mut table = IndexTable::default();
+        let base = table.allocate(PeerId(7), &mut |bytes| bytes.fill(0xab));
+        assert_eq!(base.with(5), 0xabab_ab05);
+        assert_eq!(table.owner(Base::of(0xabab_abff)).unwrap().peer, PeerId(7));
+        assert!(table.owner(Base::of(0xabab_acff)).is_none());
+    }
+}

@@ -1,0 +1,242 @@
+//! Who gets a handshake's worth of work: token buckets, and the decision when a cookie is demanded first.
+//!
+//! Load is decided per source: a source that asks more often than [`FREE`] allows has to show that it owns its
+//! address, others do not notice. Only when all sources together ask for more than [`TOTAL`], which a flood from many
+//! forged addresses does, everybody has to. Having shown it buys no more than [`PROVEN`] from one source.
+//!
+//! Sources share a fixed number of buckets by a keyed hash. Memory is bounded without an eviction that a flood could
+//! play with; two sources in one bucket share a limit, and nobody can choose with whom.
+#![forbid(unsafe_code)]
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+
+use super::time::Time;
+
+/// Handshakes without a cookie from one source: enough for an office full of peers behind one NAT, and a few percent
+/// of one core.
+pub const FREE: Rate = Rate {
+    per_second: 200,
+    burst: 500,
+};
+/// Handshakes without a cookie from all sources. A handshake costs well under 0.2 ms: a fifth of one core at most.
+pub const TOTAL: Rate = Rate {
+    per_second: 1_000,
+    burst: 1_000,
+};
+/// Handshakes with a valid mac2 from one source: the rate of the kernel's ratelimiter.c.
+pub const PROVEN: Rate = Rate {
+    per_second: 20,
+    burst: 5,
+};
+
+/// Buckets of each kind: 64 KiB.
+const BUCKETS: usize = 4096;
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
+/// How often something may happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// In the long run.
+    pub per_second: u32,
+    /// At once, after a pause.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// Nanoseconds in which one token comes back.
+    const fn interval_ns(self) -> u64 {
+        NANOS_PER_SECOND / self.per_second as u64
+    }
+}
+
+/// A token bucket as the time at which it is full again: taking a token moves that time one interval on.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bucket {
+    full_at_ns: u64,
+}
+
+impl Bucket {
+    fn take(&mut self, now: Time, rate: Rate) -> bool {
+        let full_at_ns = self.full_at_ns.max(now.as_nanos()).saturating_add(rate.interval_ns());
+        let allowed = full_at_ns - now.as_nanos() <= rate.interval_ns() * u64::from(rate.burst);
+        if allowed {
+            self.full_at_ns = full_at_ns;
+        }
+        allowed
+    }
+}
+
+/// One bucket per source, more or less.
+struct PerSource {
+    rate: Rate,
+    buckets: Vec<Bucket>,
+}
+
+impl PerSource {
+    fn new(rate: Rate) -> PerSource {
+        PerSource {
+            rate,
+            buckets: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, now: Time, slot: usize) -> bool {
+        if self.buckets.is_empty() {
+            self.buckets.resize(BUCKETS, Bucket::default());
+        }
+        self.buckets[slot % BUCKETS].take(now, self.rate)
+    }
+}
+
+/// What to do with a message whose mac1 is valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Do the work.
+    Admit,
+    /// Answer with a cookie.
+    DemandCookie,
+    /// Its sender owns its address, and asks too often.
+    RateLimited,
+}
+
+/// Decides who is admitted.
+pub(super) struct Gate {
+    hash_key: [u8; 16],
+    free: PerSource,
+    proven: PerSource,
+    total: Bucket,
+}
+
+impl Gate {
+    /// `hash_key` is secret and random.
+    pub(super) fn new(hash_key: [u8; 16]) -> Gate {
+        Gate {
+            hash_key,
+            free: PerSource::new(FREE),
+            proven: PerSource::new(PROVEN),
+            total: Bucket::default(),
+        }
+    }
+
+    /// Counts a message from `source`; `has_cookie` says whether its mac2 is valid and is asked under load only.
+    pub(super) fn judge(&mut self, now: Time, source: IpAddr, has_cookie: impl FnOnce() -> bool) -> Verdict {
+        let slot = self.slot(source);
+        // A source beyond its own share does not use up everybody's.
+        if self.free.take(now, slot) && self.total.take(now, TOTAL) {
+            return Verdict::Admit;
+        }
+        if !has_cookie() {
+            return Verdict::DemandCookie;
+        }
+        match self.proven.take(now, slot) {
+            true => Verdict::Admit,
+            false => Verdict::RateLimited,
+        }
+    }
+
+    fn slot(&self, source: IpAddr) -> usize {
+        let mut hasher = DefaultHasher::new();
+        self.hash_key.hash(&mut hasher);
+        match source.to_canonical() {
+            IpAddr::V4(ip) => ip.octets().hash(&mut hasher),
+            // One customer gets a /64 at least (RFC 6177), so any smaller unit costs an attacker nothing.
+            IpAddr::V6(ip) => ip.segments()[..4].hash(&mut hasher),
+        }
+        hasher.finish() as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::time::Duration;
+
+    use super::*;
+
+    const START: Time = Time::from_nanos(77 * NANOS_PER_SECOND);
+
+    fn gate() -> Gate {
+        Gate::new([3; 16])
+    }
+
+    fn v4(last: u8) -> IpAddr {
+        Ipv4Addr::new(192, 0, 2, last).into()
+    }
+
+    /// How many of `count` messages at `now` get which verdict.
+    fn tally(gate: &mut Gate, now: Time, source: IpAddr, count: u32, cookie: bool) -> [u32; 3] {
+        let mut tally = [0; 3];
+        for _ in 0..count {
+            tally[gate.judge(now, source, || cookie) as usize] += 1;
+        }
+        tally
+    }
+
+    #[test]
+    fn a_source_is_free_up_to_its_burst_and_then_has_to_show_a_cookie() {
+        let mut gate = gate();
+        assert_eq!(tally(&mut gate, START, v4(1), 550, false), [500, 50, 0]);
+        assert_eq!(
+            tally(&mut gate, START, v4(2), 10, false),
+            [10, 0, 0],
+            "others do not notice"
+        );
+        let later = START + Duration::from_secs(1);
+        assert_eq!(tally(&mut gate, later, v4(1), 210, false), [200, 10, 0]);
+    }
+
+    #[test]
+    fn a_cookie_buys_a_limited_rate_only() {
+        let mut gate = gate();
+        tally(&mut gate, START, v4(1), FREE.burst, false);
+        assert_eq!(tally(&mut gate, START, v4(1), 30, true), [5, 0, 25]);
+        let later = START + Duration::from_millis(150);
+        assert_eq!(
+            tally(&mut gate, later, v4(1), 30, false),
+            [30, 0, 0],
+            "the free bucket filled up"
+        );
+        assert_eq!(tally(&mut gate, later, v4(1), 30, true), [3, 0, 27]);
+    }
+
+    #[test]
+    fn a_flood_from_many_sources_makes_everyone_show_a_cookie() {
+        let mut gate = gate();
+        let mut admitted = 0;
+        for source in 0..20_000u32 {
+            admitted += tally(&mut gate, START, Ipv4Addr::from(source).into(), 1, false)[0];
+        }
+        assert_eq!(admitted, TOTAL.burst);
+        let honest = v4(9);
+        assert_eq!(tally(&mut gate, START, honest, 1, false), [0, 1, 0]);
+        assert_eq!(tally(&mut gate, START, honest, 1, true), [1, 0, 0]);
+    }
+
+    #[test]
+    fn the_addresses_of_one_ipv6_subnet_are_one_source() {
+        let mut gate = gate();
+        let host = |n: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, n).into();
+        let admitted: u32 = (0..600).map(|n| tally(&mut gate, START, host(n), 1, false)[0]).sum();
+        assert_eq!(admitted, FREE.burst);
+
+        let mut gate = Gate::new([4; 16]);
+        let mapped = |last| IpAddr::V6(Ipv4Addr::new(192, 0, 2, last).to_ipv6_mapped());
+        assert_eq!(tally(&mut gate, START, mapped(1), 500, false), [500, 0, 0]);
+        assert_eq!(
+            tally(&mut gate, START, v4(1), 1, false),
+            [0, 1, 0],
+            "a mapped address is the IPv4 address"
+        );
+    }
+
+    #[test]
+    fn refused_messages_do_not_push_the_limit_away() {
+        let mut gate = gate();
+        tally(&mut gate, START, v4(1), 100_000, false);
+        assert_eq!(
+            tally(&mut gate, START + Duration::from_secs(3), v4(1), 500, false),
+            [500, 0, 0]
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! Each backend against aws-lc on any key, nonce, associated data, text and place in memory: the same record, nothing
+//! touched beside it, and no changed record opened.
+
+use ringway::crypto::{Aead, Algorithm, Choice, Forged, KEY_LEN, NONCE_LEN, TAG_LEN, self_test};
+
+const LONGEST: usize = 65_535;
+/// What surrounds a record in memory.
+const AROUND: u8 = 0xb6;
+
+/// Panics when something does not hold.
+pub(crate) fn check(data: &[u8]) {
+    let Some(case) = Case::parse(data) else { return };
+    for algorithm in [Algorithm::Aes256Gcm, Algorithm::ChaCha20Poly1305] {
+        let record = case.record(&Aead::new(algorithm, Choice::AwsLc, case.key));
+        for choice in [Choice::Avx512, Choice::AesGcm] {
+            if self_test_once(choice) {
+                case.holds(&Aead::new(algorithm, choice, case.key), &record);
+            }
+        }
+    }
+}
+
+struct Case<'a> {
+    key: &'a [u8; KEY_LEN],
+    nonce: &'a [u8; NONCE_LEN],
+    aad: &'a [u8],
+    plaintext: Vec<u8>,
+    /// Where the record starts in its buffer.
+    offset: usize,
+    /// The bit of the record to flip, modulo its length.
+    flip: usize,
+}
+
+impl<'a> Case<'a> {
+    /// Key, nonce, offset, bit, repetitions, length of AAD, AAD, text to repeat.
+    fn parse(data: &'a [u8]) -> Option<Case<'a>> {
+        let (key, data) = data.split_first_chunk()?;
+        let (nonce, data) = data.split_first_chunk()?;
+        let (&[offset, flip_high, flip_low, repetitions, aad_len], data) = data.split_first_chunk()?;
+        let (aad, text) = data.split_at_checked(aad_len.into())?;
+        let mut plaintext = text.repeat(usize::from(repetitions) + 1);
+        plaintext.truncate(LONGEST);
+        Some(Case {
+            key,
+            nonce,
+            aad,
+            plaintext,
+            offset: usize::from(offset % 64),
+            flip: u16::from_be_bytes([flip_high, flip_low]).into(),
+        })
+    }
+
+    fn record(&self, aead: &Aead) -> Vec<u8> {
+        let mut record = [self.plaintext.as_slice(), &[0; TAG_LEN]].concat();
+        aead.seal_in_place(self.nonce, self.aad, &mut record);
+        record
+    }
+
+    fn holds(&self, aead: &Aead, record: &[u8]) {
+        let at = self.offset..self.offset + record.len();
+        let mut buffer = vec![AROUND; at.end + 64];
+        buffer[at.clone()][..self.plaintext.len()].copy_from_slice(&self.plaintext);
+        aead.seal_in_place(self.nonce, self.aad, &mut buffer[at.clone()]);
+        assert_eq!(&buffer[at.clone()], record, "sealed");
+
+        let sealed = &mut buffer[at.clone()];
+        assert_eq!(aead.open_in_place(self.nonce, self.aad, sealed), Ok(()));
+        assert_eq!(&sealed[..self.plaintext.len()], self.plaintext, "opened");
+
+        sealed.copy_from_slice(record);
+        let bit = self.flip % (record.len() * 8);
+        sealed[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(aead.open_in_place(self.nonce, self.aad, sealed), Err(Forged));
+        assert!(sealed.iter().all(|&byte| byte == 0), "a forgery left text behind");
+
+        let beside = buffer[..at.start].iter().chain(&buffer[at.end..]);
+        assert!(beside.copied().all(|byte| byte == AROUND), "touched what lies beside");
+    }
+}
+
+/// Whether `choice` runs on this CPU, found out once.
+fn self_test_once(choice: Choice) -> bool {
+    use std::sync::OnceLock;
+    static AVX512: OnceLock<bool> = OnceLock::new();
+    static PORTABLE: OnceLock<bool> = OnceLock::new();
+    let found = if choice == Choice::Avx512 { &AVX512 } else { &PORTABLE };
+    *found.get_or_init(|| self_test(choice).is_ok())
+}
