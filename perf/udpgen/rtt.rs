@@ -35,6 +35,9 @@ pub(super) struct Options {
     /// How long
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
+    /// Seconds to wait before that: until the load that is to be there has begun
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    delay: f64,
     /// Bytes of payload per datagram
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(16..=2048))]
     size: u16,
@@ -69,6 +72,7 @@ struct Run {
 
 /// Asks as told and counts the answers.
 pub(super) fn run(options: &Options) -> io::Result<Report> {
+    std::thread::sleep(Duration::from_secs_f64(options.delay));
     let fd = socket::connected(echo_address(options.server))?;
     let run = Run {
         epoch: Instant::now(),

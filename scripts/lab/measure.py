@@ -100,7 +100,7 @@ def _iperf3(tunnel: Tunnel, address: str, arguments, seconds: int, progress) -> 
     output = f"{tunnel.lab.directory}/iperf3.json"
     client = None
     try:
-        process.wait_until(lambda: _listens(server), 5, "iperf3 server")
+        process.wait_until(lambda: listens(server, _PORT), 5, "iperf3 server")
         if os.path.exists(output):
             os.unlink(output)
         argv = ["iperf3", "-c", address, "-p", str(_PORT), "-J", "-t", str(seconds), *arguments]
@@ -153,8 +153,8 @@ def _interface_bytes(pid: int, interface: str) -> int | None:
     return None
 
 
-def _listens(server: Process) -> bool:
-    """True once something in the server's namespace listens on the port (state 0A of /proc/net/tcp*)."""
+def listens(server: Process, port: int) -> bool:
+    """True once something in the server's namespace listens on the TCP port (state 0A of /proc/net/tcp*)."""
     server.check_alive()
     for table in ("tcp", "tcp6"):
         try:
@@ -162,7 +162,7 @@ def _listens(server: Process) -> bool:
                 fields = [line.split() for line in file][1:]
         except FileNotFoundError:
             continue
-        if any(int(row[1].rpartition(":")[2], 16) == _PORT and row[3] == "0A" for row in fields):
+        if any(int(row[1].rpartition(":")[2], 16) == port and row[3] == "0A" for row in fields):
             return True
     return False
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 
 from lab import process
 from lab.process import Process
@@ -84,6 +85,7 @@ class Lab:
 
     def _build(self) -> None:
         os.makedirs(self.directory, mode=0o700)
+        self._undo.callback(shutil.rmtree, self.directory)
         self.a, self.b = self._namespace("a"), self._namespace("b")
         self.ends = (self.a, self.b)
         process.run(
