@@ -100,7 +100,7 @@ def write_html(report: dict, path: str, curves_under: list[str]) -> None:
     commit = escape(report["machine"].get("commit") or "unknown")
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{title}</title><style>{_PAGE_STYLE}{chart.style()}</style></head><body><main>
+<title>{title}</title><style>{PAGE_STYLE}{chart.style()}</style></head><body><main>
 <h1>{title}</h1>
 <p>{described}. Commit {commit}, {escape(report["started"])}, {report["seconds"]} s per measurement, run as
 {escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b. {_details(report)}</p>
@@ -118,7 +118,8 @@ def _details(report: dict) -> str:
     return escape(" ".join(details))
 
 
-_PAGE_STYLE = (
+# Of every page that this lab writes.
+PAGE_STYLE = (
     "body{margin:0;background:#f3f4f6;color:#111827;font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,"
     "'Helvetica Neue',Arial,'DejaVu Sans',sans-serif}"
     "main{max-width:920px;margin:0 auto;padding:36px 20px 60px}"
@@ -190,7 +191,7 @@ def latency_rows(report: dict, measurement: str) -> list[list[str]]:
 
 def _throughput_table(report: dict) -> str:
     header, rows = throughput_rows(report)
-    return _html_table(header, rows)
+    return html_table(header, rows)
 
 
 def _latency_table(report: dict) -> str:
@@ -199,10 +200,11 @@ def _latency_table(report: dict) -> str:
     for measurement in report["measurements"]:
         stages = latency_rows(report, measurement["key"])
         rows += [[f"{measurement['label']}: {row[0]}", *row[1:]] for row in stages]
-    return _html_table(header, rows) if rows else '<p class="quiet">No samples.</p>'
+    return html_table(header, rows) if rows else '<p class="quiet">No samples.</p>'
 
 
-def _html_table(header: list[str], rows: list[list[str]]) -> str:
+def html_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table that scrolls by itself where the page is narrow."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
