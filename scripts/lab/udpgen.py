@@ -53,6 +53,13 @@ class Server:
             yield lambda: self._finish(client, delay + seconds + 20)
 
     @contextlib.contextmanager
+    def blast_meanwhile(self, size: int, seconds: float, gso: bool = False):
+        """Sends without waiting for it; it ends on leaving, without a report."""
+        with self._start("blast", f"--size={size}", f"--seconds={seconds}", *(["--gso"] * gso)) as client:
+            yield
+            client.check_alive()
+
+    @contextlib.contextmanager
     def _start(self, mode: str, *arguments: str):
         output = f"{self.tunnel.lab.directory}/udpgen.{mode}.{time.monotonic_ns()}"
         client = self.tunnel.lab.a.start(self.binary, mode, self.address, *arguments, log=output)
