@@ -27,6 +27,7 @@ _IPERF3 = {
 _UDPGEN = {"udp_64": (64, False), "udp_1300": (1300, False), "udp_64_gso": (64, True), "udp_1300_gso": (1300, True)}
 LOADS = (*_IPERF3, *_UDPGEN)
 _RAMP_UP_S = 1.0
+_UDP_HEADERS = 28  # IPv4 and UDP
 
 
 @dataclasses.dataclass
@@ -50,21 +51,55 @@ class Bench:
             time.sleep(_RAMP_UP_S)
             yield
 
-    def packets(self) -> list[int] | None:
-        """Inner packets that each daemon has carried, both directions together; None for tunnels that don't say."""
-        if not isinstance(self.tunnel, tunnels.Ringway):
-            return None
-        return [
-            sum(worker[way]["packets"] for worker in self.tunnel.status(end)["workers"] for way in ("tx", "rx"))
-            for end in (0, 1)
-        ]
+    def packets(self, load: str) -> tuple[list[float], bool]:
+        """Inner packets that each daemon has carried so far, both directions together, and whether they were counted.
 
-    def bytes(self) -> int:
-        """Bytes through the tunnel's interface at a, both directions together."""
-        total = measure.interface_bytes(self.tunnel.daemons[0].pid, self.tunnel.interfaces[0])
+        ringway counts them; for others they are taken from the interface's bytes and the size of the load's packets.
+        """
+        if isinstance(self.tunnel, tunnels.Ringway):
+            reports = (self.tunnel.status(end)["workers"] for end in (0, 1))
+            return [sum(worker[way]["packets"] for worker in workers for way in ("tx", "rx")) for workers in reports], True
+        size = _UDPGEN[load][0] + _UDP_HEADERS if load in _UDPGEN else netns.DEFAULT_MTU - tunnels.OVERHEAD
+        return [self.bytes(end) / size for end in (0, 1)], False
+
+    def bytes(self, end: int) -> int:
+        """Bytes through the tunnel's interface at an end, both directions together."""
+        total = measure.interface_bytes(self.tunnel.daemons[end].pid, self.tunnel.interfaces[end])
         if total is None:
-            raise Failed(f"{self.tunnel.interfaces[0]} is gone")
+            raise Failed(f"{self.tunnel.interfaces[end]} is gone")
         return total
+
+
+@dataclasses.dataclass
+class Carried:
+    """What the daemons have carried between two moments."""
+
+    seconds: float
+    packets: list[float]  # by a, by b
+    counted: bool
+    bits_per_second: float
+
+    def describe(self) -> str:
+        """A line for people."""
+        rates = " and ".join(f"{count / self.seconds / 1e3:,.0f}" for count in self.packets)
+        about = "" if self.counted else " (by its size)"
+        return f"{self.bits_per_second / 1e9:.2f} Gbit/s, {rates} kpacket/s{about} at a and b"
+
+
+class Meter:
+    """Begins to note what is carried."""
+
+    def __init__(self, bench: Bench, load: str):
+        self._bench, self._load = bench, load
+        self._packets, _ = bench.packets(load)
+        self._bytes, self._started = bench.bytes(1), time.monotonic()
+
+    def read(self) -> Carried:
+        """What was carried since."""
+        packets, counted = self._bench.packets(self._load)
+        seconds = time.monotonic() - self._started
+        differences = [max(late - early, 1) for early, late in zip(self._packets, packets)]
+        return Carried(seconds, differences, counted, (self._bench.bytes(1) - self._bytes) * 8 / seconds)
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-import time
 
 from lab import terminal
 from lab.terminal import heading, say
@@ -29,33 +29,26 @@ def _stat(bench: common.Bench) -> None:
     else:
         say("The kernel's trace points are out of reach: system calls are not counted.")
     with bench.load(bench.options.load):
-        before, bytes_before, started = bench.packets(), bench.bytes(), time.monotonic()
+        meter = common.Meter(bench, bench.options.load)
         counts = common.perf_stat(bench.daemons, events, bench.options.seconds)
-        seconds = time.monotonic() - started
-        after, carried = bench.packets(), bench.bytes() - bytes_before
-    if before is None or after is None:
-        per, units = "per MB", [carried / 1e6] * 2
-    else:
-        per, units = "per packet", [late - early for early, late in zip(before, after)]
-        say(f"{units[0] / seconds / 1e3:,.0f} kpacket/s at a, {units[1] / seconds / 1e3:,.0f} at b")
-    say(f"{carried * 8 / seconds / 1e9:.2f} Gbit/s through the tunnel ({bench.options.load})")
-    heading(per[0].upper() + per[1:])
+        carried = meter.read()
+    heading(f"Per packet. {bench.options.load}: {carried.describe()}")
     rows = []
     for event in events:
         totals = [counts[end].get(event) for end, _ in bench.daemons]
         scale = 1e6 if event == "task-clock" else 1  # perf counts it in milliseconds
-        cells = ["-" if total is None else _number(total * scale / max(unit, 1)) for total, unit in zip(totals, units)]
+        cells = ["-" if total is None else _number(total * scale / count) for total, count in zip(totals, carried.packets)]
         rows.append([_LABELS.get(event, event), *cells])
     terminal.table(["", "a", "b"], rows)
     if not hardware:
         say("  This machine counts no cycles, instructions and cache misses (a virtual machine?): times are the CPU clock's.")
-    report = {"load": bench.options.load, "seconds": seconds, "bytes": carried, "unit": per, "units": units, "counts": counts}
+    report = {"load": bench.options.load, "carried": dataclasses.asdict(carried), "counts": counts}
     common.write_json(bench, "report.json", {**report, "hardware_counters": hardware})
     common.say_where(bench, "report.json")
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 else "< 0.001" if value else "0"
 
 
 if __name__ == "__main__":

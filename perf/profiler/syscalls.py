@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -32,28 +33,22 @@ def _syscalls(bench: common.Bench) -> None:
     if not traced:
         say("Counting with strace -c, which stops the daemon at every call: counts per packet are higher than without it.")
     with bench.load(bench.options.load):
-        before, bytes_before, started = bench.packets(), bench.bytes(), time.monotonic()
+        meter = common.Meter(bench, bench.options.load)
         counts = _by_trace_points(bench) if traced else _by_strace(bench)
-        seconds = time.monotonic() - started
-        after, carried = bench.packets(), bench.bytes() - bytes_before
-    if before is None or after is None:
-        per, units = "per MB", [carried / 1e6] * 2
-    else:
-        per, units = "per 1,000 packets", [(late - early) / 1e3 for early, late in zip(before, after)]
-    say(f"{carried * 8 / seconds / 1e9:.2f} Gbit/s through the tunnel ({bench.options.load})")
-    heading(f"System calls {per}")
+        carried = meter.read()
+    heading(f"System calls per 1,000 packets. {bench.options.load}: {carried.describe()}")
     ends = [end for end, _ in bench.daemons]
     names = sorted({name for end in ends for name in counts[end]}, key=lambda name: -max(counts[end].get(name, 0) for end in ends))
-    rows = [
-        [name, *(f"{counts[end].get(name, 0) / max(unit, 1e-9):.4g}" for end, unit in zip(ends, units))]
-        for name in names
-        if max(counts[end].get(name, 0) for end in ends)
-    ]
-    calls = [sum(count for name, count in counts[end].items() if not name.startswith("(")) for end in ends]
-    rows.append(["all calls", *(f"{total / max(unit, 1e-9):.4g}" for total, unit in zip(calls, units))])
+    thousands = [count / 1e3 for count in carried.packets]
+
+    def row(name: str, totals: list[float]) -> list[str]:
+        return [name, *(f"{total / unit:.3f}" for total, unit in zip(totals, thousands))]
+
+    rows = [row(name, [counts[end].get(name, 0) for end in ends]) for name in names]
+    rows.append(row("all calls", [sum(count for name, count in counts[end].items() if not name.startswith("(")) for end in ends]))
     terminal.table(["", *ends], rows)
-    report = {"load": bench.options.load, "seconds": seconds, "bytes": carried, "unit": per, "units": units}
-    common.write_json(bench, "report.json", {**report, "by": "trace points" if traced else "strace", "counts": counts})
+    report = {"load": bench.options.load, "carried": dataclasses.asdict(carried), "by": "trace points" if traced else "strace"}
+    common.write_json(bench, "report.json", {**report, "counts": counts})
     common.say_where(bench, "report.json")
 
 

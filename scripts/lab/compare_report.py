@@ -113,7 +113,6 @@ def _cell(figure: Figure | None, unit: str) -> str:
 def write_html(result: dict, path: str) -> None:
     """The page."""
     view = View(result)
-    title = "ringway compared"
     versions = "".join(f"<li>{escape(t['label'])}: {escape(t['version'] or '-')}</li>" for t in result["tunnels"])
     body = "".join(_case(view, case) for case in result["cases"])
     failed = "".join(
@@ -121,22 +120,15 @@ def write_html(result: dict, path: str) -> None:
         for (case, tunnel, measurement), error in view.errors.items()
     )
     m = result["machine"]
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{title}</title><style>{report.PAGE_STYLE}{chart.style()}</style></head><body><main>
-<h1>{title}</h1>
-<p>{escape(machine.summary(m))}. Commit {escape(m.get("commit") or "unknown")}, {escape(result["started"])},
+    about = f"""{escape(machine.summary(m))}. Commit {escape(m.get("commit") or "unknown")}, {escape(result["started"])},
 {result["rounds"]} interleaved rounds of {result["seconds"]} s per measurement, run as {escape(result["mode"])}. Two network
 namespaces joined by one veth, a daemon in each. Bars are medians, whiskers reach from the least to the most.
-Ratios are of medians: to {escape(result["reference"])}, and to the bare veth.</p>
-{body}
-{f"<h2>What failed</h2><ul>{failed}</ul>" if failed else ""}
-<h2>Programs</h2><ul>{versions}</ul>
-<h2>Offloads of the veth</h2><p class="quiet">{escape(_offloads(result))}</p>
-</main></body></html>
-"""
+Ratios are of medians: to {escape(result["reference"])}, and to the bare veth."""
+    failures = f"<h2>What failed</h2><ul>{failed}</ul>" if failed else ""
+    facts = f"""<h2>Programs</h2><ul>{versions}</ul>
+<h2>Offloads of the veth</h2><p class="quiet">{escape(_offloads(result))}</p>"""
     with open(path, "w", encoding="utf-8") as file:
-        file.write(page)
+        file.write(report.page("ringway compared", about, f"{body}\n{failures}\n{facts}"))
 
 
 def _case(view: View, case: dict) -> str:

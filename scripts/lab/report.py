@@ -95,22 +95,25 @@ def write_html(report: dict, path: str, curves_under: list[str]) -> None:
     drawn = [m for key in curves_under for m in report["measurements"] if m["key"] == key]
     pictures = [bars(report), *filter(None, (curves(report, measurement) for measurement in drawn))]
     body = "".join(f"<figure>{picture}</figure>" for picture in pictures)
-    title = "ringway: measured on this machine"
     described = escape(machine.summary(report["machine"]))
     commit = escape(report["machine"].get("commit") or "unknown")
-    page = f"""<!doctype html>
+    about = f"""{described}. Commit {commit}, {escape(report["started"])}, {report["seconds"]} s per measurement, run as
+{escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b. {_details(report)}"""
+    tables = f"<h2>Throughput and cost</h2>{_throughput_table(report)}\n<h2>Latency by stage, µs</h2>{_latency_table(report)}"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(page("ringway: measured on this machine", about, f"{body}\n{tables}"))
+
+
+def page(title: str, about: str, body: str) -> str:
+    """A self-contained page of `body`; `about` and `body` are HTML, `title` is text."""
+    return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{title}</title><style>{PAGE_STYLE}{chart.style()}</style></head><body><main>
-<h1>{title}</h1>
-<p>{described}. Commit {commit}, {escape(report["started"])}, {report["seconds"]} s per measurement, run as
-{escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b. {_details(report)}</p>
+<title>{escape(title)}</title><style>{_PAGE_STYLE}{chart.style()}</style></head><body><main>
+<h1>{escape(title)}</h1>
+<p>{about}</p>
 {body}
-<h2>Throughput and cost</h2>{_throughput_table(report)}
-<h2>Latency by stage, µs</h2>{_latency_table(report)}
 </main></body></html>
 """
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(page)
 
 
 def _details(report: dict) -> str:
@@ -118,8 +121,7 @@ def _details(report: dict) -> str:
     return escape(" ".join(details))
 
 
-# Of every page that this lab writes.
-PAGE_STYLE = (
+_PAGE_STYLE = (
     "body{margin:0;background:#f3f4f6;color:#111827;font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,"
     "'Helvetica Neue',Arial,'DejaVu Sans',sans-serif}"
     "main{max-width:920px;margin:0 auto;padding:36px 20px 60px}"
