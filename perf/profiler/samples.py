@@ -12,7 +12,8 @@ from profiler.groups import Frame
 
 # "comm  pid/tid  event: " as in `ringway-0  812/813  cpu-clock:ppp: `, then a line per frame, then an empty one.
 _HEADER = re.compile(r"^\s*(?P<comm>.+?)\s+(?P<pid>\d+)/(?P<tid>\d+)\s+(?:(?P<period>\d+)\s+)?(?P<event>\S+):\s*$")
-_FRAME = re.compile(r"^\s+[0-9a-f]+ (?P<name>.*) \((?P<file>[^()]*|\[.*\])\)$")
+# An address, a symbol, and in brackets a path, something like [vdso], or a name such as inlined code has.
+_FRAME = re.compile(r"^\s+[0-9a-f]+ (?P<name>.*?) \((?P<file>[/\[].*?|[^()]*)( \(deleted\))?\)$")
 
 
 @dataclasses.dataclass
