@@ -13,7 +13,10 @@ from html import escape
 _WIDTH, _ROW, _TOP, _SIDE = 1600, 17, 76, 12
 _NARROWEST = 0.4  # pixels: what is narrower is left out
 _LETTER = 6.6  # pixels, about
-_COLOURS = ("#e76f51", "#f4a261", "#e9c46a", "#2a9d8f", "#4d908e", "#577590", "#9b5de5", "#8d99ae", "#43aa8b", "#90be6d", "#c0b8a8", "#adb5bd")
+_COLOURS = (
+    *("#ef6f6c", "#f4a259", "#f6d55c", "#3caea3", "#7fa8ff", "#b388eb"),
+    *("#f28ec2", "#a3a86a", "#8ecae6", "#90d26d", "#cfc8b8", "#b6bcc2"),
+)
 
 _SCRIPT = """
 const frames=[...document.querySelectorAll('g.f')],info=document.getElementById('info');
