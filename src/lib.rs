@@ -19,5 +19,6 @@ pub mod path;
 pub mod proto;
 pub mod stats;
 pub mod sys;
+pub mod uapi;
 pub mod wire;
 pub mod worker;

@@ -14,6 +14,11 @@ fn choices() -> impl Iterator<Item = Choice> {
     Choice::ALL.into_iter().filter(|&choice| self_test(choice).is_ok())
 }
 
+fn algorithms_and_choices() -> impl Iterator<Item = (Algorithm, Choice)> {
+    let algorithms = ALGORITHMS.into_iter();
+    algorithms.flat_map(|algorithm| choices().map(move |choice| (algorithm, choice)))
+}
+
 /// Bytes that repeat at no power of two.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len as u32)
@@ -34,12 +39,26 @@ fn aws_lc(algorithm: Algorithm, key: &[u8; KEY_LEN], nonce: &[u8; NONCE_LEN], aa
     record
 }
 
-/// Ciphertext and tag of AES-256-GCM as aes-gcm makes them.
-fn aes_gcm(key: &[u8; KEY_LEN], nonce: &[u8; NONCE_LEN], aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
+/// Ciphertext and tag as the crates aes-gcm and chacha20poly1305 make them.
+fn rust_crypto(
+    algorithm: Algorithm,
+    key: &[u8; KEY_LEN],
+    nonce: &[u8; NONCE_LEN],
+    aad: &[u8],
+    plaintext: &[u8],
+) -> Vec<u8> {
+    use chacha20poly1305::{AeadInPlace as _, KeyInit as _};
     let mut record = plaintext.to_vec();
-    let tag = aes_gcm::Aes256Gcm::new(key.into())
-        .encrypt_inout_detached(nonce.into(), aad, record.as_mut_slice().into())
-        .expect("short enough");
+    let tag: [u8; TAG_LEN] = match algorithm {
+        Algorithm::Aes256Gcm => aes_gcm::Aes256Gcm::new(key.into())
+            .encrypt_inout_detached(nonce.into(), aad, record.as_mut_slice().into())
+            .expect("short enough")
+            .into(),
+        Algorithm::ChaCha20Poly1305 => chacha20poly1305::ChaCha20Poly1305::new(key.into())
+            .encrypt_in_place_detached(nonce.into(), aad, &mut record)
+            .expect("short enough")
+            .into(),
+    };
     record.extend_from_slice(&tag);
     record
 }
@@ -74,12 +93,13 @@ fn refuses_flipped(aead: &Aead, nonce: &[u8; NONCE_LEN], aad: &[u8], record: &[u
 #[test]
 fn every_length_to_2100_matches_both_crates() {
     let (key, nonce, text) = ([0x9d; KEY_LEN], [0x31; NONCE_LEN], pattern(2100));
-    for choice in choices() {
-        let aead = Aead::new(Algorithm::Aes256Gcm, choice, &key);
+    for (algorithm, choice) in algorithms_and_choices() {
+        let aead = Aead::new(algorithm, choice, &key);
         for len in 0..=text.len() {
-            let (aad, plaintext) = (&text[..16], &text[..len]);
-            let record = aws_lc(Algorithm::Aes256Gcm, &key, &nonce, aad, plaintext);
-            assert_eq!(record, aes_gcm(&key, &nonce, aad, plaintext));
+            // WireGuard has no associated data, the native suite a header of 16 bytes.
+            let (aad, plaintext) = (&text[..len % 2 * 16], &text[..len]);
+            let record = aws_lc(algorithm, &key, &nonce, aad, plaintext);
+            assert_eq!(record, rust_crypto(algorithm, &key, &nonce, aad, plaintext));
             round_trip(&aead, &nonce, aad, plaintext, len % 64, &record);
         }
     }
@@ -88,10 +108,7 @@ fn every_length_to_2100_matches_both_crates() {
 #[test]
 fn every_alignment_gives_the_same_record() {
     let (key, nonce, text) = ([0x11; KEY_LEN], [0x92; NONCE_LEN], pattern(1440));
-    for (algorithm, choice) in ALGORITHMS
-        .into_iter()
-        .flat_map(|algorithm| choices().map(move |choice| (algorithm, choice)))
-    {
+    for (algorithm, choice) in algorithms_and_choices() {
         let aead = Aead::new(algorithm, choice, &key);
         for len in [0, 1, 47, 48, 49, 64, 112, 113, 1280, 1420, 1440] {
             let (aad, plaintext) = (&text[..16], &text[..len]);
@@ -105,12 +122,14 @@ fn every_alignment_gives_the_same_record() {
 
 #[test]
 fn every_length_of_associated_data_to_100_matches() {
-    let (key, nonce, text) = ([0x77; KEY_LEN], [0x20; NONCE_LEN], pattern(100));
-    for choice in choices() {
-        let aead = Aead::new(Algorithm::Aes256Gcm, choice, &key);
-        for aad in (0..=text.len()).map(|len| &text[..len]) {
-            let record = aws_lc(Algorithm::Aes256Gcm, &key, &nonce, aad, &text);
-            round_trip(&aead, &nonce, aad, &text, 0, &record);
+    let (key, nonce, text) = ([0x77; KEY_LEN], [0x20; NONCE_LEN], pattern(500));
+    for (algorithm, choice) in algorithms_and_choices() {
+        let aead = Aead::new(algorithm, choice, &key);
+        for aad in (0..=100).map(|len| &text[..len]) {
+            for plaintext in [&text[..0], &text[..100], &text] {
+                let record = aws_lc(algorithm, &key, &nonce, aad, plaintext);
+                round_trip(&aead, &nonce, aad, plaintext, 0, &record);
+            }
         }
     }
 }
@@ -118,22 +137,24 @@ fn every_length_of_associated_data_to_100_matches() {
 #[test]
 fn segments_join_at_every_length_around_their_ends() {
     let (key, nonce, text) = ([0x05; KEY_LEN], [0xfe; NONCE_LEN], pattern(65_535));
-    let aead = Aead::new(Algorithm::Aes256Gcm, Choice::Auto, &key);
-    let around_2_kib = (1..8).flat_map(|segments| segments * 2048 - 100..segments * 2048 + 600);
-    for len in around_2_kib.step_by(7).chain([16_384, 32_768, 65_519, 65_534, 65_535]) {
-        let (aad, plaintext) = (&text[..16], &text[..len]);
-        let record = aws_lc(Algorithm::Aes256Gcm, &key, &nonce, aad, plaintext);
-        round_trip(&aead, &nonce, aad, plaintext, 0, &record);
+    for algorithm in ALGORITHMS {
+        let aead = Aead::new(algorithm, Choice::Auto, &key);
+        let around_2_kib = (1..8).flat_map(|segments| segments * 2048 - 100..segments * 2048 + 600);
+        for len in around_2_kib.step_by(7).chain([16_384, 32_768, 65_519, 65_534, 65_535]) {
+            let (aad, plaintext) = (&text[..16], &text[..len]);
+            let record = aws_lc(algorithm, &key, &nonce, aad, plaintext);
+            round_trip(&aead, &nonce, aad, plaintext, 0, &record);
+        }
     }
 }
 
 #[test]
 fn each_single_flipped_bit_of_a_record_is_refused() {
     let (key, nonce, text) = ([0x6e; KEY_LEN], [0x0c; NONCE_LEN], pattern(1420));
-    for choice in choices() {
-        let aead = Aead::new(Algorithm::Aes256Gcm, choice, &key);
+    for (algorithm, choice) in algorithms_and_choices() {
+        let aead = Aead::new(algorithm, choice, &key);
         for len in [0, 1, 48, 49, 200, 1420] {
-            let record = aws_lc(Algorithm::Aes256Gcm, &key, &nonce, &text[..16], &text[..len]);
+            let record = aws_lc(algorithm, &key, &nonce, &text[..16], &text[..len]);
             for bit in 0..record.len() * 8 {
                 refuses_flipped(&aead, &nonce, &text[..16], &record, bit);
             }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+#[path = "fuzz/checks/peer.rs"]
+mod peer;
 #[path = "fuzz/checks/segment_coalesce.rs"]
 mod segment_coalesce;
 #[path = "fuzz/checks/wire.rs"]
@@ -32,4 +34,9 @@ fn wire_holds_over_its_corpus() {
 #[test]
 fn segment_coalesce_holds_over_its_corpus() {
     run("segment_coalesce", segment_coalesce::check);
+}
+
+#[test]
+fn peer_holds_over_its_corpus() {
+    run("peer", peer::check);
 }

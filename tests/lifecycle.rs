@@ -51,6 +51,12 @@ fn initiations(world: &World, end: usize) -> usize {
     world.ends[end].sent(WG_INITIATION) + world.ends[end].sent(NATIVE_INITIATION)
 }
 
+#[test]
+fn a_device_may_live_on_any_thread() {
+    fn sendable<T: Send>() {}
+    sendable::<ringway::proto::Device>();
+}
+
 // Handshakes.
 
 #[test]
@@ -446,6 +452,30 @@ fn a_dead_peer_is_looked_for_fifteen_seconds_after_the_first_unanswered_packet()
         asked >= DEAD_PEER_TIMEOUT && asked <= DEAD_PEER_TIMEOUT + REKEY_TIMEOUT_JITTER_MAX,
         "{asked:?}"
     );
+}
+
+#[test]
+fn after_a_conversation_comes_one_keepalive_and_no_handshake_however_the_data_plane_tells() {
+    for sampling in [None, Some(Duration::from_millis(250)), Some(Duration::from_secs(2))] {
+        let mut world = World::pair(SuiteChoice::Native);
+        world.sampling = sampling;
+        for _ in 0..50 {
+            world.send(0);
+            world.run(Duration::from_millis(11));
+            world.send(1); // the answer
+            world.run(Duration::from_millis(89));
+        }
+        world.run_seconds(100);
+        assert_eq!(
+            [initiations(&world, 0), initiations(&world, 1)],
+            [1, 0],
+            "sampled every {sampling:?}"
+        );
+        assert_eq!(
+            [world.ends[0].saw(&Seen::Keepalive), world.ends[1].saw(&Seen::Keepalive)],
+            [1, 0]
+        );
+    }
 }
 
 #[test]

@@ -78,6 +78,7 @@ fn a_tunnel_lives_for_days_through_any_weather() {
         let mut rng = Rng(seed);
         let setups = setups(suites);
         let mut world = World::new(&setups, seed);
+        world.sampling = (number % 2 == 1).then_some(Duration::from_secs(1));
         let days = world.time + Duration::from_secs(2 * 86_400);
         while world.time < days {
             world.network = weather(&mut rng);

@@ -214,7 +214,7 @@ def _parse_stat(path: str) -> dict[str, float | None]:
 def _programs(options: argparse.Namespace) -> dict[str, str]:
     """Frame pointers make stacks whole; a build directory of its own keeps other builds warm."""
     given = {name: os.path.abspath(path) for name, path in (("ringway", options.binary), ("udpgen", options.udpgen)) if path}
-    targets = {"ringway": "--bin=ringway", "udpgen": "--example=udpgen"}
+    targets = {"ringway": "--bins", "udpgen": "--example=udpgen"}
     missing = [target for name, target in targets.items() if name not in given]
     if missing:
         heading("Building (profiling)")

@@ -111,7 +111,7 @@ def _indented_table(text: str) -> str:
 
 def _programs(options: argparse.Namespace) -> dict[str, str]:
     given = {name: os.path.abspath(path) for name, path in (("ringway", options.binary), ("udpgen", options.udpgen)) if path}
-    targets = {"ringway": "--bin=ringway", "udpgen": "--example=udpgen"}
+    targets = {"ringway": "--bins", "udpgen": "--example=udpgen"}
     missing = [target for name, target in targets.items() if name not in given]
     if missing:
         heading("Building (release)")

@@ -4,6 +4,7 @@
     SUITE-ENGINE-WORKERS              ringway: native or wireguard, uring or syscall, a number; settings of [interface]
                                       may follow, and the program to use instead of the one built here:
                                       native-uring-2:crypto=aws-lc:tun_uso=false@/path/to/ringway
+    ringway-wg                        ringway set up through `wg`, as a drop-in for wireguard-go
     mixed                             ringway's WireGuard suite at a, wireguard-go at b
     wireguard-go boringtun gotatun openvpn
 """
@@ -21,10 +22,12 @@ from lab.process import Failed
 from lab.tunnels import Shape, Tunnel
 
 _WIREGUARDS = {
+    "ringway-wg": ("ringway-wg", "-f"),
     "wireguard-go": ("wireguard-go", "-f"),
     "boringtun": ("boringtun-cli", "-f", "--disable-drop-privileges"),
     "gotatun": ("gotatun", "-f", "--disable-drop-privileges"),
 }
+_OWN = "ringway-wg"  # lies next to ringway
 _MIXED = "wireguard-uring-2"  # what ringway is in the mixed pair
 REFERENCE, BASE = "wireguard-go", "bare"
 
@@ -59,7 +62,7 @@ class Contender:
             tunnel = Openvpn(lab, logs, shape)
             tunnel.binary = self.programs[0]
             return tunnel
-        if self.family == "other":
+        if self.name in _WIREGUARDS:
             return self._wireguard(lab, logs, shape, self.name, self.programs[0])
         ringway = tunnels.Ringway(
             lab, logs, self.programs[0], self.suite, self.io, str(self.spread), shape, dict(self.settings)
@@ -99,7 +102,7 @@ class Directory:
             programs = (*ringway.programs, self._required(REFERENCE))
             return dataclasses.replace(ringway, name=name, label="ringway ↔ wireguard-go", family="mixed", programs=programs)
         if name in _WIREGUARDS or name == "openvpn":
-            return Contender(name, name, "other", (self._required(name),))
+            return Contender(name, name, "wireguard" if name == _OWN else "other", (self._required(name),))
         return self._ringway(name)
 
     def _ringway(self, name: str) -> Contender:
@@ -125,6 +128,8 @@ class Directory:
         return program
 
     def _find(self, name: str) -> str | None:
+        if name == _OWN:
+            return shutil.which(f"{os.path.dirname(self._binary)}/{name}")
         return shutil.which(_WIREGUARDS.get(name, (name,))[0], path=self._path)
 
 

@@ -17,7 +17,7 @@ class Openvpn(Tunnel):
     binary = "openvpn"
 
     def _start(self) -> None:
-        directory, self.daemons = self.lab.scratch(self.key), []
+        directory = self.lab.scratch(self.key)
         fingerprints = [self._certificate(directory, end.name) for end in self.lab.ends]
         for me, end in enumerate(self.lab.ends):
             self.daemons.append(end.start(*self._argv(me, directory, fingerprints[1 - me]), log=self._log(end.name)))

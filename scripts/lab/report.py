@@ -71,7 +71,8 @@ def bars(report: dict, standalone: bool = False) -> str:
         panel("UDP delivered, thousand packets/s", "packet/s", lambda value: f"{value / 1e3:,.0f}"),
     ]
     panels = [panel for panel in panels if panel.rows]
-    return chart.bars(panels, base, standalone, machine.summary(report["machine"]) if standalone else "")
+    footer = " ".join(filter(None, (_details(report), machine.summary(report["machine"])))) if standalone else ""
+    return chart.bars(panels, base, standalone, footer)
 
 
 def curves(report: dict, measurement: dict) -> str:
@@ -98,7 +99,7 @@ def write_html(report: dict, path: str, curves_under: list[str]) -> None:
     described = escape(machine.summary(report["machine"]))
     commit = escape(report["machine"].get("commit") or "unknown")
     about = f"""{described}. Commit {commit}, {escape(report["started"])}, {report["seconds"]} s per measurement, run as
-{escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b. {_details(report)}"""
+{escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b. {escape(_details(report))}"""
     tables = f"<h2>Throughput and cost</h2>{_throughput_table(report)}\n<h2>Latency by stage, µs</h2>{_latency_table(report)}"
     with open(path, "w", encoding="utf-8") as file:
         file.write(page("ringway: measured on this machine", about, f"{body}\n{tables}"))
@@ -118,7 +119,7 @@ def page(title: str, about: str, body: str) -> str:
 
 def _details(report: dict) -> str:
     details = [f"{tunnel['label']}: {tunnel['detail']}." for tunnel in report["tunnels"] if tunnel["detail"]]
-    return escape(" ".join(details))
+    return " ".join(details)
 
 
 _PAGE_STYLE = (

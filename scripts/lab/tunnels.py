@@ -63,6 +63,7 @@ class Tunnel:
     def _stop(self) -> None:
         for daemon in self.daemons:
             daemon.stop()
+        self.daemons = []
 
     def _wait_until_packets_pass(self, timeout: float = 15) -> None:
         deadline = time.monotonic() + timeout
@@ -73,6 +74,15 @@ class Tunnel:
                 if time.monotonic() > deadline:
                     logs = "\n".join(daemon.output() for daemon in self.daemons)
                     raise Failed(f"{self.label}: {address} does not answer within {timeout:g} s\n{logs}")
+
+    def _wait_for_file(self, daemon: Process, path: str) -> None:
+        """Waits for a control socket, the sign that a daemon listens."""
+
+        def is_there() -> bool:
+            daemon.check_alive()
+            return os.path.exists(path)
+
+        process.wait_until(is_there, 10, f"{self.label}: {path}")
 
     def _ping(self, address: str) -> bool:
         try:
@@ -126,19 +136,21 @@ class Ringway(Tunnel):
         self._sockets = ["", ""]
 
     def _start(self) -> None:
-        keys, self.daemons = key_pairs(self.binary), []
+        keys = key_pairs(self.binary)
         for me in (0, 1):
-            self.daemons.append(self.start_end(me, keys[me][0], keys[1 - me][1]))
+            self.start_end(me, keys[me][0], keys[1 - me][1])
 
-    def start_end(self, me: int, private_key: str, other_public_key: str) -> Process:
-        """The daemon of end 0 (a) or 1 (b) alone; what the other end runs must know the matching keys."""
+    def start_end(self, me: int, private_key: str, other_public_key: str) -> None:
+        """Starts the daemon of end 0 (a) or 1 (b) alone; what the other end runs must know the matching keys."""
         end = self.lab.ends[me]
         directory = self.lab.scratch(f"{self.key}.{end.name}")
         config, key_file, control = f"{directory}/config.toml", f"{directory}/key", f"{directory}/control.sock"
         _write_private(key_file, private_key)
         _write_private(config, self._config(me, 1 - me, key_file, control, other_public_key))
         self._sockets[me] = control
-        return end.start(self.binary, "run", config, log=self._log(end.name))
+        self.daemons.append(end.start(self.binary, "run", config, log=self._log(end.name)))
+        # A handshake with an end that does not listen yet is tried again only 5 s later: nothing is sent before that.
+        self._wait_for_file(self.daemons[-1], control)
 
     def _config(self, me: int, other: int, key_file: str, control: str, public_key: str) -> str:
         number = self.workers if self.workers.isdigit() else f'"{self.workers}"'
@@ -199,12 +211,12 @@ class Wireguard(Tunnel):
         self.key = self.label = os.path.basename(argv[0]).removesuffix("-cli")
 
     def _start(self) -> None:
-        keys, self.daemons = key_pairs("wg"), []
+        keys = key_pairs("wg")
         for me in (0, 1):
-            self.daemons.append(self.start_end(me, keys[me][0], keys[1 - me][1]))
+            self.start_end(me, keys[me][0], keys[1 - me][1])
 
-    def start_end(self, me: int, private_key: str, other_public_key: str) -> Process:
-        """The daemon of end 0 (a) or 1 (b) alone; what the other end runs must know the matching keys."""
+    def start_end(self, me: int, private_key: str, other_public_key: str) -> None:
+        """Starts the daemon of end 0 (a) or 1 (b) alone; what the other end runs must know the matching keys."""
         end, name, other = self.lab.ends[me], self.interfaces[me], 1 - me
         config = f"{self.lab.scratch(f'{self.key}.{end.name}')}/wg.conf"
         peers = [(other_public_key, f"{self.v4[other]}/32,{self.v6[other]}/128", f"{UNDERLAY_V4[other]}:{LISTEN_PORT}")]
@@ -217,26 +229,14 @@ class Wireguard(Tunnel):
         os.makedirs("/run/wireguard", exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_wireguard_socket(name))  # of a daemon that did not tidy up
-        daemon = end.start(*self.argv, name, log=self._log(end.name))
-        try:
-            self._wait_for_control(daemon, name)
-            end.run("wg", "setconf", name, config)
-            end.ip("address", "add", f"{self.v4[me]}/24", "dev", name)
-            if self.lab.has_ipv6:
-                end.ip("address", "add", f"{self.v6[me]}/64", "dev", name, "nodad")
-            # Not every daemon chooses an MTU that its packets fit the underlay with; wg-quick does.
-            end.ip("link", "set", name, "mtu", str(self.shape.mtu or self.lab.mtu - OVERHEAD), "up")
-        except BaseException:
-            daemon.stop()
-            raise
-        return daemon
-
-    def _wait_for_control(self, daemon: Process, name: str) -> None:
-        def is_there() -> bool:
-            daemon.check_alive()
-            return os.path.exists(_wireguard_socket(name))
-
-        process.wait_until(is_there, 10, f"{self.argv[0]}: control socket of {name}")
+        self.daemons.append(end.start(*self.argv, name, log=self._log(end.name)))
+        self._wait_for_file(self.daemons[-1], _wireguard_socket(name))
+        end.run("wg", "setconf", name, config)
+        end.ip("address", "add", f"{self.v4[me]}/24", "dev", name)
+        if self.lab.has_ipv6:
+            end.ip("address", "add", f"{self.v6[me]}/64", "dev", name, "nodad")
+        # Not every daemon chooses an MTU that its packets fit the underlay with; wg-quick does.
+        end.ip("link", "set", name, "mtu", str(self.shape.mtu or self.lab.mtu - OVERHEAD), "up")
 
 
 class Mixed(Tunnel):
@@ -251,8 +251,13 @@ class Mixed(Tunnel):
 
     def _start(self) -> None:
         keys = key_pairs("wg")
-        self.daemons = [self._near.start_end(0, keys[0][0], keys[1][1])]
-        self.daemons.append(self._far.start_end(1, keys[1][0], keys[0][1]))
+        self._near.start_end(0, keys[0][0], keys[1][1])
+        self._far.start_end(1, keys[1][0], keys[0][1])
+        self.daemons = self._near.daemons + self._far.daemons
+
+    def _stop(self) -> None:
+        self._near._stop()
+        self._far._stop()
 
 
 def key_pairs(tool: str) -> list[tuple[str, str]]:

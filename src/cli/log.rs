@@ -32,18 +32,8 @@ enum Level {
 impl Options {
     /// Starts logging for the rest of the process's life.
     pub(super) fn begin(&self) {
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(self.filter(std::env::var(FILTER_VARIABLE).ok().as_deref()))
-            .with_writer(io::stderr)
-            .with_target(self.is_detailed())
-            .with_ansi(style::wants_colour(io::stderr().is_terminal()));
-        // The journal has its own clock. systemd sets this variable when standard error leads there (systemd.exec(5)).
-        // An error means that somebody, in tests, began before us.
-        let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
-            log.without_time().try_init()
-        } else {
-            log.try_init()
-        };
+        let directives = std::env::var(FILTER_VARIABLE).ok();
+        begin(self.filter(directives.as_deref()), self.is_detailed());
     }
 
     fn filter(&self, directives: Option<&str>) -> EnvFilter {
@@ -67,6 +57,22 @@ impl Options {
     fn is_detailed(&self) -> bool {
         self.verbose > 0 || matches!(self.log_level, Some(Level::Debug | Level::Trace))
     }
+}
+
+/// Starts logging what passes `filter` for the rest of the process's life; `with_targets` names the module with each line.
+pub(super) fn begin(filter: EnvFilter, with_targets: bool) {
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(with_targets)
+        .with_ansi(style::wants_colour(io::stderr().is_terminal()));
+    // The journal has its own clock. systemd sets this variable when standard error leads there (systemd.exec(5)).
+    // An error means that somebody, in tests, began before us.
+    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().try_init()
+    } else {
+        log.try_init()
+    };
 }
 
 #[cfg(test)]

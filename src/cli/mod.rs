@@ -12,6 +12,7 @@ mod status;
 mod style;
 mod target;
 mod units;
+pub mod wireguard;
 
 use std::error::Error;
 use std::io::{self, Write as _};

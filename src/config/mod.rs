@@ -29,7 +29,7 @@ pub use host::{Host, HostPort};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use problem::{LoadError, Located, Problem};
 pub use types::{
-    Config, Crypto, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, Suite, UnknownWord, Workers,
+    Config, Crypto, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, Suite, UnknownWord, WireGuard, Workers,
     default_control_socket,
 };
 

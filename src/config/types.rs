@@ -77,6 +77,21 @@ pub struct Peer {
     pub suite: Suite,
 }
 
+/// An interface that `wg` configures: what can be chosen when it is made. Everything else comes over its socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WireGuard {
+    /// The interface's name.
+    pub name: String,
+    /// The protocol to speak with peers.
+    pub suite: Suite,
+    /// How many workers to run.
+    pub workers: Workers,
+    /// How to talk to the kernel.
+    pub io: Io,
+    /// Which AEAD implementation to use.
+    pub crypto: Crypto,
+}
+
 /// The TUN device's MTU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mtu {

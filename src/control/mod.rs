@@ -4,12 +4,16 @@
 //! and carries out what [`Device`] decides.
 #![forbid(unsafe_code)]
 
+mod allowed;
 pub mod api;
+pub mod changes;
 pub mod client;
+pub mod dump;
 mod peers;
 mod report;
 pub mod runtime;
 pub mod server;
+pub mod socket;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,18 +21,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use allowed::AllowedIps;
+use changes::{ChangeError, Changes, PeerChanges};
+use dump::Dump;
+use ipnet::IpNet;
 use peers::Peers;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::config::{Config, Host, HostPort};
+use crate::config::{self, Host, HostPort, PrivateKey};
 use crate::path::drops::Drop;
 use crate::path::report::Report;
-use crate::path::route::Routes;
 use crate::proto::{Action, Device, Endpoint, Now, PeerId, Suite, Time};
 use crate::stats::counters::WorkerCounters;
 use crate::stats::latency::StageHistograms;
-use crate::sys::udp::{self, UdpSocket};
+use crate::sys::udp::{self, UdpOptions, UdpSocket};
 use crate::worker;
 use crate::worker::mailbox::{Command, Reports, WorkerGone, WorkerPort};
 
@@ -36,8 +43,10 @@ use crate::worker::mailbox::{Command, Reports, WorkerGone, WorkerPort};
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 /// Handshakes taken before anything else gets its turn again.
 const HANDSHAKES_PER_TURN: usize = 32;
-/// Requests that may wait for the loop.
-const REQUESTS_MAX: usize = 32;
+/// Orders that may wait for the loop.
+const ORDERS_MAX: usize = 32;
+/// How long a worker that has closed its mailbox may take to say why.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// DSCP AF41 for handshakes, as WireGuard marks them (drivers/net/wireguard/messages.h, HANDSHAKE_DSCP).
 const HANDSHAKE_TOS: u8 = 0x88;
 /// How long one peer's path MTU is not asked for again.
@@ -49,6 +58,9 @@ pub enum ControlError {
     /// A worker ended by itself.
     #[error("a worker ended: {0}")]
     Worker(String),
+    /// The interface is gone.
+    #[error("the interface was removed")]
+    InterfaceRemoved,
     /// The control thread's own runtime failed.
     #[error("the control thread cannot go on: {0}")]
     Io(#[from] io::Error),
@@ -105,7 +117,7 @@ pub struct Workforce {
     /// What they report.
     pub reports: Reports,
     /// Says why a worker ended by itself.
-    pub died: mpsc::UnboundedReceiver<String>,
+    pub died: mpsc::UnboundedReceiver<ControlError>,
 }
 
 /// The facts of a tunnel that is up.
@@ -122,15 +134,48 @@ pub struct Facts {
     pub offloads: api::OffloadReport,
 }
 
+/// What the tunnel starts with, beside its peers.
+pub struct Settings {
+    /// Who we are; without it nobody is spoken to.
+    pub private_key: Option<PrivateKey>,
+    /// Addresses of the interface, for reports.
+    pub addresses: Vec<IpNet>,
+    /// The options that its sockets have, and that later ones get.
+    pub udp_options: UdpOptions,
+    /// The suite of peers for which none is named.
+    pub suite: config::Suite,
+}
+
+/// What sockets want of the control thread's loop, each with the way that the answer goes.
+pub enum Order {
+    /// A request of the control socket.
+    Answer(api::Request, oneshot::Sender<api::Response>),
+    /// Tell everything.
+    Dump(oneshot::Sender<Dump>),
+    /// Change something.
+    Change(Changes, oneshot::Sender<Result<(), ChangeError>>),
+}
+
+/// Where sockets leave their orders, and where [`Control::run`] finds them.
+pub fn orders() -> (mpsc::Sender<Order>, mpsc::Receiver<Order>) {
+    mpsc::channel(ORDERS_MAX)
+}
+
 /// All that the control thread owns.
 pub struct Control {
-    config: Config,
+    private_key: Option<PrivateKey>,
+    addresses: Vec<IpNet>,
+    udp_options: UdpOptions,
+    suite: config::Suite,
     facts: Facts,
     device: Device,
     workers: Vec<WorkerInfo>,
     reports: Reports,
-    died: mpsc::UnboundedReceiver<String>,
+    died: mpsc::UnboundedReceiver<ControlError>,
     peers: Peers,
+    allowed: AllowedIps,
+    /// Peers were removed, of which workers may have reported since.
+    removed: bool,
     latency_since: SystemTime,
     started: SystemTime,
     drops: BTreeMap<&'static str, u64>,
@@ -139,25 +184,25 @@ pub struct Control {
 
 impl Control {
     /// Takes over a tunnel whose workers run.
-    pub fn new(config: Config, facts: Facts, device: Device, workforce: Workforce) -> Control {
+    pub fn new(settings: Settings, facts: Facts, device: Device, workforce: Workforce) -> Control {
         Control {
-            config,
+            private_key: settings.private_key,
+            addresses: settings.addresses,
+            udp_options: settings.udp_options,
+            suite: settings.suite,
             facts,
             device,
             workers: workforce.workers,
             reports: workforce.reports,
             died: workforce.died,
             peers: Peers::default(),
+            allowed: AllowedIps::default(),
+            removed: false,
             latency_since: SystemTime::now(),
             started: SystemTime::now(),
             drops: BTreeMap::new(),
             next_sample: None,
         }
-    }
-
-    /// The configuration that the tunnel runs with.
-    pub fn config(&self) -> &Config {
-        &self.config
     }
 
     /// What is true of the tunnel.
@@ -177,47 +222,35 @@ impl Control {
         self.broadcast(|| Command::TunMtu(mtu.into()))
     }
 
-    /// Makes the configured peers known to everybody.
-    pub async fn add_peers(&mut self) -> Result<(), ControlError> {
-        let mut routes = Routes::new();
-        for peer in &self.config.peers {
+    /// Makes configured peers known to everybody.
+    pub async fn add_peers(&mut self, peers: &[config::Peer]) -> Result<(), ChangeError> {
+        let mut changes = Changes::default();
+        for peer in peers {
             let endpoint = match &peer.endpoint {
                 Some(endpoint) => resolve(endpoint).await,
                 None => None,
             };
-            let id = self
-                .device
-                .add_peer(self.now().mono, peers::protocol_config(peer, endpoint))
-                .map_err(|error| ControlError::Worker(error.to_string()))?;
-            for allowed in &peer.allowed_ips {
-                routes.insert(*allowed, id);
-            }
-            let cells = self.peers.add(id, peer.clone(), self.workers.len());
-            let endpoint = endpoint.map(|remote| Endpoint { remote, local: None });
-            for worker in &self.workers {
-                let cells = cells.clone();
-                self.tell(
-                    worker,
-                    Command::AddPeer {
-                        peer: id,
-                        endpoint,
-                        cells,
-                    },
-                )?;
-            }
+            changes.peers.push(PeerChanges::configured(peer, endpoint));
         }
-        let routes = Arc::new(routes.table());
-        self.broadcast(|| Command::Routes(routes.clone()))
+        self.apply(changes)
     }
 
     /// Runs the tunnel until SIGINT, SIGTERM or a failure.
-    pub async fn run(&mut self, server: &server::Server) -> Result<(), ControlError> {
+    pub async fn run(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<(), ControlError> {
+        match self.run_on(orders).await {
+            // Its mailbox closes first; then it says why it ended.
+            Err(ControlError::Worker(cause)) => match tokio::time::timeout(LAST_WORDS_MAX, self.died.recv()).await {
+                Ok(Some(cause)) => Err(cause),
+                _ => Err(ControlError::Worker(cause)),
+            },
+            result => result,
+        }
+    }
+
+    async fn run_on(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<(), ControlError> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let news = self.reports.news.clone();
-        let (asked_in, mut asked) = mpsc::channel(REQUESTS_MAX);
-        let serving = server.serve(asked_in);
-        tokio::pin!(serving);
         loop {
             self.act()?;
             let deadline = self.device.poll_timeout().into_iter().chain(self.next_sample).min();
@@ -226,14 +259,14 @@ impl Control {
                 biased;
                 _ = interrupt.recv() => return Ok(()),
                 _ = terminate.recv() => return Ok(()),
-                Some(cause) = self.died.recv() => return Err(ControlError::Worker(cause)),
-                () = news.notified() => self.take_reports(),
-                Some((request, reply)) = asked.recv() => {
-                    // A client that hung up loses its own answer only.
-                    let _ = reply.send(self.answer(&request));
+                Some(cause) = self.died.recv() => return Err(cause),
+                Some(order) = orders.recv() => self.obey(order)?,
+                () = news.notified() => {
+                    self.take_reports();
+                    // Under a flood there is always news: let sockets, signals and clocks have their turn too.
+                    tokio::task::yield_now().await;
                 }
                 () = tokio::time::sleep(pause.min(Duration::from_secs(3600))) => {}
-                () = &mut serving => {}
             }
             self.time_passes();
         }
@@ -248,6 +281,19 @@ impl Control {
         for worker in &self.workers {
             let _ = worker.port.send(Command::Stop);
         }
+    }
+
+    /// A client that hung up loses its own answer only.
+    fn obey(&mut self, order: Order) -> Result<(), ControlError> {
+        match order {
+            Order::Answer(request, reply) => drop(reply.send(self.answer(&request))),
+            Order::Dump(reply) => drop(reply.send(self.dump())),
+            Order::Change(changes, reply) => match self.apply(changes) {
+                Err(ChangeError::Control(error)) => return Err(error),
+                result => drop(reply.send(result)),
+            },
+        }
+        Ok(())
     }
 
     fn now(&self) -> Now {
@@ -323,6 +369,9 @@ impl Control {
     }
 
     fn transmit(&mut self, peer: Option<PeerId>, to: &Endpoint, datagram: &[u8]) {
+        if self.private_key.is_none() {
+            return;
+        }
         let Some(worker) = self.workers.first() else { return };
         match worker.socket.send_to(to, HANDSHAKE_TOS, datagram) {
             Ok(()) => self.peers.sent(peer, datagram.len()),

@@ -1,12 +1,15 @@
-//! What the control thread knows of peers beside the protocol: their configuration, counters and round trips.
+//! What the control thread knows of peers beside the protocol: their names and keys, counters and round trips.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::config;
-use crate::proto::{Device, Now, PeerConfig, PeerId, Suite, SuiteChoice, Time};
+use x25519_dalek::StaticSecret;
+use zeroize::Zeroizing;
+
+use crate::config::{self, HostPort, PublicKey};
+use crate::proto::{Device, Now, PeerId, Suite, SuiteChoice, Time, Traffic};
 use crate::stats::counters::{PeerCells, PeerSnapshot};
 use crate::stats::latency::{Stage, StageHistogram};
 
@@ -15,7 +18,10 @@ const ECHO_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One peer.
 pub(super) struct Peer {
-    pub(super) config: config::Peer,
+    pub(super) name: Option<String>,
+    pub(super) public_key: PublicKey,
+    /// Where the configuration says that it is.
+    pub(super) host: Option<HostPort>,
     pub(super) cells: Arc<PeerCells>,
     pub(super) handshake: Option<Handshake>,
     /// Allocated with the first echo that comes back.
@@ -47,21 +53,22 @@ pub(super) struct Busy {
 }
 
 impl Peers {
-    pub(super) fn add(&mut self, id: PeerId, config: config::Peer, workers: usize) -> Arc<PeerCells> {
-        let cells = Arc::new(PeerCells::new(workers));
-        let peer = Peer {
-            config,
-            cells: cells.clone(),
-            handshake: None,
-            rtt: None,
-            path_mtu: None,
-            handshake_bytes_sent: 0,
-            path_mtu_asked: None,
-            sampled: PeerSnapshot::default(),
-            echoed: Time::default(),
-        };
-        self.0.insert(id, peer);
-        cells
+    pub(super) fn insert(&mut self, id: PeerId, peer: Peer) -> &mut Peer {
+        match self.0.entry(id) {
+            Entry::Occupied(mut old) => {
+                old.insert(peer);
+                old.into_mut()
+            }
+            Entry::Vacant(new) => new.insert(peer),
+        }
+    }
+
+    pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
+        self.0.get_mut(&id)
+    }
+
+    pub(super) fn remove(&mut self, id: PeerId) {
+        self.0.remove(&id);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
@@ -135,20 +142,16 @@ impl Peers {
             busy.any_session = true;
             let (before, seen) = (peer.sampled, peer.cells.snapshot());
             peer.sampled = seen;
-            // Received before sent: traffic both ways in one sample leaves no answer due.
-            if seen.last_any_received_ns != before.last_any_received_ns {
-                device.authenticated_received(id, now);
-            }
-            if seen.last_data_received_ns != before.last_data_received_ns {
-                device.data_received(id, now);
-            }
-            let data_sent = seen.last_data_sent_ns != before.last_data_sent_ns;
-            if data_sent {
-                device.data_sent(id, now);
-            }
-            if seen.last_any_sent_ns != before.last_any_sent_ns {
-                device.authenticated_sent(id, now);
-            }
+            let news =
+                |time: fn(&PeerSnapshot) -> u64| (time(&seen) != time(&before)).then(|| Time::from_nanos(time(&seen)));
+            let traffic = Traffic {
+                data_sent: news(|cells| cells.last_data_sent_ns),
+                data_received: news(|cells| cells.last_data_received_ns),
+                any_sent: news(|cells| cells.last_any_sent_ns),
+                any_received: news(|cells| cells.last_any_received_ns),
+            };
+            let data_sent = traffic.data_sent.is_some();
+            device.traffic(id, traffic);
             if data_sent && handshake.suite == Suite::Native && now.mono - peer.echoed >= ECHO_INTERVAL {
                 peer.echoed = now.mono;
                 busy.echo.push(id);
@@ -159,26 +162,41 @@ impl Peers {
 }
 
 impl Peer {
+    /// A peer that was never heard of, whose traffic `workers` workers will count.
+    pub(super) fn new(public_key: PublicKey, workers: usize) -> Peer {
+        Peer {
+            name: None,
+            public_key,
+            host: None,
+            cells: Arc::new(PeerCells::new(workers)),
+            handshake: None,
+            rtt: None,
+            path_mtu: None,
+            handshake_bytes_sent: 0,
+            path_mtu_asked: None,
+            sampled: PeerSnapshot::default(),
+            echoed: Time::default(),
+        }
+    }
+
     /// What people call the peer.
     pub(super) fn label(&self) -> String {
-        self.config
-            .name
-            .clone()
-            .unwrap_or_else(|| self.config.public_key.to_string())
+        self.name.clone().unwrap_or_else(|| self.public_key.to_string())
     }
 }
 
-/// The peer as the protocol sees it.
-pub(super) fn protocol_config(peer: &config::Peer, endpoint: Option<SocketAddr>) -> PeerConfig {
-    PeerConfig {
-        public_key: peer.public_key.0,
-        preshared_key: peer.preshared_key.as_ref().map(|key| key.to_bytes()),
-        endpoint,
-        persistent_keepalive: peer.persistent_keepalive,
-        suite: match peer.suite {
-            config::Suite::Auto => SuiteChoice::Auto,
-            config::Suite::Native => SuiteChoice::Native,
-            config::Suite::WireGuard => SuiteChoice::WireGuard,
-        },
+/// The suite as the protocol calls it.
+pub(super) fn suite_choice(suite: config::Suite) -> SuiteChoice {
+    match suite {
+        config::Suite::Auto => SuiteChoice::Auto,
+        config::Suite::Native => SuiteChoice::Native,
+        config::Suite::WireGuard => SuiteChoice::WireGuard,
     }
+}
+
+/// A key that nobody knows.
+pub(super) fn random_secret() -> StaticSecret {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut bytes[..]).expect("the kernel's random source does not fail once it was seeded");
+    StaticSecret::from(*bytes)
 }

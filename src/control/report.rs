@@ -1,9 +1,9 @@
 //! Answers to the control socket's requests.
 
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::bounded;
+use ipnet::IpNet;
 
 use super::api::{
     DirectionReport, ErrorCode, LatencyReport, PeerReport, Request, Response, StageReport, StatusReport, Summary,
@@ -12,7 +12,8 @@ use super::api::{
 use super::peers::Peer;
 use super::server::refusal;
 use super::{Control, WorkerInfo};
-use crate::proto::Suite;
+use crate::config::PublicKey;
+use crate::proto::{PeerInfo, Suite};
 use crate::stats::hlog::EncodedHistogram;
 use crate::stats::latency::{Stage, StageHistogram, StageHistograms};
 use crate::sys::engine::EngineCounters;
@@ -41,16 +42,15 @@ impl Control {
     fn status(&mut self) -> Result<StatusReport, NoAnswer> {
         self.collect_histograms()?;
         let engines = self.engine_counters()?;
-        let interface = &self.config.interface;
         Ok(StatusReport {
             name: self.facts.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
-            public_key: interface.private_key.public_key(),
+            public_key: PublicKey(self.device.public_key()),
             listen_port: self.facts.listen_port,
-            fwmark: interface.fwmark.map(u32::from),
+            fwmark: Some(self.udp_options.mark).filter(|mark| *mark != 0),
             mtu: self.facts.mtu,
-            addresses: interface.addresses.clone(),
+            addresses: self.addresses.clone(),
             crypto: self.facts.crypto.clone(),
             offloads: self.facts.offloads,
             started_unix_s: unix(self.started).as_secs(),
@@ -68,15 +68,7 @@ impl Control {
             peers: self
                 .peers
                 .iter()
-                .map(|(id, peer)| {
-                    peer_report(
-                        peer,
-                        self.device
-                            .peer(id)
-                            .and_then(|info| info.endpoint)
-                            .map(|endpoint| endpoint.remote),
-                    )
-                })
+                .map(|(id, peer)| peer_report(peer, self.device.peer(id), self.allowed.of(id)))
                 .collect(),
         })
     }
@@ -178,15 +170,15 @@ fn worker_report(index: u32, worker: &WorkerInfo, engine: &EngineCounters) -> Wo
     }
 }
 
-fn peer_report(peer: &Peer, endpoint: Option<SocketAddr>) -> PeerReport {
+fn peer_report(peer: &Peer, info: Option<PeerInfo>, allowed_ips: Vec<IpNet>) -> PeerReport {
     let traffic = peer.cells.snapshot();
     let handshake = peer.handshake.as_ref();
     PeerReport {
-        name: peer.config.name.clone(),
-        public_key: peer.config.public_key,
-        preshared_key: peer.config.preshared_key.is_some(),
-        endpoint,
-        allowed_ips: peer.config.allowed_ips.clone(),
+        name: peer.name.clone(),
+        public_key: peer.public_key,
+        preshared_key: info.is_some_and(|info| info.has_preshared_key),
+        endpoint: info.and_then(|info| info.endpoint).map(|endpoint| endpoint.remote),
+        allowed_ips,
         latest_handshake_unix_s: handshake.map(|handshake| unix(handshake.at).as_secs()),
         suite: handshake.map(|handshake| match handshake.suite {
             Suite::Native => "native".to_owned(),
@@ -200,9 +192,8 @@ fn peer_report(peer: &Peer, endpoint: Option<SocketAddr>) -> PeerReport {
         rx_packets: traffic.rx_packets,
         rx_bytes: traffic.rx_bytes,
         rtt_ns: peer.rtt.as_deref().map(summary),
-        persistent_keepalive_s: peer
-            .config
-            .persistent_keepalive
+        persistent_keepalive_s: info
+            .and_then(|info| info.persistent_keepalive)
             .map(|interval| interval.as_secs() as u16),
         mtu: peer.path_mtu.map(|mtu| mtu as u32),
     }

@@ -1,79 +1,44 @@
 //! The control socket: JSON lines over a Unix stream socket, see [`super::api`].
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::api::{ApiError, ErrorCode, REQUEST_LEN_MAX, Request, Response};
+use super::Order;
+use super::api::{ApiError, ErrorCode, REQUEST_LEN_MAX, Response};
+use super::socket::{SocketError, SocketFile};
 
 /// Clients that may be connected at once: one that opens connections without end gets no more.
 const CLIENTS_MAX: usize = 32;
-/// A request, and where its answer goes.
-pub(super) type Asked = (Request, oneshot::Sender<Response>);
 
-/// The socket file; removed on drop.
-pub struct Server {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-/// Why the control socket can't be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// Another daemon answers there.
-    #[error("{}: another ringway answers on this control socket; stop it, or set `control_socket`", .0.display())]
-    InUse(PathBuf),
-    /// Something else than a socket is in the way.
-    #[error("{}: is in the way and is no socket; remove it, or set `control_socket`", .0.display())]
-    NotASocket(PathBuf),
-    /// The file system refused.
-    #[error("{}: {}", .0.display(), .1)]
-    Io(PathBuf, #[source] io::Error),
-}
+/// The control socket.
+pub struct Server(SocketFile);
 
 impl Server {
     /// Creates the socket, for its owner only, in place of one that a dead daemon left.
-    pub async fn bind(path: &Path) -> Result<Server, ServeError> {
-        let failed = |error| ServeError::Io(path.to_owned(), error);
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(failed)?;
-        }
-        match std::fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-            Ok(found) if !found.file_type().is_socket() => return Err(ServeError::NotASocket(path.to_owned())),
-            Ok(_) if UnixStream::connect(path).await.is_ok() => return Err(ServeError::InUse(path.to_owned())),
-            Ok(_) => std::fs::remove_file(path).map_err(failed)?,
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        let server = Server {
-            listener,
-            path: path.to_owned(),
-        };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok(server)
+    pub async fn bind(path: &Path) -> Result<Server, SocketError> {
+        SocketFile::bind(path).await.map(Server)
     }
 
-    /// Accepts clients for ever and sends their requests to `asked`.
-    pub(super) async fn serve(&self, asked: mpsc::Sender<Asked>) {
+    /// Accepts clients for ever and sends their requests to `orders`.
+    pub async fn serve(&self, orders: mpsc::Sender<Order>) {
         let seats = Arc::new(Semaphore::new(CLIENTS_MAX));
         loop {
             let Ok(seat) = seats.clone().acquire_owned().await else {
                 return;
             };
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let asked = asked.clone();
+            match self.0.accept().await {
+                Ok(stream) => {
+                    let orders = orders.clone();
                     tokio::task::spawn_local(async move {
                         let _seat = seat;
                         // A client that hangs up ends its own conversation only.
-                        let _ = converse(stream, asked).await;
+                        let _ = converse(stream, orders).await;
                     });
                 }
                 Err(error) => {
@@ -85,14 +50,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may be gone already, with the whole run directory.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<()> {
+async fn converse(stream: UnixStream, orders: mpsc::Sender<Order>) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut line = String::new();
@@ -113,7 +71,7 @@ async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<
                 format!("a request is at most {REQUEST_LEN_MAX} bytes long"),
             )
         } else {
-            answer(&line, &asked).await
+            answer(&line, &orders).await
         };
         let mut text = serde_json::to_string(&response)?;
         text.push('\n');
@@ -124,13 +82,13 @@ async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<
     }
 }
 
-async fn answer(line: &str, asked: &mpsc::Sender<Asked>) -> Response {
+async fn answer(line: &str, orders: &mpsc::Sender<Order>) -> Response {
     let request = match serde_json::from_str(line) {
         Ok(request) => request,
         Err(error) => return refusal(ErrorCode::BadRequest, error.to_string()),
     };
     let (reply, answer) = oneshot::channel();
-    if asked.send((request, reply)).await.is_ok()
+    if orders.send(Order::Answer(request, reply)).await.is_ok()
         && let Ok(response) = answer.await
     {
         return response;

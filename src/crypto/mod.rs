@@ -4,16 +4,23 @@
 //! neither allocate nor fail for reasons other than a forged record, so the fast path has one branch per record.
 #![deny(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod aws_lc;
+#[cfg(target_arch = "x86_64")]
+mod chachapoly512;
+#[cfg(target_arch = "x86_64")]
 mod gcm512;
 mod portable;
+mod run;
 mod self_test;
+#[cfg(target_arch = "x86_64")]
 mod simd;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use run::Record;
 pub use self_test::{Selected, SelfTestError, self_test};
 
 /// Bytes of a key, of both algorithms.
@@ -38,7 +45,7 @@ pub enum Choice {
     /// For each algorithm the fastest backend that passes its self-test.
     #[default]
     Auto,
-    /// ringway's own kernels on AVX-512, and aws-lc-rs for an algorithm without one.
+    /// ringway's own kernels for AVX-512, on CPUs that have it.
     Avx512,
     /// aws-lc-rs for both algorithms.
     AwsLc,
@@ -86,7 +93,7 @@ pub struct UnknownChoice;
 /// An implementation of an [`Algorithm`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
-    /// ringway's own kernels, on CPUs with AVX-512, VAES and VPCLMULQDQ.
+    /// ringway's own kernels, on CPUs with AVX-512, IFMA, VAES and VPCLMULQDQ.
     Avx512,
     /// AWS-LC's assembly, through aws-lc-rs.
     AwsLc,
@@ -98,14 +105,13 @@ impl Backend {
     /// Every backend, fastest first.
     const BY_SPEED: [Backend; 3] = [Backend::Avx512, Backend::AwsLc, Backend::Portable];
 
-    /// What `choice` allows for `algorithm`, best first.
-    const fn allowed(choice: Choice, algorithm: Algorithm) -> &'static [Backend] {
-        match (choice, algorithm) {
-            (Choice::Auto, _) => &Backend::BY_SPEED,
-            (Choice::Avx512, Algorithm::Aes256Gcm) => &[Backend::Avx512],
-            (Choice::Avx512, Algorithm::ChaCha20Poly1305) => &[Backend::AwsLc],
-            (Choice::AwsLc, _) => &[Backend::AwsLc],
-            (Choice::AesGcm, _) => &[Backend::Portable],
+    /// What `choice` allows, best first.
+    const fn allowed(choice: Choice) -> &'static [Backend] {
+        match choice {
+            Choice::Auto => &Backend::BY_SPEED,
+            Choice::Avx512 => &[Backend::Avx512],
+            Choice::AwsLc => &[Backend::AwsLc],
+            Choice::AesGcm => &[Backend::Portable],
         }
     }
 }
@@ -144,12 +150,12 @@ impl Aead {
     pub fn new(algorithm: Algorithm, choice: Choice, key: &[u8; KEY_LEN]) -> Aead {
         let backend = match choice {
             Choice::Auto => self_test::selected().backend(algorithm),
-            _ => Backend::allowed(choice, algorithm)[0],
+            _ => Backend::allowed(choice)[0],
         };
         Aead::with_backend(algorithm, backend, key).expect("start-up refuses to run with a backend that cannot")
     }
 
-    /// None when `backend` does not run on this CPU or does not know `algorithm`.
+    /// None when `backend` does not run on this CPU.
     fn with_backend(algorithm: Algorithm, backend: Backend, key: &[u8; KEY_LEN]) -> Option<Aead> {
         let key = match backend {
             #[cfg(target_arch = "x86_64")]

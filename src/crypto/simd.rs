@@ -11,8 +11,8 @@
 
 use std::arch::x86_64::*;
 
-use super::gcm512;
-use super::{KEY_LEN, TAG_LEN};
+use super::{KEY_LEN, NONCE_LEN, Record, TAG_LEN};
+use super::{chachapoly512, gcm512};
 
 /// Proof that this machine has the features named in [`Avx512::detect`]: the generation of Ice Lake and Zen 4.
 #[derive(Clone, Copy)]
@@ -25,6 +25,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512ifma")
+            && is_x86_feature_detected!("avx512vbmi2")
             && is_x86_feature_detected!("vaes")
             && is_x86_feature_detected!("vpclmulqdq")
             && is_x86_feature_detected!("bmi2");
@@ -64,6 +65,48 @@ impl Avx512 {
         // SAFETY: the function needs avx512bw, avx512vl, vaes, vpclmulqdq and bmi2, which `self` proves.
         unsafe { gcm512::open(schedule, nonce, aad, text, tag) }
     }
+
+    /// [`chachapoly512::seal`].
+    #[inline]
+    pub(super) fn chachapoly_seal(
+        self,
+        key: &chachapoly512::Key,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &mut [u8; TAG_LEN],
+    ) {
+        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
+        unsafe { chachapoly512::seal(key, nonce, aad, text, tag) }
+    }
+
+    /// [`chachapoly512::open`].
+    #[inline]
+    pub(super) fn chachapoly_open(
+        self,
+        key: &chachapoly512::Key,
+        nonce: &[u8; NONCE_LEN],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> bool {
+        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
+        unsafe { chachapoly512::open(key, nonce, aad, text, tag) }
+    }
+
+    /// [`chachapoly512::seal_run`].
+    #[inline]
+    pub(super) fn chachapoly_seal_run(self, key: &chachapoly512::Key, records: &mut [Record<'_>]) {
+        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
+        unsafe { chachapoly512::seal_run(key, records) }
+    }
+
+    /// [`chachapoly512::open_run`].
+    #[inline]
+    pub(super) fn chachapoly_open_run(self, key: &chachapoly512::Key, records: &mut [Record<'_>]) {
+        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
+        unsafe { chachapoly512::open_run(key, records) }
+    }
 }
 
 /// Loads 64 bytes.
@@ -86,6 +129,10 @@ pub(super) fn store(bytes: &mut [u8; 64], vector: __m512i) {
 #[target_feature(enable = "avx512bw,bmi2")]
 #[inline]
 pub(super) fn load_partial(bytes: &[u8]) -> __m512i {
+    // An empty slice may point anywhere, and suppressing the fault of an unmapped page takes hundreds of cycles.
+    if bytes.is_empty() {
+        return _mm512_setzero_si512();
+    }
     // SAFETY: the mask selects only bytes below `bytes.len()`, and excluded bytes are not accessed.
     unsafe { _mm512_maskz_loadu_epi8(first_bytes(bytes.len()), bytes.as_ptr().cast()) }
 }
@@ -94,6 +141,10 @@ pub(super) fn load_partial(bytes: &[u8]) -> __m512i {
 #[target_feature(enable = "avx512bw,bmi2")]
 #[inline]
 pub(super) fn store_partial(bytes: &mut [u8], vector: __m512i) {
+    // As in `load_partial`.
+    if bytes.is_empty() {
+        return;
+    }
     // SAFETY: the mask selects only bytes below `bytes.len()`, and excluded bytes are not accessed.
     unsafe { _mm512_mask_storeu_epi8(bytes.as_mut_ptr().cast(), first_bytes(bytes.len()), vector) }
 }
@@ -118,6 +169,22 @@ pub(super) fn load_16(bytes: &[u8; 16]) -> __m128i {
 pub(super) fn store_16(bytes: &mut [u8; 16], vector: __m128i) {
     // SAFETY: it writes the 16 bytes of `bytes`, at any alignment.
     unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), vector) }
+}
+
+/// Loads eight words.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn load_u64(words: &[u64; 8]) -> __m512i {
+    // SAFETY: it reads the 64 bytes of `words`, at any alignment.
+    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
+/// Stores eight words.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn store_u64(words: &mut [u64; 8], vector: __m512i) {
+    // SAFETY: it writes the 64 bytes of `words`, at any alignment.
+    unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), vector) }
 }
 
 #[cfg(test)]

@@ -5,21 +5,26 @@
 //! descriptor.
 #![forbid(unsafe_code)]
 
+mod parts;
+mod retry;
+mod wireguard;
 mod workers;
 
 use std::io;
 
 use ipnet::IpNet;
 
-use crate::config::{Config, Io, Mtu, Workers};
-use crate::control::api::OffloadReport;
-use crate::control::runtime::Runtime;
-use crate::control::server::{ServeError, Server};
-use crate::control::{Control, ControlError, Facts};
-use crate::crypto::{self, Algorithm};
+pub use wireguard::run_wireguard;
+
+use crate::config::{Config, Mtu, Suite};
+use crate::control::changes::ChangeError;
+use crate::control::server::Server;
+use crate::control::socket::SocketError;
+use crate::control::{self, Control, ControlError, Facts};
+use crate::crypto;
 use crate::link::{self, LinkError};
-use crate::proto::{Device, DeviceConfig};
-use crate::sys::{cpu, probe, steer, tun, udp};
+use crate::sys::{probe, tun};
+use parts::{Identity, Parts};
 
 /// Why a tunnel did not come up, or went down by itself.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +58,12 @@ pub enum RunError {
     /// Addresses, MTU or routes.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The control socket.
+    /// A socket for requests.
     #[error(transparent)]
-    Serve(#[from] ServeError),
+    Serve(#[from] SocketError),
+    /// A peer could not be added.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
     /// It ran, and ended by itself.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -67,114 +75,27 @@ pub enum RunError {
 /// Runs the tunnel in the foreground until SIGINT or SIGTERM. `ready` is called once packets can pass.
 pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
     let interface = &config.interface;
-    let choice = interface.crypto;
-    let selected = crypto::self_test(choice)?;
-    let cores = cpu::allowed();
-    let count = match interface.workers {
-        Workers::Count(count) => usize::from(count),
-        Workers::Auto => cores.len().clamp(1, usize::from(u8::MAX)),
+    let parts = Parts::assemble(interface)?;
+    let ifindex = parts.ifindex;
+    let identity = Identity {
+        private_key: Some(interface.private_key.clone()),
+        addresses: interface.addresses.clone(),
+        suite: Suite::Auto,
     };
-    let refusal = match interface.io {
-        Io::Syscall => None,
-        Io::Auto => probe::io_uring().err(),
-        Io::Uring => {
-            probe::io_uring().map_err(RunError::Uring)?;
-            None
-        }
-    };
-    let switches = interface.offloads;
-    let want = tun::Offloads {
-        csum: true,
-        tso: switches.tun_tso,
-        uso: switches.tun_uso,
-    };
-    let device = tun::create(&interface.name, count, want)?;
-    let mark = interface.fwmark.map_or(0, u32::from);
-    let options = udp::UdpOptions {
-        gso: switches.udp_gso,
-        gro: switches.udp_gro,
-        mark,
-    };
-    let group = udp::bind_group(interface.listen_port, count, options).map_err(|error| RunError::Udp {
-        port: interface.listen_port,
-        error,
-    })?;
-    if let [socket, _, ..] = &group.sockets[..]
-        && let Err(error) = steer::attach(socket, count as u8)
-    {
-        tracing::warn!(%error, "no steering program: datagrams reach their workers by being handed over");
-    }
-    let offloads = OffloadReport {
-        udp_gso: group.gso,
-        udp_gro: group.gro,
-        tun_tso: device.offloads.tso,
-        tun_uso: device.offloads.uso,
-        tun_csum: device.offloads.csum,
-    };
-    tracing::info!(
-        udp_gso = offloads.udp_gso,
-        udp_gro = offloads.udp_gro,
-        tun_tso = offloads.tun_tso,
-        tun_uso = offloads.tun_uso,
-        tun_csum = offloads.tun_csum,
-        "offloads in use"
-    );
-    let protocol = Device::new(
-        DeviceConfig {
-            private_key: interface.private_key.to_secret(),
-            lanes: count as u8,
-            crypto: choice,
-        },
-        |bytes| getrandom::fill(bytes).expect("the kernel's random source does not fail once it was seeded"),
-    );
-    let facts = Facts {
-        name: device.name.clone(),
-        listen_port: group.port,
-        mtu: u32::from(link::MTU_DEFAULT),
-        crypto: format!(
-            "{} (AES-256-GCM), {} (ChaCha20-Poly1305)",
-            selected.backend(Algorithm::Aes256Gcm),
-            selected.backend(Algorithm::ChaCha20Poly1305)
-        ),
-        offloads,
-    };
-    let ifindex = device.ifindex;
-    let plan = workers::Plan {
-        uring: interface.io != Io::Syscall && refusal.is_none(),
-        refusal: refusal.map(|refusal| refusal.to_string()),
-        cores: if interface.pin && count >= cores.len() {
-            cores
-        } else {
-            Vec::new()
-        },
-        offloads: device.offloads,
-        gso: group.gso,
-    };
-    if let Some(cause) = &plan.refusal {
-        tracing::warn!("io_uring is refused, so plain system calls carry the packets: {cause}");
-    }
-    let runtime = if plan.uring { Runtime::Uring } else { Runtime::Tokio };
-    let (workforce, threads) = workers::start(plan, device.queues, group.sockets)?;
-    let result = runtime.block_on(async {
-        let mut control = Control::new(config, facts, protocol, workforce);
-        let result = serve(&mut control, ifindex, ready).await;
-        control.stop();
-        result
-    });
-    for thread in threads {
-        // A worker that panicked has reported it and ended the loop above.
-        let _ = thread.join();
-    }
-    result?
+    parts.run(identity, async |control| serve(control, &config, ifindex, ready).await)
 }
 
 /// Runs the tunnel between its link's coming up and going down.
-async fn serve(control: &mut Control, ifindex: u32, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
-    let server = Server::bind(&control.config().interface.control_socket).await?;
-    control.add_peers().await?;
-    let mtu = tunnel_mtu(control).await?;
+async fn serve(
+    control: &mut Control,
+    config: &Config,
+    ifindex: u32,
+    ready: impl FnOnce(&Facts),
+) -> Result<(), RunError> {
+    let server = Server::bind(&config.interface.control_socket).await?;
+    control.add_peers(&config.peers).await?;
+    let mtu = tunnel_mtu(control, config).await?;
     control.set_tun_mtu(mtu)?;
-    let config = control.config().clone();
     let routes: Vec<IpNet> = config
         .peers
         .iter()
@@ -189,7 +110,11 @@ async fn serve(control: &mut Control, ifindex: u32, ready: impl FnOnce(&Facts)) 
     })
     .await?;
     ready(control.facts());
-    let result = control.run(&server).await;
+    let (orders_in, mut orders) = control::orders();
+    let result = tokio::select! {
+        result = control.run(&mut orders) => result,
+        () = server.serve(orders_in) => Ok(()),
+    };
     if let Err(error) = link.tear_down().await {
         tracing::warn!(%error, "the link did not come down cleanly");
     }
@@ -197,13 +122,13 @@ async fn serve(control: &mut Control, ifindex: u32, ready: impl FnOnce(&Facts)) 
 }
 
 /// The configured MTU, or the one that the paths to the peers allow.
-async fn tunnel_mtu(control: &Control) -> Result<u16, RunError> {
-    let interface = &control.config().interface;
+async fn tunnel_mtu(control: &Control, config: &Config) -> Result<u16, RunError> {
+    let interface = &config.interface;
     match interface.mtu {
         Mtu::Bytes(mtu) => Ok(mtu),
         Mtu::Auto => {
             let remotes = control.endpoints();
-            let roaming = remotes.len() < control.config().peers.len();
+            let roaming = remotes.len() < config.peers.len();
             let ipv6_inside = interface
                 .addresses
                 .iter()

@@ -7,7 +7,7 @@ use crossbeam_channel::{Sender, bounded};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::RunError;
-use crate::control::{WorkerInfo, Workforce};
+use crate::control::{ControlError, WorkerInfo, Workforce};
 use crate::link::MTU_DEFAULT;
 use crate::path::coalesce::{self, Coalescer};
 use crate::path::forward::Forwarder;
@@ -66,8 +66,9 @@ pub(super) fn start(
             core,
             counters: counters.clone(),
             mailbox,
-            _death: DeathNotice {
+            death: DeathNotice {
                 number,
+                interface_removed: false,
                 died: died_in.clone(),
             },
         };
@@ -99,20 +100,26 @@ struct Thread {
     core: Option<Core>,
     counters: Arc<WorkerCounters>,
     mailbox: Mailbox,
-    _death: DeathNotice,
+    death: DeathNotice,
 }
 
 /// Tells the control thread when the worker's thread ends, also by a panic.
 struct DeathNotice {
     number: usize,
-    died: UnboundedSender<String>,
+    interface_removed: bool,
+    died: UnboundedSender<ControlError>,
 }
 
 impl Drop for DeathNotice {
     fn drop(&mut self) {
         let how = if thread::panicking() { "panicked" } else { "ended" };
+        let cause = if self.interface_removed {
+            ControlError::InterfaceRemoved
+        } else {
+            ControlError::Worker(format!("worker {} {how}", self.number))
+        };
         // Nobody listens any more when the tunnel goes down in good order.
-        let _ = self.died.send(format!("worker {} {how}", self.number));
+        let _ = self.died.send(cause);
     }
 }
 
@@ -167,7 +174,7 @@ impl Thread {
         }
     }
 
-    fn work<E: Engine>(self, engine: E) {
+    fn work<E: Engine>(mut self, engine: E) {
         let offloads = coalesce::Offloads {
             tcp: self.plan.offloads.tso,
             udp: self.plan.offloads.uso,
@@ -181,8 +188,10 @@ impl Thread {
             self.counters.clone(),
         );
         let worker = Worker::new(self.number as u8, engine, forwarder, self.mailbox, self.counters);
-        if let Err(error) = worker.run() {
-            tracing::error!(worker = self.number, %error, "the worker cannot go on");
+        match worker.run() {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => self.death.interface_removed = true,
+            Err(error) => tracing::error!(worker = self.number, %error, "the worker cannot go on"),
+            Ok(()) => {}
         }
     }
 }

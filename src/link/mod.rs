@@ -16,7 +16,7 @@ use std::io;
 use ipnet::IpNet;
 
 pub use mtu::{MTU_DEFAULT, Underlay, auto_mtu, tunnel_mtu};
-pub use setup::{Link, Plan, set_up};
+pub use setup::{Link, Plan, prepare, set_up};
 
 /// Why the interface could not be brought into the state that was asked for.
 #[derive(Debug, thiserror::Error)]

@@ -62,6 +62,20 @@ pub async fn set_up(plan: Plan<'_>) -> Result<Link, LinkError> {
     }
 }
 
+/// Makes a new interface ready for somebody else to set up: gives it its MTU, and no link-local address when it comes up.
+pub async fn prepare(index: u32, name: &str, mtu: u16) -> Result<(), LinkError> {
+    let mut link = Link {
+        netlink: Netlink::connect()?,
+        index,
+        name: name.to_owned(),
+        addresses: Vec::new(),
+        routes: Vec::new(),
+    };
+    link.set_mtu(mtu).await?;
+    link.forgo_link_local_address().await;
+    Ok(())
+}
+
 impl Link {
     /// Sets the MTU, in bytes.
     pub async fn set_mtu(&mut self, mtu: u16) -> Result<(), LinkError> {

@@ -40,7 +40,7 @@ drop_reasons! {
     HandshakeFailed = "handshake_failed",
     /// The session may seal no more: its time or its record count is used up.
     SessionExpired = "session_expired",
-    /// The packet is larger than the path to the peer carries; the sender was told by ICMP where that is allowed.
+    /// The packet is larger than the path to the peer carries, and did not leave in fragments either.
     TooBig = "too_big",
     /// A TUN offload that ringway did not ask for, or one with impossible fields.
     BadOffload = "bad_offload",

@@ -51,7 +51,7 @@ impl<S> Batch<S> {
         let is_ongoing = self.len == self.segment * self.count as usize;
         let fits_segment = len <= self.segment;
         let fits_send = self.count < segments_max && self.len + len <= SEND_LEN_MAX;
-        is_ongoing && fits_segment && fits_send
+        self.count == 0 || is_ongoing && fits_segment && fits_send
     }
 }
 

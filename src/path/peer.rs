@@ -22,6 +22,7 @@ pub(super) struct PeerPath {
     pub(super) next: Option<SealHalf>,
     pub(super) pending: Pending,
     pub(super) session_wanted: Option<Time>,
+    pub(super) told_too_big: Option<Time>,
     cells: Arc<PeerCells>,
     worker: usize,
 }
@@ -36,6 +37,7 @@ impl PeerPath {
             next: None,
             pending: Pending::default(),
             session_wanted: None,
+            told_too_big: None,
             cells,
             worker: usize::from(worker),
         }

@@ -42,6 +42,21 @@ pub enum Report {
     Goodbye(PeerId),
 }
 
+impl Report {
+    /// The peer that it is about; handshake messages are about nobody yet.
+    pub fn peer(&self) -> Option<PeerId> {
+        match *self {
+            Report::Handshake { .. } => None,
+            Report::WantSession(peer)
+            | Report::Confirmed(peer, _)
+            | Report::Roamed(peer, _)
+            | Report::PathTooSmall(peer)
+            | Report::Rtt(peer, _)
+            | Report::Goodbye(peer) => Some(peer),
+        }
+    }
+}
+
 /// Datagrams for the worker that owns their session, of one receive buffer.
 #[derive(Debug)]
 pub struct Handover {

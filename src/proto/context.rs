@@ -19,7 +19,6 @@ use super::session::SessionFacts;
 use super::slots::{Retired, Slot};
 use super::suite::Suite;
 use super::time::Time;
-use crate::crypto;
 
 /// A source of randomness.
 pub(super) type Random = Box<dyn FnMut(&mut [u8]) + Send>;
@@ -30,7 +29,6 @@ pub(super) struct Context {
     pub(super) indices: IndexTable,
     pub(super) actions: VecDeque<Action>,
     pub(super) random: Random,
-    pub(super) crypto: crypto::Choice,
     /// Workers of this end, at least 1.
     pub(super) lanes: u8,
     /// The session that is made next.
@@ -55,13 +53,12 @@ impl LocalIndex {
 }
 
 impl Context {
-    pub(super) fn new(identity: Arc<Identity>, crypto: crypto::Choice, lanes: u8, random: Random) -> Context {
+    pub(super) fn new(identity: Arc<Identity>, lanes: u8, random: Random) -> Context {
         Context {
             identity,
             indices: IndexTable::default(),
             actions: VecDeque::new(),
             random,
-            crypto,
             lanes: lanes.max(1),
             next_session: 0,
             next_worker: 0,
@@ -72,7 +69,6 @@ impl Context {
     pub(super) fn means(&self, suite: Suite) -> Means<'_> {
         Means {
             identity: &self.identity,
-            crypto: self.crypto,
             suite,
         }
     }
@@ -151,8 +147,8 @@ impl Context {
             peer,
             session,
             suite,
-            seals: sealing.seals(facts, self.crypto),
-            opens: opening.opens(facts, self.crypto),
+            seals: sealing.seals(facts, self.identity.choice()),
+            opens: opening.opens(facts, self.identity.choice()),
             sending: initiator,
         });
         Slot {

@@ -10,6 +10,18 @@ use crate::wire::message::{COOKIE_LEN, MAC_LEN};
 const LABEL_MAC1: &[u8; 8] = b"mac1----";
 const LABEL_COOKIE: &[u8; 8] = b"cookie--";
 
+/// Appends mac1, keyed by the receiver's public key, and mac2, keyed by the receiver's cookie, to a message; returns
+/// mac1. Without a cookie mac2 is zero.
+///
+/// Public for what attacks an end in tests: mac1 is the one thing that everybody can get right who knows a public key.
+pub fn append(message: &mut Vec<u8>, receiver: &[u8; 32], cookie: Option<&[u8; COOKIE_LEN]>) -> [u8; MAC_LEN] {
+    let mac1 = mac(&mac1_key(receiver), &[message]);
+    message.extend_from_slice(&mac1);
+    let mac2 = cookie.map_or([0; MAC_LEN], |cookie| mac(cookie, &[message]));
+    message.extend_from_slice(&mac2);
+    mac1
+}
+
 /// The key of mac1 in messages to the owner of `public_key`.
 pub(super) fn mac1_key(public_key: &[u8; 32]) -> [u8; 32] {
     hash(LABEL_MAC1, public_key)
@@ -28,16 +40,6 @@ pub(super) fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; MAC_LEN] {
 /// Whether `tag` is [`mac`] of the same, in constant time.
 pub(super) fn verify(key: &[u8], parts: &[&[u8]], tag: &[u8; MAC_LEN]) -> bool {
     keyed(key, parts).verify(tag.into()).is_ok()
-}
-
-/// Appends mac1, keyed by the receiver's public key, and mac2, keyed by the receiver's cookie, to a message; returns
-/// mac1. Without a cookie mac2 is zero.
-pub(super) fn append(message: &mut Vec<u8>, receiver: &[u8; 32], cookie: Option<&[u8; COOKIE_LEN]>) -> [u8; MAC_LEN] {
-    let mac1 = mac(&mac1_key(receiver), &[message]);
-    message.extend_from_slice(&mac1);
-    let mac2 = cookie.map_or([0; MAC_LEN], |cookie| mac(cookie, &[message]));
-    message.extend_from_slice(&mac2);
-    mac1
 }
 
 fn hash(label: &[u8], public_key: &[u8; 32]) -> [u8; 32] {

@@ -18,7 +18,7 @@ mod identity;
 mod index;
 mod lanes;
 pub mod limits;
-mod mac;
+pub mod mac;
 mod noise;
 mod peer;
 pub mod ratelimit;
@@ -32,10 +32,13 @@ pub mod time;
 mod timers;
 #[cfg(test)]
 mod transcripts;
+mod x25519;
 
 pub use action::{Action, Rejected};
-pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps};
+pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps, Traffic};
 pub use endpoint::{Endpoint, Local, PeerId, SessionId};
 pub use session::{OpenError, OpenHalf, Refused, SealHalf};
 pub use suite::{Suite, SuiteChoice};
 pub use time::{Now, Time};
+/// The keys of [`DeviceConfig`] and [`PeerConfig`].
+pub use x25519_dalek::{PublicKey, StaticSecret};

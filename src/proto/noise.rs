@@ -65,7 +65,6 @@ impl From<snow::Error> for NoiseError {
 #[derive(Clone, Copy)]
 pub(super) struct Means<'a> {
     pub(super) identity: &'a Arc<Identity>,
-    pub(super) crypto: Choice,
     pub(super) suite: Suite,
 }
 
@@ -139,16 +138,18 @@ impl Responder {
     }
 }
 
+/// The resolver's X25519 has the key and needs only to be told that this is its place.
+static STANDS_FOR_THE_STATIC_KEY: [u8; 32] = [0; 32];
+
 fn builder<'a>(means: Means<'a>, role: Role, ephemeral: Zeroizing<[u8; 32]>) -> Result<Builder<'a>, snow::Error> {
     let resolver = Resolver {
         identity: Arc::clone(means.identity),
         role,
-        crypto: means.crypto,
         ephemeral: Cell::new(Some(ephemeral)),
     };
     Builder::with_resolver(params(means.suite), Box::new(resolver))
         .prologue(pattern(means.suite).1)?
-        .local_private_key(means.identity.secret().as_bytes())
+        .local_private_key(&STANDS_FOR_THE_STATIC_KEY)
 }
 
 fn write(state: &mut HandshakeState, payload: &[u8]) -> Result<Vec<u8>, snow::Error> {
@@ -190,11 +191,11 @@ impl Drop for Wiped {
 
 /// A handshake without any secret.
 fn blank() -> Result<HandshakeState, snow::Error> {
-    static NOBODY: LazyLock<Arc<Identity>> = LazyLock::new(|| Arc::new(Identity::new(StaticSecret::from([0; 32]))));
+    static NOBODY: LazyLock<Arc<Identity>> =
+        LazyLock::new(|| Arc::new(Identity::new(&StaticSecret::from([0; 32]), Choice::AesGcm)));
     let resolver = Resolver {
         identity: Arc::clone(&NOBODY),
         role: Role::Initiator,
-        crypto: Choice::AwsLc,
         ephemeral: Cell::new(None),
     };
     Builder::with_resolver(PARAMS[2].clone(), Box::new(resolver)).build_initiator()
@@ -209,18 +210,14 @@ mod tests {
 
     /// Two identities that know each other.
     fn pair() -> [Arc<Identity>; 2] {
-        let [a, b] = [1, 2].map(|n| Arc::new(Identity::new(StaticSecret::from([n; 32]))));
+        let [a, b] = [1, 2].map(|n| Arc::new(Identity::new(&StaticSecret::from([n; 32]), Choice::Auto)));
         a.insert(*b.public(), PeerId(0));
         b.insert(*a.public(), PeerId(0));
         [a, b]
     }
 
     fn means(identity: &Arc<Identity>, suite: Suite) -> Means<'_> {
-        Means {
-            identity,
-            crypto: Choice::Auto,
-            suite,
-        }
+        Means { identity, suite }
     }
 
     fn key(byte: u8) -> Zeroizing<[u8; 32]> {

@@ -11,7 +11,7 @@ use super::action::Action;
 use super::attempt::Attempt;
 use super::context::Context;
 use super::cookie::Cookie;
-use super::device::{PeerConfig, PeerInfo};
+use super::device::{PeerConfig, PeerInfo, Traffic};
 use super::endpoint::{Endpoint, PeerId};
 use super::limits::{DEAD_PEER_TIMEOUT, KEEPALIVE_TIMEOUT, ZERO_KEYS_AFTER};
 use super::noise::NO_PSK;
@@ -50,6 +50,15 @@ pub(super) struct Peer {
     keepalive_again: bool,
     /// When the first data was sent that nothing has answered.
     unanswered_since: Time,
+}
+
+/// A kind of traffic.
+#[derive(Clone, Copy)]
+enum Seen {
+    AnySent,
+    DataSent,
+    AnyReceived,
+    DataReceived,
 }
 
 /// A preshared key as the handshake takes it.
@@ -156,6 +165,26 @@ impl Peer {
     }
 
     // What went over the wire. "Authenticated" are data messages, keepalives, initiations and responses.
+
+    pub(super) fn traffic(&mut self, context: &mut Context, traffic: Traffic) {
+        let mut seen = [
+            (traffic.any_sent, Seen::AnySent),
+            (traffic.data_sent, Seen::DataSent),
+            (traffic.any_received, Seen::AnyReceived),
+            (traffic.data_received, Seen::DataReceived),
+        ];
+        // What happened in the same instant was an answer: the sort is stable, and sent comes first above.
+        seen.sort_by_key(|&(at, _)| at);
+        for (at, what) in seen {
+            let Some(at) = at else { continue };
+            match what {
+                Seen::AnySent => self.authenticated_sent(at),
+                Seen::DataSent => self.data_sent(context, at),
+                Seen::AnyReceived => self.authenticated_received(at),
+                Seen::DataReceived => self.data_received(at),
+            }
+        }
+    }
 
     pub(super) fn data_sent(&mut self, context: &mut Context, now: Time) {
         if !self.timers.is_set(Timer::DeadPeer) {

@@ -14,10 +14,10 @@ use snow::Error;
 use snow::params::{CipherChoice, DHChoice, HashChoice};
 use snow::resolvers::CryptoResolver;
 use snow::types::{Cipher, Dh, Hash, Random};
-use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::identity::Identity;
+use super::x25519::PrivateKey;
 use crate::crypto::{Aead, Algorithm, Choice, KEY_LEN, TAG_LEN};
 use crate::wire::message::PUBLIC_KEY_LEN;
 
@@ -32,7 +32,6 @@ pub(super) enum Role {
 pub(super) struct Resolver {
     pub(super) identity: Arc<Identity>,
     pub(super) role: Role,
-    pub(super) crypto: Choice,
     /// The ephemeral private key, taken once.
     pub(super) ephemeral: Cell<Option<Zeroizing<[u8; 32]>>>,
 }
@@ -64,7 +63,7 @@ impl CryptoResolver for Resolver {
         };
         Some(Box::new(NoiseCipher {
             algorithm,
-            crypto: self.crypto,
+            crypto: self.identity.choice(),
             key: Zeroizing::new([0; KEY_LEN]),
         }))
     }
@@ -84,10 +83,7 @@ enum Key {
     /// The identity's, used this often.
     Static { uses: AtomicU8 },
     /// One for this handshake only.
-    Ephemeral {
-        secret: StaticSecret,
-        public: [u8; PUBLIC_KEY_LEN],
-    },
+    Ephemeral(PrivateKey),
 }
 
 impl X25519 {
@@ -113,7 +109,7 @@ impl Dh for X25519 {
         KEY_LEN
     }
 
-    /// Only ever told the identity's key, whose public half is known already.
+    /// Says only that this is the static key; the identity has it.
     fn set(&mut self, _private: &[u8]) {
         self.key = Key::Static { uses: AtomicU8::new(0) };
     }
@@ -121,9 +117,7 @@ impl Dh for X25519 {
     fn generate(&mut self, rng: &mut dyn Random) -> Result<(), Error> {
         let mut bytes = Zeroizing::new([0; KEY_LEN]);
         rng.try_fill_bytes(bytes.as_mut())?;
-        let secret = StaticSecret::from(*bytes);
-        let public = PublicKey::from(&secret).to_bytes();
-        self.key = Key::Ephemeral { secret, public };
+        self.key = Key::Ephemeral(PrivateKey::new(self.identity.choice(), &bytes));
         Ok(())
     }
 
@@ -131,16 +125,13 @@ impl Dh for X25519 {
         match &self.key {
             Key::None => &[0; PUBLIC_KEY_LEN],
             Key::Static { .. } => self.identity.public(),
-            Key::Ephemeral { public, .. } => public,
+            Key::Ephemeral(key) => key.public(),
         }
     }
 
+    /// Nobody's business: snow asks for it only where it makes keys to keep.
     fn privkey(&self) -> &[u8] {
-        match &self.key {
-            Key::None => &[0; KEY_LEN],
-            Key::Static { .. } => self.identity.secret().as_bytes(),
-            Key::Ephemeral { secret, .. } => secret.as_bytes(),
-        }
+        &[0; KEY_LEN]
     }
 
     fn dh(&self, theirs: &[u8], out: &mut [u8]) -> Result<(), Error> {
@@ -152,7 +143,7 @@ impl Dh for X25519 {
                 true => self.identity.static_static(theirs),
                 false => self.identity.diffie_hellman(theirs),
             },
-            Key::Ephemeral { secret, .. } => self.identity.counted(secret, theirs),
+            Key::Ephemeral(key) => self.identity.counted(key, theirs),
         };
         let shared = shared.ok_or(Error::Dh)?;
         out.get_mut(..shared.len())

@@ -56,7 +56,7 @@ fn suite(transcript: &Value) -> Suite {
 
 /// Both ends, each knowing the other.
 fn identities(transcript: &Value) -> [Arc<Identity>; 2] {
-    let [a, b] = [0, 1].map(|end| Identity::new(StaticSecret::from(array(&transcript["statics"][end]))));
+    let [a, b] = [0, 1].map(|end| Identity::new(&StaticSecret::from(array(&transcript["statics"][end])), Choice::Auto));
     a.insert(*b.public(), PeerId(0));
     b.insert(*a.public(), PeerId(0));
     [Arc::new(a), Arc::new(b)]
@@ -68,7 +68,6 @@ fn replay(transcript: &Value) -> [Agreed; 2] {
     let identities = identities(transcript);
     let means = |end: usize| Means {
         identity: &identities[end],
-        crypto: Choice::Auto,
         suite,
     };
     let ephemeral = |end: usize| Zeroizing::new(array(&transcript["ephemerals"][end]));

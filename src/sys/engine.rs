@@ -9,6 +9,7 @@
 //! that way no slice of a receive buffer can be alive while a write that reads from it is queued.
 
 use super::pool::{Buffer, Pool};
+use super::udp::UdpSocket;
 use crate::path::coalesce::Group;
 use crate::path::gso::Slots;
 pub use crate::path::report::Received;
@@ -61,6 +62,13 @@ pub trait Engine {
     /// # Panics
     /// When a part lies outside what arrived in its buffer, or the buffer is not held.
     fn write(&mut self, group: Group);
+
+    /// Receives from and sends on `socket` from here on. What the old socket has not delivered is lost; runs that were
+    /// queued leave on either. The old socket is closed by the end of the next turn, so that its port is free.
+    ///
+    /// # Errors
+    /// Only such as end the engine: the kernel refuses what it granted before.
+    fn replace_udp(&mut self, socket: UdpSocket) -> io::Result<()>;
 
     /// What went on inside since the start.
     fn counters(&self) -> EngineCounters;

@@ -6,13 +6,14 @@
 //! pool      who owns a buffer            gather         groups as iovecs, buffers kept while a write reads them
 //! send      sendmmsg, and what to do when it is refused  receive, received  recvmmsg, and what it said
 //! ring      io_uring and its buffers     probe          why it is refused
-//! wake      eventfd     cpu  pinning     clock  the time
+//! wake      eventfd     cpu  pinning     clock  the time     watch  inotify     daemon  going to the background
 //! ```
 
 mod address;
 pub mod clock;
 mod cmsg;
 pub mod cpu;
+pub mod daemon;
 pub mod engine;
 mod errno;
 mod gather;
@@ -32,3 +33,4 @@ pub mod tun;
 pub mod udp;
 pub mod uring;
 pub mod wake;
+pub mod watch;

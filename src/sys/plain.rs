@@ -288,6 +288,13 @@ impl Engine for Plain {
         self.ready.push(Event::Written { group, result });
     }
 
+    fn replace_udp(&mut self, socket: UdpSocket) -> io::Result<()> {
+        // The new socket's device may have the checksum offload that GSO needs.
+        self.resender = Resender::new(&socket);
+        self.udp = socket;
+        Ok(())
+    }
+
     fn counters(&self) -> EngineCounters {
         self.counters
     }

@@ -7,6 +7,7 @@ use super::probe::Refusal;
 use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -73,6 +74,20 @@ impl Ring {
             step: "registering files with io_uring",
             error,
         })
+    }
+
+    /// Registers another descriptor in place of descriptor `index`, for requests that are submitted from here on.
+    pub(super) fn replace_file(&self, index: u32, file: BorrowedFd<'_>) -> io::Result<()> {
+        let replaced = self
+            .uring
+            .submitter()
+            .register_files_update(index, &[file.as_raw_fd()])?;
+        // The kernel says how many it replaced before an error.
+        if replaced == 1 {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::Other.into())
+        }
     }
 
     /// Lets go of the registered descriptors at once; closing the ring does it some time later.

@@ -173,6 +173,11 @@ impl AsFd for TunQueue {
     }
 }
 
+/// The index of the interface `name` in the calling thread's network namespace.
+pub fn index_of(name: &str) -> Option<u32> {
+    index(name).ok()
+}
+
 fn open() -> Result<File, TunError> {
     let result = OpenOptions::new()
         .read(true)

@@ -13,6 +13,7 @@ use crate::proto::{Endpoint, OpenHalf, PeerId, SealHalf, SessionId};
 use crate::stats::counters::PeerCells;
 use crate::stats::latency::StageHistograms;
 use crate::sys::engine::EngineCounters;
+use crate::sys::udp::UdpSocket;
 use crate::sys::wake::Waker;
 
 /// Commands that may wait in one worker's mailbox.
@@ -72,6 +73,10 @@ pub enum Command {
     TakeHistograms(Box<StageHistograms>, Sender<(u8, Box<StageHistograms>)>),
     /// Send the engine's counters, with the worker's number.
     EngineCounters(Sender<(u8, EngineCounters)>),
+    /// Receive from and send on another socket.
+    ReplaceUdp(UdpSocket),
+    /// Send the worker's number: everything before this was carried out.
+    Answer(Sender<u8>),
     /// End the thread.
     Stop,
 }

@@ -94,7 +94,7 @@ impl<E: Engine> Worker<E> {
             self.counters.loops.add(1);
             let now = time_now();
             let woken = self.reap(now, &mut events);
-            if woken && let Turn::Stop = self.mailbox(now) {
+            if woken && let Turn::Stop = self.mailbox(now)? {
                 self.flush(now);
                 return self.engine.turn(Wait::Now, &mut events);
             }
@@ -164,19 +164,20 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    fn mailbox(&mut self, now: Time) -> Turn {
+    fn mailbox(&mut self, now: Time) -> io::Result<Turn> {
         while let Ok(mut handover) = self.mailbox.handovers.try_recv() {
             self.forwarder.handed_over(now, &mut handover, &mut self.slots);
         }
         for _ in 0..COMMANDS_PER_PASS {
             match self.mailbox.commands.try_recv() {
-                Ok(Command::Stop) => return Turn::Stop,
+                Ok(Command::Stop) => return Ok(Turn::Stop),
+                Ok(Command::ReplaceUdp(socket)) => self.engine.replace_udp(socket)?,
                 Ok(command) => self.obey(now, command),
-                Err(_) => return Turn::Continue,
+                Err(_) => return Ok(Turn::Continue),
             }
         }
         self.mailbox.ring_self(self.number);
-        Turn::Continue
+        Ok(Turn::Continue)
     }
 
     fn obey(&mut self, now: Time, command: Command) {
@@ -184,7 +185,10 @@ impl<E: Engine> Worker<E> {
         let slots = &mut self.slots;
         match command {
             Command::AddPeer { peer, endpoint, cells } => forwarder.add_peer(peer, endpoint, cells),
-            Command::RemovePeer(peer) => forwarder.remove_peer(peer),
+            Command::RemovePeer(peer) => {
+                forwarder.remove_peer(peer);
+                self.unsent.retain(|report| report.peer() != Some(peer));
+            }
             Command::Routes(routes) => forwarder.set_routes(routes),
             Command::Install {
                 peer,
@@ -210,7 +214,11 @@ impl<E: Engine> Worker<E> {
             Command::EngineCounters(reply) => {
                 let _ = reply.try_send((self.number, self.engine.counters()));
             }
-            Command::Stop => {}
+            Command::Answer(done) => {
+                let _ = done.try_send(self.number);
+            }
+            // mailbox() carries these out.
+            Command::ReplaceUdp(_) | Command::Stop => {}
         }
     }
 

@@ -77,6 +77,12 @@ impl Tunnel {
             }
         });
         let tunnel = Tunnel { a, b, setup, lab };
+        for daemon in [&tunnel.a, &tunnel.b] {
+            // A handshake with an end that does not listen yet is tried again only 5 s later.
+            wait_until("the control socket", Duration::from_secs(10), || {
+                daemon.has_control_socket()
+            });
+        }
         tunnel.wait_until_packets_pass(Duration::from_secs(15));
         tunnel
     }

@@ -53,7 +53,7 @@ fn carries_everything(setup: Setup) {
         for size in [0, 56, 1300, 8000] {
             assert!(lab.a.ping(address, size), "a ping of {size} bytes to {address}");
         }
-        echo_datagrams(lab, address, datagram_lens());
+        echo_datagrams(lab, address, &datagram_runs());
     }
     thread::scope(|scope| {
         for address in tunnel.addresses_of_b() {
@@ -100,7 +100,7 @@ fn one_stream_arrives_in_order() {
                 (tunnel.lab.a.counter("Tcp", "RetransSegs"), early)
             };
             let before = counters();
-            send_one_file(&connect(&tunnel.lab, tunnel.addresses_of_b()[0]), scaled(64 * MIB));
+            send_one_file(connect(&tunnel.lab, tunnel.addresses_of_b()[0]), scaled(64 * MIB));
             let after = counters();
             let [retransmitted, early] = [after.0 - before.0, after.1 - before.1];
             assert!(
@@ -151,7 +151,7 @@ fn a_narrow_underlay_carries_whole_files() {
         );
         for address in tunnel.addresses_of_b() {
             assert!(tunnel.lab.a.ping(address, 4000));
-            echo_datagrams(&tunnel.lab, address, datagram_lens());
+            echo_datagrams(&tunnel.lab, address, &datagram_runs());
             exchange_files(connect(&tunnel.lab, address), scaled(8 * MIB));
         }
         tunnel.assert_healthy();
@@ -163,8 +163,7 @@ fn an_underlay_that_becomes_narrow_still_carries_whole_files() {
     let Some(lab) = Lab::new() else { return };
     let mut tunnel = Tunnel::up(lab, Setup::default());
     for address in tunnel.addresses_of_b() {
-        let connection = connect(&tunnel.lab, address);
-        send_one_file(&connection, MIB);
+        send_one_file(connect(&tunnel.lab, address), MIB);
     }
     for namespace in [&tunnel.lab.a, &tunnel.lab.b] {
         namespace.ip(&["link", "set", UNDERLAY, "mtu", "1280"]);
@@ -253,7 +252,7 @@ fn sigterm_and_sigint_remove_what_was_made() {
 fn latency_logs_are_what_histogram_tools_read() {
     let Some(lab) = Lab::new() else { return };
     let tunnel = Tunnel::up(lab, Setup::default());
-    send_one_file(&connect(&tunnel.lab, tunnel.addresses_of_b()[0]), MIB);
+    send_one_file(connect(&tunnel.lab, tunnel.addresses_of_b()[0]), MIB);
     let path = tunnel.lab.directory.join("a.hlog");
     let report = tunnel.a.latency(path.to_str().expect("an ASCII path"));
     let log = std::fs::read(path).expect("the log was written");
@@ -274,19 +273,26 @@ fn latency_logs_are_what_histogram_tools_read() {
     }
 }
 
-/// Sizes around every boundary: empty, small, one packet of either family, several fragments; and equal ones in a row,
-/// which are merged on their way.
-fn datagram_lens() -> Vec<usize> {
-    let odd = [
-        0, 1, 2, 63, 64, 65, 1200, 1231, 1232, 1233, 1351, 1352, 1353, 1371, 1372, 1373, 1392, 1393, 1500, 4000, 9000,
+/// Sizes around every boundary, each alone: empty, small, one packet of either family, several fragments. Then runs of
+/// small and of equal ones, which are merged on their way.
+fn datagram_runs() -> Vec<Vec<usize>> {
+    let boundaries = [
+        0, 1, 2, 63, 64, 65, 1171, 1172, 1173, 1191, 1192, 1193, 1231, 1232, 1233, 1371, 1372, 1373, 1391, 1392, 1393,
+        1500, 4000, 9000,
     ];
-    odd.into_iter().chain([1200; 24]).chain([100; 24]).collect()
+    let runs = [
+        vec![1000; 8],
+        vec![100; 16],
+        vec![0; 8],
+        vec![700, 700, 300, 700, 1, 64, 64, 64, 500],
+    ];
+    boundaries.map(|len| vec![len]).into_iter().chain(runs).collect()
 }
 
 /// Runs `trouble` while bytes go both ways, and checks that the transfer goes on and nothing is missing.
 fn under_traffic(connection: (TcpStream, TcpStream), trouble: impl FnOnce()) {
     thread::scope(|scope| {
-        let transfer = Transfer::start(scope, &connection, u64::MAX);
+        let transfer = Transfer::start(scope, &connection, [u64::MAX; 2]);
         transfer.wait_for_progress();
         trouble();
         transfer.wait_for_progress();

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -15,6 +15,8 @@ use crate::lab::{Lab, Namespace, wait_until};
 
 /// A transfer that makes no progress for so long has failed.
 const STALL: Duration = Duration::from_secs(40);
+/// A transfer that takes so long has failed; it is a second's work.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A TCP connection from a to `address` of b: both its ends.
 pub(crate) fn connect(lab: &Lab, address: IpAddr) -> (TcpStream, TcpStream) {
@@ -38,9 +40,18 @@ pub(crate) fn connect(lab: &Lab, address: IpAddr) -> (TcpStream, TcpStream) {
 
 /// Sends a random file of `len` bytes each way over one connection at the same time; compares hashes.
 pub(crate) fn exchange_files(connection: (TcpStream, TcpStream), len: u64) {
+    transfer(&connection, [len, len]);
+}
+
+/// Sends a random file of `len` bytes from a to b; compares hashes.
+pub(crate) fn send_one_file(connection: (TcpStream, TcpStream), len: u64) {
+    transfer(&connection, [len, 0]);
+}
+
+fn transfer(connection: &(TcpStream, TcpStream), lens: [u64; 2]) {
     thread::scope(|scope| {
-        let received = Transfer::start(scope, &connection, len).complete();
-        assert_eq!(received, [len; 2], "bytes received");
+        let received = Transfer::start(scope, connection, lens).complete();
+        assert_eq!(received, lens, "bytes received");
     });
 }
 
@@ -49,44 +60,51 @@ pub(crate) struct Transfer<'scope> {
     senders: [ScopedJoinHandle<'scope, File>; 2],
     receivers: [ScopedJoinHandle<'scope, File>; 2],
     received: [Arc<AtomicU64>; 2],
-    stop: StopOnDrop,
+    end: EndOnDrop<'scope>,
 }
 
 /// Length and hash of what was sent or received.
 type File = (u64, [u8; 32]);
 
-/// Ends the senders also where the test panics, for the scope waits for them.
-struct StopOnDrop(Arc<AtomicBool>);
+/// Ends the threads also where the test panics, for their scope waits for them.
+struct EndOnDrop<'scope> {
+    stop: Arc<AtomicBool>,
+    streams: [&'scope TcpStream; 2],
+}
 
-impl Drop for StopOnDrop {
+impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
+        for stream in self.streams {
+            // An error means that it has been closed.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 }
 
 impl<'scope> Transfer<'scope> {
-    /// Begins it: at most `len` bytes each way.
+    /// Begins it: at most `lens` bytes from a to b and from b to a.
     pub(crate) fn start<'env>(
         scope: &'scope Scope<'scope, 'env>,
         (a, b): &'scope (TcpStream, TcpStream),
-        len: u64,
+        lens: [u64; 2],
     ) -> Transfer<'scope> {
-        let stop = StopOnDrop(Arc::default());
+        let end = EndOnDrop {
+            stop: Arc::default(),
+            streams: [a, b],
+        };
         let received = [Arc::<AtomicU64>::default(), Arc::default()];
-        let senders = [(a, 1), (b, 2)].map(|(stream, seed)| {
-            let stop = Arc::clone(&stop.0);
+        let senders = [(a, 1, lens[0]), (b, 2, lens[1])].map(|(stream, seed, len)| {
+            let stop = Arc::clone(&end.stop);
             scope.spawn(move || send_file(stream, seed, len, &stop))
         });
-        let receivers = [(b, 0), (a, 1)].map(|(stream, index)| {
-            let received: &Arc<AtomicU64> = &received[index];
-            let received = Arc::clone(received);
-            scope.spawn(move || receive_file(stream, &received))
-        });
+        let receivers = [(b, Arc::clone(&received[0])), (a, Arc::clone(&received[1]))]
+            .map(|(stream, received)| scope.spawn(move || receive_file(stream, &received)));
         Transfer {
             senders,
             receivers,
             received,
-            stop,
+            end,
         }
     }
 
@@ -105,32 +123,26 @@ impl<'scope> Transfer<'scope> {
 
     /// Stops sending and compares what arrived with what was sent.
     pub(crate) fn finish(self) {
-        self.stop.0.store(true, Ordering::Relaxed);
+        self.end.stop.store(true, Ordering::Relaxed);
         self.complete();
     }
 
-    /// Waits for the end and compares what arrived with what was sent. The bytes received at b and a.
+    /// Waits for the end and compares what arrived with what was sent. The bytes received at b and at a.
     pub(crate) fn complete(self) -> [u64; 2] {
+        let threads = self.senders.iter().chain(&self.receivers);
+        wait_until("the end of the transfer", PATIENCE, || {
+            threads.clone().all(ScopedJoinHandle::is_finished)
+        });
         let [sent, received] = [self.senders.map(join), self.receivers.map(join)];
         assert!(sent == received, "corrupted or cut short on its way");
         received.map(|file| file.0)
     }
 }
 
-/// Sends a random file of `len` bytes from a to b; compares hashes.
-pub(crate) fn send_one_file((a, b): &(TcpStream, TcpStream), len: u64) {
-    thread::scope(|scope| {
-        let sender = scope.spawn(|| send_file(a, 3, len, &AtomicBool::new(false)));
-        assert!(
-            receive_file(b, &AtomicU64::new(0)) == join(sender),
-            "corrupted or cut short on its way"
-        );
-    });
-}
-
-/// Sends datagrams of the sizes `lens` to b, which sends them back; every one must return unchanged, in its order.
-/// They leave in runs of 8, as many as fit any socket buffer.
-pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, lens: impl IntoIterator<Item = usize>) {
+/// Sends runs of datagrams of these sizes to b, which sends them back; every one must return unchanged, in its order.
+/// A run leaves at once, so it must fit a socket buffer. Fragments may overtake whole packets, for they are hashed to
+/// queues by other fields: whoever asks for sizes beyond the MTU puts them into runs of their own.
+pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, runs: &[Vec<usize>]) {
     let any = if address.is_ipv4() {
         IpAddr::from(Ipv4Addr::UNSPECIFIED)
     } else {
@@ -141,10 +153,9 @@ pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, lens: impl IntoIterator
     for socket in [&a, &b] {
         socket.set_read_timeout(Some(Duration::from_secs(3))).expect("not zero");
     }
-    let lens: Vec<usize> = lens.into_iter().collect();
     let mut random = Random(4);
     let mut buffer = vec![0; 65536];
-    for run in lens.chunks(8) {
+    for run in runs {
         let payloads: Vec<Vec<u8>> = run.iter().map(|&len| random.bytes(len)).collect();
         for payload in &payloads {
             a.send_to(payload, to).expect("a may send");
@@ -175,13 +186,9 @@ pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, lens: impl IntoIterator
 
 /// Runs iperf3 from a to `address` of b for one second with more `arguments`; its report's `end`.
 pub(crate) fn iperf3(lab: &Lab, address: IpAddr, arguments: &[&str]) -> Value {
-    let mut server = Server(
-        lab.b
-            .command("iperf3")
-            .args(["-s", "-1"])
-            .spawn()
-            .expect("setpriv is installed"),
-    );
+    let mut command = lab.b.command("iperf3");
+    command.args(["-s", "-1"]).stdout(Stdio::null());
+    let mut server = Server(command.spawn().expect("setpriv is installed"));
     wait_until("iperf3 to listen", Duration::from_secs(5), || {
         assert!(
             server.0.try_wait().expect("it is our child").is_none(),

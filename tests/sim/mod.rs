@@ -17,7 +17,7 @@ use ringway::crypto::Choice;
 use ringway::proto::limits::REJECT_AFTER_TIME;
 use ringway::proto::{
     Action, Device, DeviceConfig, Endpoint, Now, OpenError, OpenHalf, PeerConfig, PeerId, Rejected, SealHalf,
-    SessionId, Suite, SuiteChoice, Time,
+    SessionId, Suite, SuiteChoice, Time, Traffic,
 };
 use ringway::wire::message::DataHeader;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -130,6 +130,8 @@ pub struct End {
     opens: HashMap<u32, (SessionId, OpenHalf)>,
     sending: Option<SessionId>,
     waiting: VecDeque<u64>,
+    /// What was seen since the last sample.
+    traffic: Traffic,
     next_lane: usize,
     /// Added to the wall clock.
     pub wall_offset: i64,
@@ -170,6 +172,7 @@ impl End {
             opens: HashMap::new(),
             sending: None,
             waiting: VecDeque::new(),
+            traffic: Traffic::default(),
             next_lane: 0,
             wall_offset: 0,
             seen: Vec::new(),
@@ -282,6 +285,9 @@ pub struct World {
     /// Every datagram that was sent, for replaying.
     pub wire: Vec<Flight>,
     pub keep_wire: bool,
+    /// How often the data plane tells the device what it saw; `None`: at once.
+    pub sampling: Option<Duration>,
+    next_sample: Time,
 }
 
 impl World {
@@ -296,6 +302,8 @@ impl World {
             next_payload: 0,
             wire: Vec::new(),
             keep_wire: false,
+            sampling: None,
+            next_sample: Time::default(),
         };
         (0..2).for_each(|end| world.drain(end));
         world
@@ -320,7 +328,8 @@ impl World {
         loop {
             let timeouts = self.ends.iter().filter_map(|end| end.device.poll_timeout());
             let flight = self.flights.keys().next().map(|&(at, _)| at);
-            match timeouts.chain(flight).min() {
+            let sample = self.sampling.map(|_| self.next_sample);
+            match timeouts.chain(flight).chain(sample).min() {
                 Some(at) if at <= end => self.step(at),
                 _ => break,
             }
@@ -380,6 +389,13 @@ impl World {
 
     fn step(&mut self, at: Time) {
         self.time = self.time.max(at);
+        if let Some(interval) = self.sampling.filter(|_| self.next_sample <= self.time) {
+            self.next_sample = self.time + interval;
+            for end in 0..2 {
+                let traffic = std::mem::take(&mut self.ends[end].traffic);
+                self.with_device(end, |device, peer, _| device.traffic(peer, traffic));
+            }
+        }
         for end in 0..2 {
             while self.ends[end].device.poll_timeout().is_some_and(|at| at <= self.time) {
                 self.with_device(end, |device, _, now| device.handle_timeout(now));
@@ -456,8 +472,15 @@ impl World {
         );
         self.transmit(end, to, datagram);
         let is_data = !plaintext.is_empty();
+        let sampled = self.sampling.is_some();
+        if sampled {
+            let traffic = &mut self.ends[end].traffic;
+            traffic.any_sent = Some(time);
+            traffic.data_sent = if is_data { Some(time) } else { traffic.data_sent };
+        }
         self.with_device(end, |device, peer, now| {
             match is_data {
+                _ if sampled => {}
                 true => device.data_sent(peer, now),
                 false => device.authenticated_sent(peer, now),
             }
@@ -519,6 +542,15 @@ impl World {
             );
             this.delivered.push(payload);
         }
+        let sampled = self.sampling.is_some();
+        if sampled {
+            this.traffic.any_received = Some(time);
+            this.traffic.data_received = if is_data {
+                Some(time)
+            } else {
+                this.traffic.data_received
+            };
+        }
         let moved = this.endpoint.is_none_or(|endpoint| endpoint.remote != from.remote);
         this.note(time, Seen::Received { kind: header.kind });
         self.with_device(end, |device, peer, now| {
@@ -526,6 +558,7 @@ impl World {
                 device.roamed(peer, from);
             }
             match is_data {
+                _ if sampled => {}
                 true => device.data_received(peer, now),
                 false => device.authenticated_received(peer, now),
             }

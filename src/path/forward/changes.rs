@@ -25,12 +25,14 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         self.peers[at] = Some(Box::new(PeerPath::new(endpoint, cells, self.worker)));
     }
 
-    /// Forgets a peer, its keys and its waiting packets.
+    /// Forgets a peer, its keys and its waiting packets, and what there was to report of it: its number may be given to
+    /// another.
     pub fn remove_peer(&mut self, id: PeerId) {
         if let Some(peer) = self.peers.get_mut(id.0 as usize) {
             *peer = None;
         }
         self.openers.retire_peer(id);
+        self.reports.retain(|report| report.peer() != Some(id));
     }
 
     /// Takes a new session's keys: `open` are the lanes that this worker owns. `sending`: seal with them at once,

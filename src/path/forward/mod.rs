@@ -3,7 +3,7 @@
 //! Out, TUN to UDP ([`Forwarder::outbound`]):
 //! 1. The destination's longest prefix names the peer.
 //! 2. The peer's sealing half is this worker's lane; without one the packet waits for a handshake.
-//! 3. What no datagram of the path carries is refused, and its sender told.
+//! 3. The sender of what no datagram of the path carries whole is told; until it listens, the kernel fragments.
 //! 4. Each segment is reserved, written, sealed in place and committed in a batch.
 //!
 //! In, UDP to TUN ([`Forwarder::inbound`]):
@@ -45,6 +45,10 @@ use crate::wire::vnet::VNET_LEN;
 
 /// How often one peer's want of a session is reported while packets wait for it.
 const WANT_SESSION_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the senders of packets for one peer are told that these are too big.
+const TOO_BIG_INTERVAL: Duration = Duration::from_millis(1);
+/// RFC 8200, section 5.
+const IPV6_MTU_MIN: usize = 1280;
 /// WireGuard pads plaintexts to multiples of 16 bytes (WireGuard paper, section 5.4.6).
 const WIREGUARD_PADDING: usize = 16;
 /// An echo that comes back later than this tells nothing about the path.
@@ -166,12 +170,10 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             Suite::WireGuard => Checksums::Complete,
         };
         let mut segments = Segments::parse(frame, checksums).map_err(one)?;
-        if segments.largest() > peer.mtu
-            && let Some(error) = icmp::too_big(ip.bytes(), peer.mtu as u16)
-        {
-            let len = error.len();
-            self.groups.extend(Group::from_owned(error, 0..len, false, 0));
-            return Err(one(Drop::TooBig));
+        if segments.largest() > peer.mtu {
+            let last_told = &mut peer.told_too_big;
+            self.groups
+                .extend(too_big_error(now, ip, segments.largest(), peer.mtu, last_told));
         }
         let tos = ecn::encapsulate(ip.traffic_class());
         let (mut packets, mut bytes) = (0, 0);
@@ -396,6 +398,24 @@ enum Home {
 
 fn peer_mut(peers: &mut [Option<Box<PeerPath>>], id: PeerId) -> Option<&mut PeerPath> {
     peers.get_mut(id.0 as usize)?.as_deref_mut()
+}
+
+/// What to tell the sender of a packet whose segments of `len` bytes exceed `mtu`, unless senders of the peer's were
+/// told a moment ago.
+fn too_big_error(now: Time, ip: Ip<'_>, len: usize, mtu: usize, last_told: &mut Option<Time>) -> Option<Group> {
+    let mtu = match ip {
+        Ip::V4(_) => mtu,
+        // RFC 8200, section 5: every IPv6 path carries 1280 bytes, so a sender would not believe less. Such packets
+        // travel in fragments of the outer packet.
+        Ip::V6(_) => mtu.max(IPV6_MTU_MIN),
+    };
+    if len <= mtu || last_told.is_some_and(|last| now - last < TOO_BIG_INTERVAL) {
+        return None;
+    }
+    let error = icmp::too_big(ip.bytes(), mtu as u16)?;
+    *last_told = Some(now);
+    let len = error.len();
+    Group::from_owned(error, 0..len, false, 0)
 }
 
 fn want_session(peer: &mut PeerPath, id: PeerId, now: Time, reports: &mut Vec<Report>) {

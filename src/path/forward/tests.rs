@@ -487,7 +487,7 @@ fn an_inner_source_that_is_not_the_peers_is_dropped() {
 }
 
 #[test]
-fn what_the_path_does_not_carry_is_refused_and_its_sender_told() {
+fn what_the_path_does_not_carry_whole_leaves_all_the_same_and_its_sender_is_told() {
     for suite in SUITES {
         let mut pair = connected(suite, [1, 1]);
         let peer = pair.hosts[0].peer;
@@ -505,7 +505,35 @@ fn what_the_path_does_not_carry_is_refused_and_its_sender_told() {
             "ICMP, unreachable, fragmentation needed"
         );
         assert_eq!(u16::from_be_bytes([packet[26], packet[27]]), 1220);
-        assert_eq!(pair.drops(0).drops.get(Drop::TooBig.name()), Some(&1));
+        assert_eq!(host.workers[0].batches.drain().map(|batch| batch.count).sum::<u32>(), 4);
+    }
+}
+
+#[test]
+fn an_ipv6_sender_is_never_told_of_less_than_1280_bytes() {
+    let mut pair = connected(SuiteChoice::Native, [1, 1]);
+    let (peer, now) = (pair.hosts[0].peer, pair.now);
+    let host = &mut pair.hosts[0];
+    host.workers[0].set_path_mtu(peer, 1220);
+    for (payload, told) in [(1232, false), (1233, true)] {
+        host.workers[0].outbound(
+            now.mono,
+            &Sample::udp(true, vec![1; payload]).frame(0).tap(plain),
+            &mut host.memory,
+        );
+        let errors: Vec<_> = host.workers[0]
+            .groups
+            .drain(..)
+            .map(|group| cut(&frame_of(&group, &[])))
+            .collect();
+        assert_eq!(errors.len(), usize::from(told), "{payload}");
+        if let Some(error) = errors.first() {
+            assert_eq!(
+                (error[0][40], &error[0][44..48]),
+                (2, &1280u32.to_be_bytes()[..]),
+                "packet too big"
+            );
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::crypto;
 use crate::proto::endpoint::{Endpoint, PeerId};
 use crate::proto::suite::{Suite, SuiteChoice};
 use crate::proto::tai64n::Tai64n;
+use crate::proto::time::Time;
 
 /// What a [`Device`](super::Device) is made from.
 pub struct DeviceConfig {
@@ -69,6 +70,19 @@ pub struct PeerInfo {
     pub suite: Option<Suite>,
     /// When the latest handshake was completed, since 1970.
     pub last_handshake: Option<Duration>,
+}
+
+/// When the data plane last saw what, since it last told: `None` for what it has not seen again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// A data message that is no keepalive was sent.
+    pub data_sent: Option<Time>,
+    /// An authentic data message that is no keepalive was received.
+    pub data_received: Option<Time>,
+    /// A data message, keepalive or not, was sent.
+    pub any_sent: Option<Time>,
+    /// An authentic data message, keepalive or not, was received.
+    pub any_received: Option<Time>,
 }
 
 /// The timestamps of the latest initiations to and from a peer. Kept over a restart, they keep old initiations from

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use x25519_dalek::StaticSecret;
 
-pub use config::{AddPeerError, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps};
+pub use config::{AddPeerError, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps, Traffic};
 use peers::Peers;
 
 use super::action::Action;
@@ -41,9 +41,9 @@ impl Device {
         let mut random = Box::new(random);
         let mut hash_key = [0; 16];
         random(&mut hash_key);
-        let identity = Arc::new(Identity::new(config.private_key));
+        let identity = Arc::new(Identity::new(&config.private_key, config.crypto));
         Device {
-            context: Context::new(identity, config.crypto, config.lanes, random),
+            context: Context::new(identity, config.lanes, random),
             peers: Peers::default(),
             schedule: Schedule::default(),
             gate: Gate::new(hash_key),
@@ -157,7 +157,7 @@ impl Device {
 
     /// Changes this device's static key. All handshakes and sessions end; a peer whose key it is, is removed.
     pub fn set_private_key(&mut self, private_key: StaticSecret) {
-        let identity = Arc::new(Identity::new(private_key));
+        let identity = Arc::new(Identity::new(&private_key, self.context.identity.choice()));
         if let Some(peer) = self.find_peer(identity.public()) {
             self.remove_peer(peer);
         }
@@ -227,6 +227,12 @@ impl Device {
     /// An authentic data message, keepalive or not, was received.
     pub fn authenticated_received(&mut self, peer: PeerId, now: Now) {
         self.with_peer(peer, |peer, _| peer.authenticated_received(now.mono));
+    }
+
+    /// All of the above at once, for a data plane that is sampled: what was seen is taken in the order in which it
+    /// happened, which decides whether what was sent has been answered.
+    pub fn traffic(&mut self, peer: PeerId, traffic: Traffic) {
+        self.with_peer(peer, |peer, context| peer.traffic(context, traffic));
     }
 
     /// Lets `change` work on a peer, and sees to it that its timers are seen to; false if there is no such peer.

@@ -161,6 +161,8 @@ impl Uring {
             Outcome::Datagrams(Some(buffer), Ok(len)) => self.receive(buffer, len, events),
             Outcome::Datagrams(None, Ok(_)) => {}
             Outcome::Datagrams(_, Err(libc::ENOBUFS)) => self.counters.udp_enobufs += 1,
+            // The receive from a socket that was replaced.
+            Outcome::Datagrams(_, Err(libc::ECANCELED)) => {}
             Outcome::Datagrams(_, Err(errno)) => {
                 self.counters.udp_recv_errors += 1;
                 return errno::of_udp_receive(errno).map_or(Ok(()), Err);
@@ -251,6 +253,14 @@ impl Engine for Uring {
             self.counters.writes_deferred += 1;
             self.deferred.push_back(group);
         }
+    }
+
+    fn replace_udp(&mut self, socket: UdpSocket) -> io::Result<()> {
+        self.requests.replace_udp(socket.as_fd())?;
+        // The new socket's device may have the checksum offload that GSO needs.
+        self.resender = Resender::new(&socket);
+        self.udp = socket;
+        Ok(())
     }
 
     fn counters(&self) -> EngineCounters {

@@ -33,8 +33,8 @@ const SEND_SLOTS: u16 = 2 * TUN_BUFFERS;
 /// Small packets that can't be merged make many: 32 receives of up to 64 datagrams. The others wait a turn.
 const WRITE_SLOTS: u16 = 512;
 
-/// Sends, writes, three multishots and the cancellation.
-const REQUESTS_MAX: u32 = SEND_SLOTS as u32 + WRITE_SLOTS as u32 + 3 + 1;
+/// Sends, writes, three multishots, and the cancellations of the receive and of everything.
+const REQUESTS_MAX: u32 = SEND_SLOTS as u32 + WRITE_SLOTS as u32 + 3 + 2;
 // Whatever is queued or in flight fits the submission queue, so pushing can't fail. All completions between two reaps
 // fit the completion queue.
 const _: () = assert!(REQUESTS_MAX <= SUBMISSIONS);
@@ -116,6 +116,8 @@ pub(super) struct Requests {
     /// Whether the multishot requests are in flight.
     read_armed: bool,
     receive_armed: bool,
+    /// Whether the receive is being cancelled.
+    receive_cancelled: bool,
     poll_armed: bool,
     sends_in_flight: usize,
     writes_in_flight: usize,
@@ -161,6 +163,7 @@ impl Requests {
             memory: ManuallyDrop::new(memory),
             read_armed: false,
             receive_armed: false,
+            receive_cancelled: false,
             poll_armed: false,
             sends_in_flight: 0,
             writes_in_flight: 0,
@@ -216,6 +219,21 @@ impl Requests {
         unsafe { self.ring.push(&entry.user_data(Request::ReceiveUdp.user_data())) };
         self.receive_armed = true;
         true
+    }
+
+    /// Makes `udp` the socket of all requests that are submitted from here on, and ends the receive from the old one,
+    /// which the kernel would keep open for it. Its last completion lets [`Requests::arm_receive`] start the next.
+    pub(super) fn replace_udp(&mut self, udp: BorrowedFd<'_>) -> io::Result<()> {
+        // Requests in flight hold on to the file they began with, so nothing they refer to changes under them.
+        self.ring.replace_file(UDP.0, udp)?;
+        if self.receive_armed && !self.receive_cancelled {
+            let receive = CancelBuilder::user_data(Request::ReceiveUdp.user_data());
+            let cancel = opcode::AsyncCancel2::new(receive).build();
+            // SAFETY: refers to no memory.
+            unsafe { self.ring.push(&cancel.user_data(Request::Cancel.user_data())) };
+            self.receive_cancelled = true;
+        }
+        Ok(())
     }
 
     /// Queues the TUN's read, as [`Requests::arm_receive`].
@@ -318,6 +336,7 @@ impl Requests {
             }
             Request::ReceiveUdp => {
                 self.receive_armed = completion.more;
+                self.receive_cancelled &= completion.more;
                 let buffer = completion
                     .buffer
                     .map(|index| memory.udp_ring.take(memory.arrived.pool(), index));

@@ -1,0 +1,197 @@
+//! The command line of `ringway-wg`, which is that of wireguard-go and a few options more.
+
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use super::exit::{Exit, Failure};
+use super::log;
+use crate::config::{Crypto, Io, Suite, WireGuard, Workers};
+use crate::control::Facts;
+use crate::sys::daemon;
+
+/// Create a WireGuard interface, to be configured by wg(8) and wg-quick(8)
+///
+/// Goes to the background once the interface and /var/run/wireguard/INTERFACE.sock are there. Ends when either is
+/// removed, or on SIGINT or SIGTERM.
+///
+/// With wg-quick: WG_QUICK_USERSPACE_IMPLEMENTATION=ringway-wg wg-quick up wg0
+#[derive(Debug, Parser)]
+#[command(name = "ringway-wg", version, after_help = ENVIRONMENT, max_term_width = 100)]
+struct Arguments {
+    /// Stay in the foreground
+    #[arg(short, long)]
+    foreground: bool,
+    /// The protocol to speak with peers: auto tries ringway's own first, then WireGuard's
+    #[arg(long, env = "RINGWAY_SUITE", default_value_t, value_name = "auto|native|wireguard")]
+    suite: Suite,
+    /// How many workers to run: auto is one per core
+    #[arg(long, env = "RINGWAY_WORKERS", default_value = "auto", value_name = "auto|N", value_parser = parse_workers)]
+    workers: Workers,
+    /// How to talk to the kernel: auto prefers io_uring
+    #[arg(long, env = "RINGWAY_IO", default_value_t, value_name = "auto|uring|syscall")]
+    io: Io,
+    /// Which encryption code to use: auto takes the fastest that passes its self-test
+    #[arg(long, env = "RINGWAY_CRYPTO", default_value_t, value_name = "NAME")]
+    crypto: Crypto,
+    /// The interface to create
+    interface: String,
+}
+
+const ENVIRONMENT: &str = "\
+Environment:
+  LOG_LEVEL                verbose, error or silent [default: errors and warnings, until in the background]
+  WG_PROCESS_FOREGROUND=1  as --foreground";
+
+/// Variables by which wireguard-go's own daemon hands descriptors down, and some service managers too.
+const UNSUPPORTED: [&str; 2] = ["WG_TUN_FD", "WG_UAPI_FD"];
+
+/// The whole program: reads the command line, goes to the background, and has `run` run the tunnel.
+pub fn main<E: Error + 'static>(
+    run: impl FnOnce(&WireGuard, &mut dyn FnMut(&Facts) -> io::Result<()>) -> Result<(), E>,
+) -> ExitCode {
+    let arguments = Arguments::parse();
+    match carry_out(arguments, run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for line in failure.message.lines() {
+                // Nobody is left to tell when standard error is gone.
+                let _ = writeln!(io::stderr(), "ringway-wg: {line}");
+            }
+            failure.exit.into()
+        }
+    }
+}
+
+fn carry_out<E: Error + 'static>(
+    arguments: Arguments,
+    run: impl FnOnce(&WireGuard, &mut dyn FnMut(&Facts) -> io::Result<()>) -> Result<(), E>,
+) -> Result<(), Failure> {
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    if let Some(name) = UNSUPPORTED.into_iter().find(|name| !variable(name).is_empty()) {
+        let message = format!("{name} is set, but this program makes its own interface and socket; unset it");
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    let foreground = arguments.foreground || variable("WG_PROCESS_FOREGROUND") == "1";
+    let level = LogLevel::named(&variable("LOG_LEVEL"));
+    daemon::make_new_files_private();
+    // Before anything that may start a thread.
+    let mut detached = match foreground {
+        true => None,
+        false => Some(daemon::detach()?),
+    };
+    log::begin(EnvFilter::new(level.filter()), level == LogLevel::Verbose);
+    let options = WireGuard {
+        name: arguments.interface,
+        suite: arguments.suite,
+        workers: arguments.workers,
+        io: arguments.io,
+        crypto: arguments.crypto,
+    };
+    let mut ready = |facts: &Facts| {
+        tracing::info!(name = facts.name, port = facts.listen_port, "ready");
+        detached
+            .take()
+            .map_or(Ok(()), |detached| detached.ready(level.outlives_start()))
+    };
+    run(&options, &mut ready).map_err(|error| Failure::of(&error))
+}
+
+/// What wireguard-go's LOG_LEVEL asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LogLevel {
+    Unset,
+    Verbose,
+    Error,
+    Silent,
+}
+
+impl LogLevel {
+    /// Unknown levels are errors, as there.
+    fn named(name: &str) -> LogLevel {
+        match name {
+            "" => LogLevel::Unset,
+            "verbose" | "debug" => LogLevel::Verbose,
+            "silent" => LogLevel::Silent,
+            _ => LogLevel::Error,
+        }
+    }
+
+    fn filter(self) -> &'static str {
+        match self {
+            LogLevel::Unset => "warn",
+            LogLevel::Verbose => "warn,ringway=debug",
+            LogLevel::Error => "error",
+            LogLevel::Silent => "off",
+        }
+    }
+
+    /// Whether the log goes on in the background.
+    fn outlives_start(self) -> bool {
+        matches!(self, LogLevel::Verbose | LogLevel::Error)
+    }
+}
+
+fn parse_workers(text: &str) -> Result<Workers, String> {
+    match text {
+        "auto" => Ok(Workers::Auto),
+        _ => text
+            .parse()
+            .ok()
+            .filter(|count| *count > 0)
+            .map(Workers::Count)
+            .ok_or_else(|| "the workers are \"auto\" (one per core), or 1 to 255".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_command_line_is_that_of_wireguard_go() {
+        let parse = |words: &[&str]| Arguments::try_parse_from([&["ringway-wg"], words].concat());
+        let arguments = parse(&["wg0"]).expect("a name is enough");
+        assert_eq!((arguments.interface.as_str(), arguments.foreground), ("wg0", false));
+        for flag in ["-f", "--foreground"] {
+            assert!(parse(&[flag, "wg0"]).expect("a flag and a name").foreground);
+        }
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["wg0", "wg1"]).is_err());
+    }
+
+    #[test]
+    fn the_number_of_workers_fits_a_lane() {
+        assert_eq!(parse_workers("auto"), Ok(Workers::Auto));
+        assert_eq!(parse_workers("255"), Ok(Workers::Count(255)));
+        for wrong in ["0", "256", "-1", "", "two"] {
+            assert!(parse_workers(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn log_levels_are_those_of_wireguard_go() {
+        let cases = [
+            ("", LogLevel::Unset, false),
+            ("verbose", LogLevel::Verbose, true),
+            ("debug", LogLevel::Verbose, true),
+            ("error", LogLevel::Error, true),
+            ("what", LogLevel::Error, true),
+            ("silent", LogLevel::Silent, false),
+        ];
+        for (name, level, outlives_start) in cases {
+            assert_eq!(LogLevel::named(name), level);
+            assert_eq!(level.outlives_start(), outlives_start, "{name}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What every tunnel is made of, whoever configures it: TUN queues, sockets, protocol state, workers.
+
+use std::io;
+use std::thread::JoinHandle;
+
+use ipnet::IpNet;
+
+use super::{RunError, retry, workers};
+use crate::config::{Interface, Io, PrivateKey, Suite, Workers};
+use crate::control::api::OffloadReport;
+use crate::control::runtime::Runtime;
+use crate::control::{self, Control, Facts, Settings, Workforce};
+use crate::crypto::{self, Algorithm};
+use crate::link;
+use crate::proto::{Device, DeviceConfig};
+use crate::sys::tun::TunError;
+use crate::sys::udp::UdpOptions;
+use crate::sys::{cpu, probe, tun};
+
+/// A tunnel whose workers run, without peers, and with its link down.
+pub(super) struct Parts {
+    /// The interface's index.
+    pub(super) ifindex: u32,
+    facts: Facts,
+    udp_options: UdpOptions,
+    protocol: Device,
+    workforce: Workforce,
+    threads: Vec<JoinHandle<()>>,
+    runtime: Runtime,
+}
+
+/// What the control thread starts with, beside what [`Parts::assemble`] found.
+pub(super) struct Identity {
+    /// `None`: nobody is spoken to before a key comes.
+    pub(super) private_key: Option<PrivateKey>,
+    /// For reports.
+    pub(super) addresses: Vec<IpNet>,
+    /// Of peers for which none is named.
+    pub(super) suite: Suite,
+}
+
+impl Parts {
+    /// Makes the interface with its workers. Of `interface`, addresses and MTU are left to the link, and the control
+    /// socket to whoever serves it.
+    pub(super) fn assemble(interface: &Interface) -> Result<Parts, RunError> {
+        let selected = crypto::self_test(interface.crypto)?;
+        let cores = cpu::allowed();
+        let count = match interface.workers {
+            Workers::Count(count) => usize::from(count),
+            Workers::Auto => cores.len().clamp(1, usize::from(u8::MAX)),
+        };
+        let refusal = match interface.io {
+            Io::Syscall => None,
+            Io::Auto => probe::io_uring().err(),
+            Io::Uring => {
+                probe::io_uring().map_err(RunError::Uring)?;
+                None
+            }
+        };
+        let switches = interface.offloads;
+        let want = tun::Offloads {
+            csum: true,
+            tso: switches.tun_tso,
+            uso: switches.tun_uso,
+        };
+        let exists = |error: &TunError| matches!(error, TunError::Exists(_));
+        let device = retry::while_taken(exists, || tun::create(&interface.name, count, want))?;
+        let udp_options = UdpOptions {
+            gso: switches.udp_gso,
+            gro: switches.udp_gro,
+            mark: interface.fwmark.map_or(0, u32::from),
+        };
+        let port = interface.listen_port;
+        let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+        let group = retry::while_taken(in_use, || control::changes::bind(port, count, udp_options))
+            .map_err(|error| RunError::Udp { port, error })?;
+        let offloads = OffloadReport {
+            udp_gso: group.gso,
+            udp_gro: group.gro,
+            tun_tso: device.offloads.tso,
+            tun_uso: device.offloads.uso,
+            tun_csum: device.offloads.csum,
+        };
+        tracing::info!(
+            udp_gso = offloads.udp_gso,
+            udp_gro = offloads.udp_gro,
+            tun_tso = offloads.tun_tso,
+            tun_uso = offloads.tun_uso,
+            tun_csum = offloads.tun_csum,
+            "offloads in use"
+        );
+        let protocol = Device::new(
+            DeviceConfig {
+                private_key: interface.private_key.to_secret(),
+                lanes: count as u8,
+                crypto: interface.crypto,
+            },
+            |bytes| getrandom::fill(bytes).expect("the kernel's random source does not fail once it was seeded"),
+        );
+        let facts = Facts {
+            name: device.name.clone(),
+            listen_port: group.port,
+            mtu: u32::from(link::MTU_DEFAULT),
+            crypto: format!(
+                "{} (AES-256-GCM), {} (ChaCha20-Poly1305)",
+                selected.backend(Algorithm::Aes256Gcm),
+                selected.backend(Algorithm::ChaCha20Poly1305)
+            ),
+            offloads,
+        };
+        let plan = workers::Plan {
+            uring: interface.io != Io::Syscall && refusal.is_none(),
+            refusal: refusal.map(|refusal| refusal.to_string()),
+            cores: if interface.pin && count >= cores.len() {
+                cores
+            } else {
+                Vec::new()
+            },
+            offloads: device.offloads,
+            gso: group.gso,
+        };
+        if let Some(cause) = &plan.refusal {
+            tracing::warn!("io_uring is refused, so plain system calls carry the packets: {cause}");
+        }
+        let runtime = if plan.uring { Runtime::Uring } else { Runtime::Tokio };
+        let (workforce, threads) = workers::start(plan, device.queues, group.sockets)?;
+        Ok(Parts {
+            ifindex: device.ifindex,
+            facts,
+            udp_options,
+            protocol,
+            workforce,
+            threads,
+            runtime,
+        })
+    }
+
+    /// Runs `serve` on the control thread, which is the calling one, and takes everything down when it ends.
+    pub(super) fn run(
+        self,
+        identity: Identity,
+        serve: impl AsyncFnOnce(&mut Control) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let settings = Settings {
+            private_key: identity.private_key,
+            addresses: identity.addresses,
+            udp_options: self.udp_options,
+            suite: identity.suite,
+        };
+        let result = self.runtime.block_on(async {
+            let mut control = Control::new(settings, self.facts, self.protocol, self.workforce);
+            let result = serve(&mut control).await;
+            control.stop();
+            result
+        });
+        for thread in self.threads {
+            // A worker that panicked has reported it and ended the loop above.
+            let _ = thread.join();
+        }
+        result?
+    }
+}

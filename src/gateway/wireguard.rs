@@ -1,0 +1,69 @@
+//! A tunnel that `wg` and `wg-quick` configure: what `ringway-wg` runs.
+
+use std::io;
+
+use super::RunError;
+use super::parts::{Identity, Parts};
+use crate::config::{Interface, Mtu, OffloadSwitches, PrivateKey, WireGuard, default_control_socket};
+use crate::control::server::Server;
+use crate::control::{self, ControlError, Facts};
+use crate::link;
+use crate::uapi;
+
+/// Makes the interface, down and without a key, and serves `wg`'s socket until the interface or the socket is removed,
+/// or SIGINT or SIGTERM comes. `ready` is called once the socket is there.
+///
+/// The UDP sockets belong to the network namespace that this is called in, wherever the interface is moved to.
+pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::Result<()>) -> Result<(), RunError> {
+    let interface = Interface {
+        name: options.name.clone(),
+        // Nobody knows it, and it says nothing.
+        private_key: PrivateKey::generate(|bytes| {
+            getrandom::fill(bytes).expect("the kernel's random source does not fail once it was seeded");
+        }),
+        listen_port: 0,
+        addresses: Vec::new(),
+        mtu: Mtu::Bytes(link::MTU_DEFAULT),
+        workers: options.workers,
+        io: options.io,
+        crypto: options.crypto,
+        fwmark: None,
+        control_socket: default_control_socket(&options.name),
+        offloads: OffloadSwitches::default(),
+        pin: true,
+    };
+    let parts = Parts::assemble(&interface)?;
+    let ifindex = parts.ifindex;
+    let identity = Identity {
+        private_key: None,
+        addresses: Vec::new(),
+        suite: options.suite,
+    };
+    parts.run(identity, async |control| {
+        let name = control.facts().name.clone();
+        link::prepare(ifindex, &name, link::MTU_DEFAULT).await?;
+        control.set_tun_mtu(link::MTU_DEFAULT)?;
+        let uapi = uapi::server::Server::bind(&uapi::server::path_of(&name)).await?;
+        // For `ringway status`; `wg` needs it not.
+        let status = Server::bind(&default_control_socket(&name)).await;
+        if let Err(error) = &status {
+            tracing::warn!(%error, "no control socket");
+        }
+        ready(control.facts())?;
+        let (orders_in, mut orders) = control::orders();
+        let answer_status = async {
+            match &status {
+                Ok(server) => server.serve(orders_in.clone()).await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = control.run(&mut orders) => match result {
+                Ok(()) | Err(ControlError::InterfaceRemoved) => Ok(()),
+                Err(error) => Err(error.into()),
+            },
+            () = uapi.serve(orders_in.clone()) => Ok(()),
+            () = answer_status => Ok(()),
+        }
+    })
+}

@@ -1,0 +1,330 @@
+//! The socket that `wg` connects to: any number of operations per connection, one connection per command of `wg`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixStream, unix::pipe};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use zeroize::Zeroizing;
+
+use super::parse::{Operation, SetRequest};
+use super::{UapiError, format};
+use crate::control::Order;
+use crate::control::changes::Changes;
+use crate::control::dump::Dump;
+use crate::control::socket::{SocketError, SocketFile};
+use crate::sys::tun;
+use crate::sys::watch::Watch;
+
+/// Where `wg` looks for sockets.
+const DIRECTORY: &str = "/var/run/wireguard";
+/// Bytes of a line: the longest key has 78.
+const LINE_LEN_MAX: usize = 4096;
+/// Bytes of one `set`: 100,000 peers with all that a peer can have.
+const SET_LEN_MAX: usize = 64 << 20;
+/// Clients that may be connected at once.
+const CLIENTS_MAX: usize = 32;
+
+/// The socket of the interface `name`.
+pub fn path_of(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{name}.sock"))
+}
+
+/// The socket, while its name is there.
+pub struct Server {
+    socket: SocketFile,
+    /// inotify's descriptor, which reads as a pipe does.
+    watch: pipe::Receiver,
+}
+
+impl Server {
+    /// Creates the socket at `path`.
+    pub async fn bind(path: &Path) -> Result<Server, SocketError> {
+        let socket = SocketFile::bind(path).await?;
+        let watch = Watch::new(path).and_then(|watch| pipe::Receiver::from_file_unchecked(watch.into()));
+        let watch = watch.map_err(|error| SocketError::Io(path.to_owned(), error))?;
+        Ok(Server { socket, watch })
+    }
+
+    /// Sends what clients want to `orders`, until the socket's name is removed.
+    pub async fn serve(&self, orders: mpsc::Sender<Order>) {
+        tokio::select! {
+            () = self.accept(orders) => {}
+            () = self.removed() => tracing::info!("{} was removed", self.socket.path().display()),
+        }
+    }
+
+    async fn removed(&self) {
+        while self.socket.is_in_place() {
+            // Without the watch the name would not be missed; that is no reason to end.
+            if self.watch.readable().await.is_err() {
+                return std::future::pending().await;
+            }
+            // What happened is of no interest, only that something did.
+            while self.watch.try_read(&mut [0; 1024]).is_ok_and(|len| len > 0) {}
+        }
+    }
+
+    async fn accept(&self, orders: mpsc::Sender<Order>) {
+        let seats = Arc::new(Semaphore::new(CLIENTS_MAX));
+        while let Ok(seat) = seats.clone().acquire_owned().await {
+            match self.socket.accept().await {
+                Ok(stream) => {
+                    let orders = orders.clone();
+                    tokio::task::spawn_local(async move {
+                        let _seat = seat;
+                        // A client that hangs up ends its own conversation only.
+                        let _ = converse(stream, &orders).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a client of wg's socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Answers operations until the client hangs up, or says what is none.
+async fn converse(stream: UnixStream, orders: &mpsc::Sender<Order>) -> io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut lines = Lines::new(BufReader::new(reader));
+    while let Some(line) = lines.next().await? {
+        match Operation::parse(line) {
+            None => {
+                tracing::debug!("a client of wg's socket asks for no known operation");
+                return Ok(());
+            }
+            Some(Operation::Get) => {
+                let answer = match lines.next().await? {
+                    None => return Ok(()),
+                    Some([]) => ask(orders, Order::Dump).await.map(|dump: Dump| format::dump(&dump)),
+                    Some(_) => Err(UapiError::invalid("get=1 is not followed by an empty line")),
+                };
+                if let Ok(text) = &answer {
+                    writer.write_all(text.as_bytes()).await?;
+                }
+                writer.write_all(status(&answer).as_bytes()).await?;
+            }
+            Some(Operation::Set) => {
+                let (result, ended) = match read_set(&mut lines).await? {
+                    Ok(changes) => (change(orders, changes).await, true),
+                    Err(error) => (Err(error), false),
+                };
+                writer.write_all(status(&result).as_bytes()).await?;
+                if !ended {
+                    // What else belongs to the refused operation.
+                    while lines.next().await?.is_some_and(|line| !line.is_empty()) {}
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads a `set` up to the empty line or the end of the stream. An outer error is the connection's.
+async fn read_set<R: tokio::io::AsyncRead + Unpin>(lines: &mut Lines<R>) -> io::Result<Result<Changes, UapiError>> {
+    let mut request = SetRequest::new(tun::index_of);
+    let mut len = 0;
+    while let Some(line) = lines.next().await?.filter(|line| !line.is_empty()) {
+        len += line.len();
+        let taken = if len <= SET_LEN_MAX {
+            request.line(line)
+        } else {
+            Err(UapiError {
+                errno: libc::E2BIG,
+                reason: format!("a set has at most {SET_LEN_MAX} bytes"),
+            })
+        };
+        if let Err(error) = taken {
+            return Ok(Err(error));
+        }
+    }
+    Ok(Ok(request.finish()))
+}
+
+async fn change(orders: &mpsc::Sender<Order>, changes: Changes) -> Result<(), UapiError> {
+    let result = ask(orders, |reply| Order::Change(changes, reply)).await?;
+    result.map_err(|error| UapiError {
+        errno: error.errno(),
+        reason: error.to_string(),
+    })
+}
+
+async fn ask<T>(orders: &mpsc::Sender<Order>, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, UapiError> {
+    let (reply, answer) = oneshot::channel();
+    if orders.send(order(reply)).await.is_ok()
+        && let Ok(answer) = answer.await
+    {
+        return Ok(answer);
+    }
+    Err(UapiError {
+        errno: libc::EIO,
+        reason: "the daemon is shutting down".into(),
+    })
+}
+
+fn status<T>(result: &Result<T, UapiError>) -> String {
+    if let Err(error) = result {
+        tracing::warn!("wg's socket: {error}");
+    }
+    format::errno(result.as_ref().err().map_or(0, |error| error.errno))
+}
+
+/// Lines of a stream, in a buffer that is wiped: they may hold keys.
+struct Lines<R> {
+    reader: BufReader<R>,
+    line: Zeroizing<Vec<u8>>,
+}
+
+impl<R: tokio::io::AsyncRead + Unpin> Lines<R> {
+    fn new(reader: BufReader<R>) -> Lines<R> {
+        Lines {
+            reader,
+            // It never grows, which would leave a copy behind.
+            line: Zeroizing::new(Vec::with_capacity(LINE_LEN_MAX + 1)),
+        }
+    }
+
+    /// The next line without its newline; `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// Those of the stream; `InvalidData` for a line that is too long.
+    async fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        self.line.clear();
+        let mut bounded = (&mut self.reader).take(LINE_LEN_MAX as u64 + 1);
+        if bounded.read_until(b'\n', &mut self.line).await? == 0 {
+            return Ok(None);
+        }
+        match self.line.split_last() {
+            Some((b'\n', line)) => Ok(Some(line)),
+            _ if self.line.len() > LINE_LEN_MAX => Err(io::ErrorKind::InvalidData.into()),
+            // The last line of the stream may do without.
+            _ => Ok(Some(&self.line)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PublicKey;
+
+    /// What comes back for `sent` on one connection, and the changes that were ordered.
+    fn exchange(sent: &[u8]) -> (String, Vec<Changes>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let (mut client, server) = UnixStream::pair().expect("a pair of sockets");
+            let (orders_in, mut orders) = crate::control::orders();
+            let control = async {
+                let mut seen = Vec::new();
+                while let Some(order) = orders.recv().await {
+                    match order {
+                        Order::Change(changes, reply) => {
+                            seen.push(changes);
+                            reply.send(Ok(())).expect("the client waits");
+                        }
+                        Order::Dump(reply) => {
+                            let dump = Dump {
+                                private_key: None,
+                                listen_port: 7,
+                                fwmark: 0,
+                                peers: Vec::new(),
+                            };
+                            reply.send(dump).expect("the client waits");
+                        }
+                        Order::Answer(..) => unreachable!("the other socket's"),
+                    }
+                }
+                seen
+            };
+            let client = async {
+                client.write_all(sent).await.expect("the server reads");
+                client.shutdown().await.expect("once");
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).await.expect("text");
+                answer
+            };
+            let conversation = async {
+                let ended = converse(server, &orders_in).await;
+                drop(orders_in);
+                ended
+            };
+            let (answer, seen, _) = tokio::join!(client, control, conversation);
+            (answer, seen)
+        })
+    }
+
+    #[test]
+    fn one_connection_carries_several_operations() {
+        let (answer, seen) = exchange(b"get=1\n\nset=1\nfwmark=5\n\nget=1\n\n");
+        assert_eq!(
+            answer,
+            "listen_port=7\nerrno=0\n\nerrno=0\n\nlisten_port=7\nerrno=0\n\n"
+        );
+        assert_eq!(seen.len(), 1);
+        assert_eq!(seen[0].fwmark, Some(5));
+    }
+
+    #[test]
+    fn a_set_with_a_wrong_line_changes_nothing_and_the_connection_goes_on() {
+        let (answer, seen) = exchange(b"set=1\nfwmark=5\nfwmark=x\nlisten_port=1\n\nset=1\nfwmark=6\n\n");
+        assert_eq!(answer, "errno=-22\n\nerrno=0\n\n");
+        assert_eq!(seen.iter().map(|changes| changes.fwmark).collect::<Vec<_>>(), [Some(6)]);
+        let (answer, _) = exchange(b"set=1\nnonsense\n\n");
+        assert_eq!(answer, format!("errno=-{}\n\n", libc::EPROTO));
+    }
+
+    #[test]
+    fn the_end_of_the_stream_ends_a_set_too() {
+        let key = "ab".repeat(32);
+        let (answer, seen) = exchange(format!("set=1\npublic_key={key}\nremove=true").as_bytes());
+        assert_eq!(answer, "errno=0\n\n");
+        assert_eq!(seen[0].peers[0].public_key, PublicKey([0xab; 32]));
+        assert!(seen[0].peers[0].remove);
+    }
+
+    #[test]
+    fn what_is_no_operation_ends_the_conversation() {
+        for sent in ["", "\n", "hello\n", "get=2\n\nget=1\n\n", "get=1\n", "get"] {
+            assert_eq!(exchange(sent.as_bytes()), (String::new(), Vec::new()), "{sent:?}");
+        }
+        assert_eq!(exchange(b"get=1\nx\n").0, "errno=-22\n\n");
+    }
+
+    #[test]
+    fn endless_lines_end_the_conversation() {
+        assert_eq!(exchange(&vec![b'a'; LINE_LEN_MAX + 2]).0, "");
+        let sent = [b"set=1\nfwmark=".as_slice(), &vec![b'0'; LINE_LEN_MAX + 2]].concat();
+        assert_eq!(exchange(&sent), (String::new(), Vec::new()));
+        let longest = [b"set=1\nfwmark=".as_slice(), &vec![b'0'; LINE_LEN_MAX - 7], b"\n\n"].concat();
+        assert_eq!(exchange(&longest).0, "errno=0\n\n");
+    }
+
+    #[test]
+    fn the_server_ends_when_its_socket_is_removed() {
+        let path = std::env::temp_dir().join(format!("ringway-uapi-{}.sock", std::process::id()));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let server = Server::bind(&path).await.expect("a socket");
+            let (orders, _orders) = crate::control::orders();
+            let serving = server.serve(orders);
+            tokio::pin!(serving);
+            let early = tokio::time::timeout(Duration::from_millis(50), &mut serving).await;
+            assert!(early.is_err(), "it is still there");
+            std::fs::remove_file(&path).expect("it is there");
+            let ended = tokio::time::timeout(Duration::from_secs(5), serving).await;
+            assert!(ended.is_ok());
+        });
+    }
+}
