@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lab import process
 from lab.netns import UNDERLAY_V4
+from lab.process import Failed
 from lab.tunnels import OVERHEAD, Tunnel
 
 _PORT = 1194
@@ -17,6 +18,8 @@ class Openvpn(Tunnel):
     binary = "openvpn"
 
     def _start(self) -> None:
+        if self.shape.idle_peers:
+            raise Failed("openvpn: point to point has one peer")
         directory = self.lab.scratch(self.key)
         fingerprints = [self._certificate(directory, end.name) for end in self.lab.ends]
         for me, end in enumerate(self.lab.ends):
