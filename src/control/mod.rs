@@ -41,6 +41,8 @@ use crate::worker::mailbox::{Command, Reports, WorkerGone, WorkerPort};
 
 /// How often the workers' tallies are read for the protocol's timers, whose shortest period is 5 s.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+/// Reports taken before anything else gets its turn again.
+const REPORTS_PER_TURN: usize = 256;
 /// Handshakes taken before anything else gets its turn again.
 const HANDSHAKES_PER_TURN: usize = 32;
 /// Orders that may wait for the loop.
@@ -362,6 +364,7 @@ impl Control {
                 } => {
                     tracing::info!(peer = %self.peers.name(peer), ?suite, initiator, remote_lanes, "handshake done");
                     self.peers.handshake_done(peer, suite, remote_lanes, SystemTime::now());
+                    self.next_sample.get_or_insert(worker::time_now() + SAMPLE_INTERVAL);
                 }
             }
         }
@@ -383,7 +386,12 @@ impl Control {
     }
 
     fn take_reports(&mut self) {
-        while let Ok(report) = self.reports.reports.try_recv() {
+        // More may wait than one turn takes.
+        let mut more = self.reports.reports.len() > REPORTS_PER_TURN;
+        for _ in 0..REPORTS_PER_TURN {
+            let Ok(report) = self.reports.reports.try_recv() else {
+                break;
+            };
             let now = self.now();
             match report {
                 Report::WantSession(peer) => self.device.want_session(peer, now),
@@ -395,21 +403,23 @@ impl Control {
                 }
                 Report::PathTooSmall(peer) => self.path_too_small(peer, now.mono),
                 Report::Rtt(peer, rtt) => self.peers.record_rtt(peer, rtt),
-                Report::Goodbye(peer) => tracing::info!(peer = %self.peers.name(peer), "peer goes down"),
+                Report::Goodbye(peer) => tracing::debug!(peer = %self.peers.name(peer), "peer goes down"),
                 Report::Handshake { .. } => {}
             }
         }
+        more |= self.reports.handshakes.len() > HANDSHAKES_PER_TURN;
         for _ in 0..HANDSHAKES_PER_TURN {
             let Ok((_, Report::Handshake { from, datagram })) = self.reports.handshakes.try_recv() else {
-                return;
+                break;
             };
             let now = self.now();
             if let Err(rejected) = self.device.handle_datagram(now, from, &datagram) {
                 self.count(rejected.into());
             }
         }
-        // More may wait than one turn takes.
-        self.reports.news.notify_one();
+        if more {
+            self.reports.news.notify_one();
+        }
     }
 
     fn count(&mut self, reason: Drop) {
@@ -445,7 +455,7 @@ impl Control {
         if !self.peers.may_ask_path_mtu(peer, now, PATH_MTU_INTERVAL) {
             return;
         }
-        match udp::path_mtu(remote) {
+        match udp::path_mtu(remote, self.udp_options.mark) {
             Ok(outer) => {
                 let mtu = inner_mtu(outer, &remote);
                 tracing::info!(peer = %self.peers.name(peer), outer, inner = mtu, "the path to the peer is smaller");

@@ -44,8 +44,13 @@ impl SocketFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
             Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
-            Ok(_) if UnixStream::connect(path).await.is_ok() => return Err(SocketError::InUse(path.to_owned())),
-            Ok(_) => std::fs::remove_file(path).map_err(failed)?,
+            Ok(_) => match UnixStream::connect(path).await {
+                // Nobody listens: a dead daemon's.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path).map_err(failed)?;
+                }
+                _ => return Err(SocketError::InUse(path.to_owned())),
+            },
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
         let socket = SocketFile {

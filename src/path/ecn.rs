@@ -1,6 +1,7 @@
 //! Explicit congestion notification across the tunnel, RFC 6040 normal mode. DSCP stays inside, as in WireGuard.
 
 use crate::wire::checksum::Sum;
+use crate::wire::get_u16;
 
 const ECN_MASK: u8 = 0b11;
 const NOT_ECT: u8 = 0b00;
@@ -40,10 +41,15 @@ fn set_ecn(packet: &mut [u8], ecn: u8) {
         packet[1] = packet[1] & !(ECN_MASK << 4) | ecn << 4;
         return;
     }
+    let before = get_u16(packet, 0);
     packet[1] = packet[1] & !ECN_MASK | ecn;
-    let header_len = usize::from(packet[0] & 0x0f) * 4;
-    packet[10..12].fill(0);
-    let checksum = Sum::of(&packet[..header_len]).checksum();
+    // RFC 1624, equation 3: a header that was damaged stays so.
+    let old_sum = get_u16(packet, 10);
+    let checksum = Sum::ZERO
+        .word(!old_sum)
+        .word(!before)
+        .word(get_u16(packet, 0))
+        .checksum();
     packet[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 

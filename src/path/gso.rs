@@ -42,16 +42,16 @@ pub struct Batch<S> {
 }
 
 impl<S> Batch<S> {
-    fn is_for(&self, peer: PeerId, to: &Endpoint, tos: u8) -> bool {
-        self.peer == peer && self.tos == tos && self.to == *to
+    fn is_for(&self, peer: PeerId, to: &Endpoint) -> bool {
+        self.peer == peer && self.to == *to
     }
 
     /// Whether a datagram of `len` bytes may follow.
-    fn can_append(&self, len: usize, segments_max: u32) -> bool {
+    fn can_append(&self, len: usize, tos: u8, segments_max: u32) -> bool {
         let is_ongoing = self.len == self.segment * self.count as usize;
         let fits_segment = len <= self.segment;
         let fits_send = self.count < segments_max && self.len + len <= SEND_LEN_MAX;
-        self.count == 0 || is_ongoing && fits_segment && fits_send
+        self.count == 0 || self.tos == tos && is_ongoing && fits_segment && fits_send
     }
 
     /// How many datagrams of `len` bytes may follow, given that one may.
@@ -88,7 +88,11 @@ impl<S: AsMut<[u8]>> Batches<S> {
         }
     }
 
-    /// A place for datagrams of `len` bytes each, at least one and at most `count`; `None` when no send slot is free.
+    /// A place for datagrams of `len` bytes each, at least one and at most `count`; `None` when no send slot is free. A
+    /// peer has one batch under construction, whatever its datagrams' traffic classes, so that none overtakes another.
+    ///
+    /// # Panics
+    /// When `len` exceeds [`SEND_LEN_MAX`].
     pub fn reserve<'a>(
         &'a mut self,
         peer: PeerId,
@@ -98,8 +102,9 @@ impl<S: AsMut<[u8]>> Batches<S> {
         count: usize,
         slots: &mut impl Slots<Slot = S>,
     ) -> Option<Reserved<'a, S>> {
-        let at = match self.open.iter().position(|batch| batch.is_for(peer, to, tos)) {
-            Some(at) if self.open[at].can_append(len, self.segments_max) => at,
+        assert!(len <= SEND_LEN_MAX, "a datagram that UDP carries");
+        let at = match self.open.iter().position(|batch| batch.is_for(peer, to)) {
+            Some(at) if self.open[at].can_append(len, tos, self.segments_max) => at,
             found => {
                 let slot = slots.acquire()?;
                 // The peer's full batch, or the one begun first: its order among the peer's batches must hold.
@@ -121,7 +126,9 @@ impl<S: AsMut<[u8]>> Batches<S> {
         };
         let batch = &mut self.open[at];
         if batch.count == 0 {
-            batch.segment = len; // An earlier reservation of another size may have been rolled back.
+            // An earlier reservation of another size may have been rolled back.
+            batch.segment = len;
+            batch.tos = tos;
         }
         let count = batch.room(len, self.segments_max).min(count.max(1));
         Some(Reserved { batch, len, count })

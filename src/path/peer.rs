@@ -24,6 +24,10 @@ pub(super) struct PeerPath {
     pub(super) pending: Pending,
     pub(super) session_wanted: Option<Time>,
     pub(super) told_too_big: Option<Time>,
+    /// When the echo was sent that has not been answered.
+    pub(super) echo: Option<Time>,
+    /// The peer has said that it goes down; once per session.
+    pub(super) said_goodbye: bool,
     shared: Arc<NewPeer>,
     worker: usize,
 }
@@ -39,6 +43,8 @@ impl PeerPath {
             pending: Pending::default(),
             session_wanted: None,
             told_too_big: None,
+            echo: None,
+            said_goodbye: false,
             shared,
             worker: usize::from(worker),
         }

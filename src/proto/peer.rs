@@ -278,7 +278,9 @@ impl Peer {
     fn send_keepalive(&mut self, context: &mut Context, now: Now) {
         match self.slots.usable(now.mono) {
             Some(_) => context.actions.push_back(Action::SendKeepalive { peer: self.id }),
-            None => self.want_session(context, now),
+            None if self.endpoint.is_some() => self.want_session(context, now),
+            // Nobody knows where it is: it has to speak first.
+            None => {}
         }
     }
 }

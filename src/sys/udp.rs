@@ -199,18 +199,22 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// The MTU of the path to `remote` as far as the kernel knows it: the route's, or what ICMP taught. Bytes of a whole IP
+/// The MTU of the path to `remote` for packets with `mark` (0: none), as far as the kernel knows it: the route's, or what
+/// ICMP taught. Bytes of a whole IP
 /// packet.
 ///
 /// # Errors
 /// `ENETUNREACH`, `EHOSTUNREACH`: no route. What connect(2) says.
-pub fn path_mtu(remote: SocketAddr) -> io::Result<u32> {
+pub fn path_mtu(remote: SocketAddr, mark: u32) -> io::Result<u32> {
     let any: IpAddr = if remote.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {
         Ipv6Addr::UNSPECIFIED.into()
     };
     let socket = std::net::UdpSocket::bind((any, 0))?;
+    if mark != 0 {
+        option::set(socket.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &mark.cast_signed())?;
+    }
     socket.connect(remote)?;
     let (level, name) = match remote {
         SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU),

@@ -2,8 +2,8 @@
 //!
 //! A pass has visible phases:
 //! 1. *submit and wait*: one kernel entry submits what the last pass queued and returns with what completed;
-//! 2. *reap*: each completion goes through the data path, which queues batches and groups;
-//! 3. *mailbox*: commands, and datagrams of other workers' sockets;
+//! 2. *mailbox*: commands, and datagrams of other workers' sockets;
+//! 3. *reap*: each completion goes through the data path, which queues batches and groups;
 //! 4. *flush*: batches become sends, groups become TUN writes, reports and hand-overs leave.
 //!
 //! The clocks are read once per pass.
@@ -38,6 +38,11 @@ const SMALL_PACKETS_WAIT: Wait = Wait::Batch {
     window: Duration::from_micros(50),
     timeout: None,
 };
+/// Hand-overs taken in one pass, each at most a receive buffer, so that strangers' mis-steered datagrams do not stop
+/// the worker's own.
+const HANDOVERS_PER_PASS: usize = 16;
+/// How soon a report is tried again that found its channel full.
+const REPORT_RETRY: Duration = Duration::from_millis(1);
 /// Commands taken in one pass, so that a long list of them does not stop the packets.
 const COMMANDS_PER_PASS: usize = 64;
 
@@ -93,19 +98,22 @@ impl<E: Engine> Worker<E> {
             self.engine.turn(self.wait, &mut events)?;
             self.counters.loops.add(1);
             let now = time_now();
-            let woken = self.reap(now, &mut events);
-            if woken && let Turn::Stop = self.mailbox(now)? {
+            // Keys before the datagrams that are sealed with them.
+            if events.iter().any(|event| matches!(event, Event::Woken))
+                && let Turn::Stop = self.mailbox(now)?
+            {
                 self.flush(now);
                 return self.engine.turn(Wait::Now, &mut events);
             }
+            self.reap(now, &mut events);
             self.flush(now);
         }
     }
 
-    /// Sends every completion through the data path; true when the mailbox has something.
-    fn reap(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
+    /// Sends every completion through the data path.
+    fn reap(&mut self, now: Time, events: &mut Vec<Event>) {
         let unix_ns = clock::unix_ns();
-        let (completions, mut bytes, mut woken) = (events.len(), 0, false);
+        let (completions, mut bytes) = (events.len(), 0);
         for event in events.drain(..) {
             match event {
                 Event::Tun(buffer) => {
@@ -121,12 +129,12 @@ impl<E: Engine> Worker<E> {
                 }
                 Event::Written { group, result } => self.written(unix_ns, group, result),
                 Event::Sent(sent) => self.sent(&sent),
-                Event::Woken => woken = true,
+                // The mailbox has been looked into.
+                Event::Woken => {}
             }
         }
         let small = completions >= BUSY_EVENTS_MIN && bytes < completions * SMALL_EVENT_BYTES;
         self.wait = if small { SMALL_PACKETS_WAIT } else { Wait::Block };
-        woken
     }
 
     fn written(&mut self, unix_ns: u64, group: Group, result: Result<(), i32>) {
@@ -165,8 +173,11 @@ impl<E: Engine> Worker<E> {
     }
 
     fn mailbox(&mut self, now: Time) -> io::Result<Turn> {
-        while let Ok(mut handover) = self.mailbox.handovers.try_recv() {
+        for mut handover in self.mailbox.handovers.try_iter().take(HANDOVERS_PER_PASS) {
             self.forwarder.handed_over(now, &mut handover, &mut self.slots);
+        }
+        if !self.mailbox.handovers.is_empty() {
+            self.mailbox.ring_self(self.number);
         }
         for _ in 0..COMMANDS_PER_PASS {
             match self.mailbox.commands.try_recv() {
@@ -266,14 +277,25 @@ impl<E: Engine> Worker<E> {
             return;
         }
         self.unsent.append(&mut self.forwarder.reports);
-        let mut refused = Vec::new();
+        let mut refused: Vec<Report> = Vec::new();
         for report in self.unsent.drain(..) {
             match self.mailbox.report(self.number, report) {
                 Ok(()) => {}
                 Err(Report::Handshake { .. }) => self.counters.dropped(Drop::HandshakeQueueFull, 1),
-                // Bounded: each of these is reported once per change, never per packet.
-                Err(report) => refused.push(report),
+                // Only these two may not be lost, and of a peer only the latest of each counts: so this is bounded.
+                Err(report @ (Report::Confirmed(..) | Report::Roamed(..))) => {
+                    let is_older = |other: &Report| {
+                        std::mem::discriminant(other) == std::mem::discriminant(&report)
+                            && other.peer() == report.peer()
+                    };
+                    refused.retain(|other| !is_older(other));
+                    refused.push(report);
+                }
+                Err(_) => {}
             }
+        }
+        if !refused.is_empty() {
+            self.wait = Wait::For(REPORT_RETRY);
         }
         self.unsent = refused;
         self.mailbox.wake_control();

@@ -262,7 +262,9 @@ fn remove_leftovers() {
 fn remove_namespace(name: &str) {
     let pids = finish(Command::new("ip").args(["netns", "pids", name])).unwrap_or_default();
     for pid in pids.split_whitespace() {
-        let _ = finish(Command::new("kill").args(["-KILL", pid]));
+        if let Ok(pid) = pid.parse() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
     }
     let _ = finish(Command::new("ip").args(["netns", "delete", name]));
 }

@@ -43,6 +43,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
+        peer.said_goodbye = false;
         if sending {
             peer.current = seal;
             peer.session_wanted = None;

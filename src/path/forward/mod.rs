@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use crate::path::coalesce::{Coalescer, Group};
 use crate::path::drops::Drop;
-use crate::path::gso::{Batches, Slots};
+use crate::path::gso::{Batches, SEND_LEN_MAX, Slots};
 use crate::path::peer::PeerPath;
 use crate::path::peers::PeerTable;
 use crate::path::report::{Handover, Received, Report};
@@ -53,8 +53,6 @@ const TOO_BIG_INTERVAL: Duration = Duration::from_millis(1);
 const IPV6_MTU_MIN: usize = 1280;
 /// WireGuard pads plaintexts to multiples of 16 bytes (WireGuard paper, section 5.4.6).
 const WIREGUARD_PADDING: usize = 16;
-/// An echo that comes back later than this tells nothing about the path.
-const ECHO_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// One worker's data path.
 pub struct Forwarder<S> {
@@ -178,21 +176,27 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             Suite::WireGuard => Checksums::Complete,
         };
         let mut segments = Segments::parse(frame, checksums).map_err(one)?;
+        if DATA_OVERHEAD + segments.largest() > SEND_LEN_MAX {
+            return Err((Drop::TooBig, segments.remaining() as u64));
+        }
+        self.counters.tun_read_packets.add(segments.remaining() as u64);
         if segments.largest() > peer.mtu {
             let last_told = &mut peer.told_too_big;
             self.groups
                 .extend(too_big_error(now, ip, segments.largest(), peer.mtu, last_told));
         }
         let tos = ecn::encapsulate(ip.traffic_class());
-        let (mut packets, mut bytes) = (0, 0);
+        let padded_max = self.tun_mtu.min(peer.mtu).min(SEND_LEN_MAX - DATA_OVERHEAD);
+        let (mut packets, mut bytes, mut inner_bytes) = (0, 0, 0);
         let mut refused = None;
         while let Some(len) = segments.next_len() {
             let padding = match suite {
                 Suite::Native => 0,
-                Suite::WireGuard => len.next_multiple_of(WIREGUARD_PADDING).min(self.tun_mtu.max(len)) - len,
+                Suite::WireGuard => len.next_multiple_of(WIREGUARD_PADDING).min(padded_max.max(len)) - len,
             };
             let datagram_len = DATA_OVERHEAD + len + padding;
-            let equal = segments.equal();
+            // What the path does not carry whole goes alone: the kernel fragments single datagrams, and refuses runs.
+            let equal = if len + padding > peer.mtu { 1 } else { segments.equal() };
             let Some(mut place) = self.batches.reserve(id, &endpoint, tos, datagram_len, equal, slots) else {
                 refused = Some((Drop::NoSendSlot, segments.remaining() as u64));
                 break;
@@ -212,6 +216,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             }
             packets += place.count() as u64;
             bytes += (place.count() * datagram_len) as u64;
+            inner_bytes += (place.count() * len) as u64;
             place.commit();
         }
         if seal.wants_rekey(now) {
@@ -221,7 +226,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             peer.count_sent(now, packets, bytes);
             peer.cell().last_data_sent_ns.set(now.as_nanos());
             self.counters.packets_out.add(packets);
-            self.counters.bytes_out.add(bytes - packets * DATA_OVERHEAD as u64);
+            self.counters.bytes_out.add(inner_bytes);
         }
         refused.map_or(Ok(()), Err)
     }
@@ -371,6 +376,9 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         if plaintext[0] >> 4 == 0 && header.kind == NATIVE_DATA {
             return self.control_message(now, id, plaintext, slots);
         }
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.cell().last_data_received_ns.set(now.as_nanos());
+        }
         let ip = Ip::parse(plaintext).ok_or(Drop::BadInner)?;
         if self.routes.lookup(ip.source()) != Some(id) {
             return Err(Drop::BadSource);
@@ -380,9 +388,6 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let packet = &mut plaintext[..len];
         if !ecn::decapsulate(received.tos, packet) {
             return Err(Drop::CongestionUnmarkable);
-        }
-        if let Some(peer) = self.peers.get_mut(id) {
-            peer.cell().last_data_received_ns.set(now.as_nanos());
         }
         self.counters.packets_in.add(1);
         self.counters.bytes_in.add(len as u64);
@@ -414,12 +419,24 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         match Control::parse(plaintext).ok_or(Drop::BadInner)? {
             Control::EchoRequest(token) => self.send_control(now, id, Control::EchoReply(token), slots),
             Control::EchoReply(token) => {
-                let age = now - Time::from_nanos(token);
-                if Time::from_nanos(token) <= now && age < ECHO_AGE_MAX {
-                    self.reports.push(Report::Rtt(id, age));
+                // One answer per question, whatever the peer sends.
+                let asked = self
+                    .peers
+                    .get_mut(id)
+                    .and_then(|peer| peer.echo.take_if(|sent| sent.as_nanos() == token));
+                if let Some(asked) = asked {
+                    self.reports.push(Report::Rtt(id, now - asked));
                 }
             }
-            Control::Goodbye => self.reports.push(Report::Goodbye(id)),
+            Control::Goodbye => {
+                if self
+                    .peers
+                    .get_mut(id)
+                    .is_some_and(|peer| !std::mem::replace(&mut peer.said_goodbye, true))
+                {
+                    self.reports.push(Report::Goodbye(id));
+                }
+            }
             Control::Unknown(_) => {}
         }
         Ok(())
@@ -427,6 +444,9 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
 
     /// Asks the peer for an echo, from which its answer tells the round-trip time. WireGuard peers know none.
     pub fn send_echo(&mut self, now: Time, id: PeerId, slots: &mut impl Slots<Slot = S>) {
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.echo = Some(now);
+        }
         self.send_control(now, id, Control::EchoRequest(now.as_nanos()), slots);
     }
 
@@ -482,6 +502,10 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             return;
         }
         place.commit();
+        // An idle tunnel's keepalives keep its keys fresh too, as in WireGuard.
+        if seal.wants_rekey(now) {
+            want_session(peer, id, now, &mut self.reports);
+        }
         peer.count_sent(now, 1, (DATA_OVERHEAD + len) as u64);
     }
 

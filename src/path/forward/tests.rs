@@ -638,3 +638,84 @@ fn traffic_outlives_many_rekeys() {
         assert_eq!(pair.drops(0).drops.len() + pair.drops(1).drops.len(), 0);
     }
 }
+
+#[test]
+fn congestion_marks_do_not_reorder_a_flow() {
+    let mut pair = connected(SuiteChoice::Native, [1, 1]);
+    let (now, mut expected) = (pair.now, Vec::new());
+    for (number, ecn) in [2, 3, 2, 0, 2].into_iter().enumerate() {
+        let sample = Sample {
+            traffic_class: ecn,
+            ..Sample::tcp(false, number as u32 * 100, vec![number as u8; 100])
+        };
+        let host = &mut pair.hosts[0];
+        host.workers[0].outbound(now.mono, &sample.frame(0).tap(plain), &mut host.memory);
+        expected.push(sample.payload);
+    }
+    pair.settle(&mut |_| {});
+    let arrived: Vec<_> = pair.hosts[1]
+        .tun
+        .iter()
+        .map(|packet| packet[packet.len() - 100..].to_vec())
+        .collect();
+    assert_eq!(arrived, expected);
+}
+
+#[test]
+fn a_packet_that_no_datagram_holds_is_dropped() {
+    for suite in SUITES {
+        let mut pair = connected(suite, [1, 1]);
+        pair.hosts[0].workers[0].set_tun_mtu(65_535);
+        for (payload, arrives) in [(65_507 - 32 - 28, true), (65_507 - 32 - 28 + 1, false), (65_507, false)] {
+            let sample = Sample::udp(false, vec![9; payload]);
+            pair.send(0, 0, &sample.frame(0).tap(plain), &mut |_| {});
+            assert_eq!(pair.hosts[1].tun.pop().is_some(), arrives, "{suite:?} {payload}");
+        }
+        assert_eq!(pair.drops(0).drops.get(Drop::TooBig.name()), Some(&2));
+    }
+}
+
+#[test]
+fn padding_stays_within_what_the_path_carries() {
+    let mut pair = connected(SuiteChoice::WireGuard, [1, 1]);
+    let (peer, now) = (pair.hosts[0].peer, pair.now);
+    let host = &mut pair.hosts[0];
+    host.workers[0].set_path_mtu(peer, 1220);
+    let sample = Sample::udp(false, vec![1; 1220 - 28]);
+    host.workers[0].outbound(now.mono, &sample.frame(0).tap(plain), &mut host.memory);
+    let batch = host.workers[0].batches.drain().next().expect("one batch");
+    assert_eq!(batch.len, 1220 + DATA_OVERHEAD);
+}
+
+#[test]
+fn what_a_peer_repeats_is_reported_once() {
+    let mut pair = connected(SuiteChoice::Native, [1, 1]);
+    let (peer, now, from) = (pair.hosts[1].peer, pair.now, pair.hosts[1].address);
+    for _ in 0..100 {
+        let host = &mut pair.hosts[1];
+        host.workers[0].send_goodbye(now.mono, peer, &mut host.memory);
+        for (socket, datagram) in host.drain(now) {
+            pair.hosts[0].receive(now, from, socket, datagram);
+        }
+    }
+    let goodbyes = pair.hosts[0].workers[0]
+        .reports
+        .iter()
+        .filter(|report| matches!(report, Report::Goodbye(_)));
+    assert_eq!(goodbyes.count(), 1);
+}
+
+#[test]
+fn keepalives_of_an_old_session_ask_for_a_new_one() {
+    let mut pair = connected(SuiteChoice::WireGuard, [1, 1]);
+    let peer = pair.hosts[0].peer;
+    let later = Time::from_nanos(pair.now.mono.as_nanos() + 125_000_000_000);
+    let host = &mut pair.hosts[0];
+    host.workers[0].send_keepalive(later, peer, &mut host.memory);
+    assert!(
+        host.workers[0]
+            .reports
+            .iter()
+            .any(|report| matches!(report, Report::WantSession(_)))
+    );
+}

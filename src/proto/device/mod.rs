@@ -165,6 +165,8 @@ impl Device {
             identity.insert(peer.public_key, peer.id);
             peer.cancel_attempt(&mut self.context);
             peer.retire(&mut self.context, |_| true);
+            // The new key's first handshake need not wait for the pace of the old one's.
+            peer.handshake_sent = None;
         }
         self.context.identity = identity;
     }
