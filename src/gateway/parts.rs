@@ -135,6 +135,11 @@ impl Parts {
         })
     }
 
+    /// What the control thread runs on.
+    pub(super) fn runtime(&self) -> Runtime {
+        self.runtime
+    }
+
     /// Runs `serve` on the control thread, which is the calling one, and takes everything down when it ends.
     pub(super) fn run(
         self,
