@@ -54,8 +54,8 @@ pub(super) struct Busy {
 }
 
 impl Peers {
-    pub(super) fn insert(&mut self, id: PeerId, peer: Peer) -> &mut Peer {
-        self.0.entry(id).insert_entry(peer).into_mut()
+    pub(super) fn insert(&mut self, id: PeerId, peer: Peer) {
+        self.0.insert(id, peer);
     }
 
     pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
