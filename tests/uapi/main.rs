@@ -308,7 +308,7 @@ fn allowed_ips_move_from_peer_to_peer_and_go_when_asked() {
     let hex = hex_of(b);
     let answer = a.exchange(&format!("set=1\npublic_key={hex}\nallowed_ip=-10.78.0.0/24\n\n"));
     assert_eq!(answer, "errno=0\n\n");
-    assert_eq!(a.allowed_ips(b), [own.clone()]);
+    assert_eq!(a.allowed_ips(b), vec![own.clone()]);
     // It is not this peer's, so nothing happens.
     let answer = a.exchange(&format!("set=1\npublic_key={}\nallowed_ip=-{own}\n\n", hex_of(&other)));
     assert_eq!(answer, "errno=0\n\n");
