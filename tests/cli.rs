@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -349,6 +349,10 @@ fn latency_asks_for_a_name_where_several_run_and_writes_histogram_logs() {
         "{log}"
     );
 
+    // A child of another test may still hold the listener between its fork and its exec.
+    while UnixStream::connect(scratch.path("rw0.sock")).is_ok() {
+        std::thread::yield_now();
+    }
     let _others = ["rw1", "rw2"].map(|name| UnixListener::bind(scratch.path(&format!("{name}.sock"))).unwrap());
     let expected = "ringway: several tunnels run; name one of: rw1, rw2\n";
     assert_ends(&ringway(&["latency", &directory]), 2, "", expected);

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+#[path = "fuzz/checks/aead.rs"]
+mod aead;
 #[path = "fuzz/checks/peer.rs"]
 mod peer;
 #[path = "fuzz/checks/segment_coalesce.rs"]
@@ -39,4 +41,9 @@ fn segment_coalesce_holds_over_its_corpus() {
 #[test]
 fn peer_holds_over_its_corpus() {
     run("peer", peer::check);
+}
+
+#[test]
+fn aead_holds_over_its_corpus() {
+    run("aead", aead::check);
 }

@@ -139,6 +139,8 @@ def _drawing() -> str:
 
 
 def _write(result: dict, options: argparse.Namespace) -> None:
+    for path in filter(None, (options.json, options.picture)):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     for path in filter(None, (f"{options.output}/report.json", options.json)):
         report.write_json(result, path)
     for path in filter(None, (f"{options.output}/throughput.svg", options.picture)):

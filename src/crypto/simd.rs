@@ -188,6 +188,20 @@ pub(super) fn store_u64(words: &mut [u64; 8], vector: __m512i) {
 }
 
 #[cfg(test)]
+impl Avx512 {
+    /// [`chachapoly512::poly1305_in_lanes`].
+    pub(super) fn poly1305_in_lanes(
+        self,
+        a: &[[u64; 3]; 8],
+        b: &[[u64; 3]; 8],
+        pads: &[u128; 8],
+    ) -> ([[u64; 3]; 8], [u128; 8]) {
+        // SAFETY: the function needs avx512bw, avx512ifma, avx512vbmi2 and bmi2, which `self` proves.
+        unsafe { chachapoly512::poly1305_in_lanes(a, b, pads) }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -32,7 +32,7 @@ impl<W: io::Write> HistogramLog<W> {
         // The version has to be the first line. With a base time, intervals are relative to it in every reader.
         IntervalLogWriterBuilder::new()
             .add_comment("[Histogram log format version 1.3]")
-            .add_comment("[ringway; times in nanoseconds, batch_size in packets]")
+            .add_comment("[ringway; times in nanoseconds, send_batch in packets]")
             .with_start_time(base)
             .with_base_time(base)
             .begin_log_with(&mut out, &mut serializer)?;
@@ -210,7 +210,7 @@ mod tests {
                 .decode()
                 .expect_err("far above a batch size")
                 .to_string()
-                .contains("batch_size")
+                .contains("send_batch")
         );
     }
 }

@@ -2,9 +2,13 @@
 //!
 //! *Columns*: word `w` of 16 blocks in vector `w`. No instruction of the rounds but the cipher's own, and the blocks
 //! need not be related: each has a counter and a nonce of its own. *Rows*: a row of the 4x4 state of 4 blocks in one
-//! vector; six shuffles per double round, but a quarter of the registers. An operation takes two cycles and four can
-//! begin in each, so sets of blocks are worked on in pairs: [`columns_pair`] fills the 32 registers exactly and
+//! vector; six shuffles per double round, but a quarter of the registers. On Zen 5 an operation takes two cycles and four
+//! can begin in each, so sets of blocks are worked on in pairs: [`columns_pair`] fills the 32 registers exactly and
 //! [`columns_and_rows`] makes the 24 blocks that a record of a usual MTU needs.
+//!
+//! Authenticating in the gaps of these rounds was slower than afterwards: with every register taken, sums would live in
+//! memory. So was the one-time key's block on the integer units beside them.
+
 use std::arch::x86_64::*;
 
 /// "expand 32-byte k", little-endian.
@@ -22,8 +26,8 @@ struct State<const N: usize> {
     d: [__m512i; N],
 }
 
-/// Ten double rounds of every state named, step by step in turn so that they hide each other's latency. `$diagonal`
-/// and `$column` turn the rows between rounds.
+/// Ten double rounds of every state named, step by step in turn so that they hide each other's latency. `$turn` brings
+/// the diagonals into the columns and back.
 macro_rules! rounds {
     ($($state:ident: $turn:ident),+) => {
         for _ in 0..10 {
@@ -59,7 +63,7 @@ pub(super) fn columns(key: &Key, counters: __m512i, nonces: &[__m512i; 3], strea
     blocks_of_columns(state, initial_columns(key, counters, nonces), stream);
 }
 
-/// [`columns`] for two sets of 16 blocks with the same nonces, at the price of 20 blocks.
+/// [`columns`] for two sets of 16 blocks with the same nonces, which take a quarter longer than one.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub(super) fn columns_pair(key: &Key, counters: [__m512i; 2], nonces: &[__m512i; 3], stream: &mut [Stream; 2]) {

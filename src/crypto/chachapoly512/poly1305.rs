@@ -242,3 +242,126 @@ pub(super) fn finish(h: Limbs, pad: u128) -> u128 {
     let h = select(h0, g0 & LOW_44) | select(h1, g1 & LOW_44) << 44 | select(h2, g2) << 88;
     h.wrapping_add(pad)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::array;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::crypto::simd::{Avx512, load_u64, store_u64};
+
+    /// A number below 2^131 as `.1` * 2^128 + `.0`.
+    type Number = (u128, u8);
+
+    const P: Number = (u128::MAX - 4, 3);
+
+    fn add(a: Number, b: Number) -> Number {
+        let (low, carry) = a.0.overflowing_add(b.0);
+        let sum = (low, a.1 + b.1 + u8::from(carry));
+        if (sum.1, sum.0) < (P.1, P.0) {
+            return sum;
+        }
+        let (low, borrow) = sum.0.overflowing_sub(P.0);
+        (low, sum.1 - P.1 - u8::from(borrow))
+    }
+
+    fn shift(a: Number, by: u32) -> Number {
+        (0..by).fold(a, |a, _| add(a, a))
+    }
+
+    fn product(a: Number, b: Number) -> Number {
+        let bit = |at: u32| {
+            if at < 128 {
+                b.0 >> at & 1 == 1
+            } else {
+                b.1 >> (at - 128) & 1 == 1
+            }
+        };
+        (0..131).rev().fold((0, 0), |sum, at| {
+            let doubled = add(sum, sum);
+            if bit(at) { add(doubled, a) } else { doubled }
+        })
+    }
+
+    fn number(limbs: Limbs) -> Number {
+        let [low, middle, high] = limbs.map(|limb| (u128::from(limb), 0));
+        add(add(low, shift(middle, 44)), shift(high, 88))
+    }
+
+    /// Limbs as they may occur, mostly at the edges.
+    fn any_limbs() -> impl Strategy<Value = Limbs> {
+        const MOST: u64 = 1 << 45;
+        let limb = prop_oneof![
+            Just(0),
+            0..8u64,
+            LOW_42 - 4..LOW_42 + 5,
+            LOW_44 - 8..LOW_44 + 9,
+            MOST - 4..MOST,
+            0..MOST
+        ];
+        [limb.clone(), limb.clone(), limb]
+    }
+
+    /// [`multiply`] and [`finish_lanes`], lane by lane.
+    #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    pub(in crate::crypto) fn in_lanes(a: &[Limbs; 8], b: &[Limbs; 8], pads: &[u128; 8]) -> ([Limbs; 8], [u128; 8]) {
+        let lane = |limbs: &[Limbs; 8], i: usize| load_u64(&limbs.map(|limbs| limbs[i]));
+        let [a, b] = [a, b].map(|limbs| [lane(limbs, 0), lane(limbs, 1), lane(limbs, 2)]);
+        let pad_low = load_u64(&pads.map(|pad| pad as u64));
+        let pad_high = load_u64(&pads.map(|pad| (pad >> 64) as u64));
+        let products = multiply(a, &Multiplier::new(b));
+        let (low, high) = finish_lanes(a, (pad_low, pad_high));
+        let words = |vector: __m512i| {
+            let mut words = [0; 8];
+            store_u64(&mut words, vector);
+            words
+        };
+        let [p0, p1, p2, low, high] = [products[0], products[1], products[2], low, high].map(words);
+        (
+            array::from_fn(|i| [p0[i], p1[i], p2[i]]),
+            array::from_fn(|i| u128::from(low[i]) | u128::from(high[i]) << 64),
+        )
+    }
+
+    #[test]
+    fn the_modulus_and_its_neighbours_are_reduced() {
+        let p = [LOW_44 - 4, LOW_44, LOW_42];
+        for (h, expected) in [
+            ([0, 0, 0], 0),
+            (p, 0),
+            ([p[0] - 1, p[1], p[2]], u128::MAX - 5),
+            ([p[0] + 1, p[1], p[2]], 1),
+            ([LOW_44, LOW_44, LOW_42], 4),
+            ([0, 0, LOW_42 + 1], 5),
+            ([2 * p[0], 2 * p[1], 2 * p[2]], 0),
+        ] {
+            assert_eq!(finish(h, 0), expected);
+            assert_eq!(finish(h, 7), expected.wrapping_add(7));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn words_and_lanes_compute_in_the_field(
+            a in prop::array::uniform8(any_limbs()),
+            b in prop::array::uniform8(any_limbs()),
+            pads: [u128; 8],
+        ) {
+            for ((a, b), pad) in a.into_iter().zip(b).zip(pads) {
+                prop_assert_eq!(number(multiply_limbs(a, b)), product(number(a), number(b)));
+                prop_assert!(multiply_limbs(a, b).into_iter().all(|limb| limb < 1 << 45));
+                prop_assert_eq!(finish(a, pad), number(a).0.wrapping_add(pad));
+            }
+            if let Some(cpu) = Avx512::detect() {
+                let (products, tags) = cpu.poly1305_in_lanes(&a, &b, &pads);
+                for lane in 0..8 {
+                    prop_assert_eq!(number(products[lane]), product(number(a[lane]), number(b[lane])));
+                    prop_assert!(products[lane].into_iter().all(|limb| limb < (1 << 44) + (1 << 19)));
+                    prop_assert_eq!(tags[lane], finish(a[lane], pads[lane]));
+                }
+            }
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Each backend against aws-lc on any key, nonce, associated data, text and place in memory: the same record, nothing
 //! touched beside it, and no changed record opened.
 
-use ringway::crypto::{Aead, Algorithm, Choice, Forged, KEY_LEN, NONCE_LEN, TAG_LEN, self_test};
+use ringway::crypto::{Aead, Algorithm, Choice, Forged, KEY_LEN, NONCE_LEN, Record, TAG_LEN, self_test};
 
 const LONGEST: usize = 65_535;
 /// What surrounds a record in memory.
@@ -14,7 +14,9 @@ pub(crate) fn check(data: &[u8]) {
         let record = case.record(&Aead::new(algorithm, Choice::AwsLc, case.key));
         for choice in [Choice::Avx512, Choice::AesGcm] {
             if self_test_once(choice) {
-                case.holds(&Aead::new(algorithm, choice, case.key), &record);
+                let aead = Aead::new(algorithm, choice, case.key);
+                case.holds(&aead, &record);
+                case.holds_in_a_run(&aead, &Aead::new(algorithm, Choice::AwsLc, case.key));
             }
         }
     }
@@ -75,6 +77,55 @@ impl<'a> Case<'a> {
 
         let beside = buffer[..at.start].iter().chain(&buffer[at.end..]);
         assert!(beside.copied().all(|byte| byte == AROUND), "touched what lies beside");
+    }
+}
+
+impl Case<'_> {
+    /// The text, parts of it and nothing in one run, whose length and order the case's bytes decide.
+    fn holds_in_a_run(&self, aead: &Aead, oracle: &Aead) {
+        let numbers = 0..2 + self.flip % 24;
+        let aad = if self.flip % 5 == 0 { self.aad } else { &[] };
+        let plaintexts: Vec<Vec<u8>> = numbers
+            .map(|number| {
+                let parts = 1 + (self.offset >> (number % 6) & 1) * number;
+                let len = self.plaintext.len() / parts;
+                [&self.plaintext[..len], &[0; TAG_LEN]].concat()
+            })
+            .collect();
+        let nonce = |number: usize| {
+            let mut nonce = *self.nonce;
+            nonce[4] ^= number as u8;
+            nonce
+        };
+        let mut expected = plaintexts.clone();
+        for (number, text) in expected.iter_mut().enumerate() {
+            oracle.seal_in_place(&nonce(number), aad, text);
+        }
+        let mut texts = plaintexts.clone();
+        let records = |texts: &'_ mut Vec<Vec<u8>>, run: &dyn Fn(&mut [Record<'_>])| {
+            let numbered = texts.iter_mut().enumerate();
+            let mut records: Vec<_> = numbered
+                .map(|(number, text)| Record::new(nonce(number), aad, text))
+                .collect();
+            run(&mut records);
+            records.iter().map(|record| record.forged).collect::<Vec<bool>>()
+        };
+        records(&mut texts, &|records| aead.seal_run(records));
+        assert_eq!(texts, expected, "sealed in a run");
+        let victim = self.flip % texts.len();
+        let last = texts[victim].len() - 1;
+        texts[victim][last] ^= 1;
+        let forged = records(&mut texts, &|records| aead.open_run(records));
+        for (number, (text, plaintext)) in texts.iter().zip(&plaintexts).enumerate() {
+            assert_eq!(forged[number], number == victim);
+            let len = text.len() - TAG_LEN;
+            let opened = if number == victim {
+                &vec![0; len]
+            } else {
+                &plaintext[..len]
+            };
+            assert_eq!(&text[..len], opened, "opened in a run");
+        }
     }
 }
 
