@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use device::{Device, Keys, RINGWAY_WG, pid_of, socket_of, unique_name};
 use lab::{Lab, Namespace, UNDERLAY_V4, wait_until};
 
+const RINGWAY: &str = env!("CARGO_BIN_EXE_ringway");
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Inner addresses of a and b.
 const INNER: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
@@ -483,7 +484,7 @@ fn options_come_from_the_environment_too() {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").flatten();
     let names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
     assert_eq!(names.filter(|name| name.starts_with("worker-")).count(), 3);
-    let status = lab.a.run(&[env!("CARGO_BIN_EXE_ringway"), "status", &name, "--json"]);
+    let status = lab.a.run(&[RINGWAY, "status", &name, "--json"]);
     assert!(status.contains("\"syscall\""), "{status}");
     lab::run(&["kill", &pid]);
     wait_until("its end", PATIENCE, || !socket_of(&name).exists());
@@ -591,6 +592,80 @@ fn wg_quick_takes_it_up_and_down() {
         wait_until("the socket goes", PATIENCE, || !socket_of(&name).exists());
         wait_until("the process goes", PATIENCE, || pid_of(&name).is_none());
     }
+}
+
+#[test]
+fn ringway_runs_a_configuration_of_wg_quick() {
+    let Some(lab) = lab() else { return };
+    let b = Device::start(&lab, &lab.b, &[]);
+    b.set_private_key();
+    bring_up(&lab.b, &b, INNER[1]);
+    let (keys, name) = (Keys::new(), unique_name());
+    b.wg("set", &["peer", &keys.public, "allowed-ips", INNER[0]]);
+    let log = lab.directory.join("hooks");
+    let hook = |text: &str| {
+        format!(
+            "echo {text} %i $(ip link show %i >/dev/null 2>&1 && echo there) >> {}",
+            log.display()
+        )
+    };
+    let config = format!(
+        "[Interface]\nAddress = {}/24\nPrivateKey = {}\nTable = off\n\
+         PreUp = {}\nPostUp = {}; ping -c 1 -W 5 {} >/dev/null; {}\nPreDown = {}\nPostDown = {}\n\
+         [Peer]\nPublicKey = {}\nAllowedIPs = {}/32, 10.99.0.0/24\nEndpoint = {}:{}\n",
+        INNER[0],
+        keys.private,
+        hook("pre-up"),
+        hook("post-up"),
+        INNER[1],
+        hook("pinged"),
+        hook("pre-down"),
+        hook("post-down"),
+        b.keys.public,
+        INNER[1],
+        UNDERLAY_V4[1],
+        b.listen_port(),
+    );
+    let write = |file: &str, text: &str| {
+        let path = lab.directory.join(file);
+        fs::write(&path, text).expect("the directory is ours");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+        path.display().to_string()
+    };
+    let path = write(&format!("{name}.conf"), &config);
+    let mut daemon = lab
+        .a
+        .command(RINGWAY)
+        .args(["run", &path])
+        .spawn()
+        .expect("nsenter is installed");
+    let hooks = || fs::read_to_string(&log).unwrap_or_default();
+    wait_until("PostUp's end", PATIENCE, || hooks().contains("pinged"));
+    assert!(lab.a.ping(inner(1), 56));
+    let routes = lab.a.ip(&["route", "show", "dev", &name]);
+    assert!(!routes.contains("10.99.0.0/24"), "Table = off: {routes}");
+    lab::run(&["kill", &daemon.id().to_string()]);
+    assert!(daemon.wait().expect("it is our child").success());
+    let expected = ["pre-up", "post-up", "pinged", "pre-down"].map(|hook| format!("{hook} {name} there\n"));
+    assert_eq!(hooks(), expected.concat() + &format!("post-down {name}\n"));
+
+    // The same as TOML is the same.
+    let converted = lab.a.run(&[RINGWAY, "convert", &path]);
+    let again = write("again.toml", &converted);
+    assert_eq!(lab.a.run(&[RINGWAY, "convert", &again]), converted);
+    assert!(converted.contains("table = \"off\"") && converted.contains("post_up = [\"echo post-up %i"));
+
+    // A command that fails ends it all.
+    let broken = write(
+        &format!("{name}.conf"),
+        &config.replace("PostUp = ", "PostUp = exit 7; "),
+    );
+    let error = lab.a.try_run(&[RINGWAY, "run", &broken]).expect_err("PostUp fails");
+    assert!(
+        error.contains("post_up: \"exit 7;") && error.contains("exit status: 7"),
+        "{error}"
+    );
+    assert!(!lab.a.has_interface(&name));
 }
 
 #[test]
