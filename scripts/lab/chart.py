@@ -23,6 +23,15 @@ class Bars:
 
 
 @dataclasses.dataclass
+class Ranges:
+    """A panel of one bar per row, (label, series, middle, low, high), with a whisker from low to high."""
+
+    title: str
+    rows: list[tuple[str, str, float, float, float]]
+    value_text: object  # callable: float -> str
+
+
+@dataclasses.dataclass
 class Curve:
     """(1 / (1 - quantile), nanoseconds), ascending."""
 
@@ -47,6 +56,7 @@ def style() -> str:
         ".chart .grid{stroke:var(--grid);stroke-width:1;fill:none}"
         ".chart .minor{stroke:var(--grid);stroke-width:1;stroke-dasharray:1 4;fill:none}"
         ".chart .fill{fill:var(--c)}"
+        ".chart .whisker{stroke:var(--ink);stroke-width:1.2;fill:none;opacity:.75}"
         ".chart .line{stroke:var(--c);stroke-width:2;fill:none;stroke-linejoin:round;stroke-linecap:round}"
         ".chart .dashed{stroke-dasharray:6 5}"
         "@media (prefers-color-scheme:dark){"
@@ -65,14 +75,9 @@ def bars(panels: list[Bars], base: str | None = None, standalone: bool = False, 
         parts.append(_legend(panel.series, classes, y + 8))
         y += 40
         largest = max((value for _, values in panel.rows for value in values if value is not None), default=1) or 1
-        step = _nice_step(largest)
         height = len(panel.rows) * (len(panel.series) * (bar + gap) - gap + group_gap) - group_gap
         scale = (WIDTH - left - right) / largest
-        tick = 0.0
-        while tick <= largest * 1.001:
-            x = left + tick * scale
-            parts.append(f'<path class="grid" d="M{x:.1f} {y - 8:.1f}V{y + height + 8:.1f}"/>')
-            tick += step
+        parts += _grid(left, y, height, largest, scale)
         for label, values in panel.rows:
             group = len(values) * (bar + gap) - gap
             parts.append(_text(left - 12, y + group / 2 + 4.5, label, "label", "end"))
@@ -88,6 +93,36 @@ def bars(panels: list[Bars], base: str | None = None, standalone: bool = False, 
         parts.append(_text(24, y, footer, ""))
         y += 22
     return _svg(parts, round(y + 2), standalone, "; ".join(panel.title for panel in panels))
+
+
+def ranges(panels: list[Ranges], series: list[str], base: str | None = None, standalone: bool = False, footer: str = "") -> str:
+    """Panels below each other, each with its own scale; rows of one series have its colour, those of `base` are grey."""
+    left, right, bar, gap = 270, 120, 15, 7
+    classes = dict(zip(series, _series_classes(series, base)))
+    parts: list[str] = []
+    y = 22.0
+    for panel in panels:
+        parts.append(_text(24, y + 8, panel.title, "title"))
+        y += 30
+        largest = max((high for *_, high in panel.rows), default=1) or 1
+        scale, height = (WIDTH - left - right) / largest, len(panel.rows) * (bar + gap) - gap
+        parts += _grid(left, y, height, largest, scale)
+        for label, name, middle, low, high in panel.rows:
+            parts.append(_text(left - 12, y + bar - 3, label, "label", "end"))
+            parts.append(_bar(left, y, max(1.5, middle * scale), bar, classes[name]))
+            x_low, x_high, centre = left + low * scale, left + high * scale, y + bar / 2
+            if x_high - x_low > 1:
+                parts.append(
+                    f'<path class="whisker" d="M{x_low:.1f} {centre}H{x_high:.1f}M{x_low:.1f} {centre - 4}v8'
+                    f'M{x_high:.1f} {centre - 4}v8"/>'
+                )
+            parts.append(_text(max(x_high, left + middle * scale) + 8, y + bar - 3, panel.value_text(middle), "value"))
+            y += bar + gap
+        y += 26
+    if footer:
+        parts.append(_text(24, y, footer, ""))
+        y += 22
+    return _svg(parts, round(y), standalone, "; ".join(panel.title for panel in panels))
 
 
 def percentiles(title: str, curves: list[Curve], standalone: bool = False) -> str:
@@ -153,6 +188,13 @@ def _legend(series: list[str], classes: list[str], y: float) -> str:
         parts.append(f'<rect class="fill {colour}" x="{x:.1f}" y="{y - 10:.1f}" width="12" height="12" rx="3"/>')
         x -= 20
     return "".join(parts)
+
+
+def _grid(left: float, y: float, height: float, largest: float, scale: float) -> list[str]:
+    """Vertical lines at round values behind a panel's bars."""
+    step = _nice_step(largest)
+    ticks = (left + index * step * scale for index in range(int(largest * 1.001 / step) + 1))
+    return [f'<path class="grid" d="M{x:.1f} {y - 8:.1f}V{y + height + 8:.1f}"/>' for x in ticks]
 
 
 def _bar(x: float, y: float, width: float, height: float, name: str) -> str:

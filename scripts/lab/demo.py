@@ -10,14 +10,12 @@ import datetime
 import json
 import os
 import signal
-import subprocess
 import sys
 
-from lab import isolate, machine, measure, netns, report, terminal, tunnels
+from lab import build, isolate, machine, measure, netns, report, terminal, tunnels
 from lab.process import Failed
 from lab.terminal import heading, say
 
-_REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _CURVES_UNDER = [measure.TCP_1.key, measure.TCP_BOTH_WAYS.key]
 
 
@@ -29,7 +27,7 @@ def main() -> int:
     try:
         binary = os.path.abspath(options.binary) if options.binary else _build()
         os.makedirs(options.output, exist_ok=True)
-        fingerprint = machine.fingerprint(_REPOSITORY)
+        fingerprint = machine.fingerprint(build.REPOSITORY)
         mode = isolate.enter()
         say(f"\nRunning {'as root' if mode == 'root' else 'without root, in a user namespace'}, in namespaces of our own.")
         result = _measure(options, binary, mode, fingerprint)
@@ -56,7 +54,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write the report there too")
     parser.add_argument("--picture", metavar="FILE", help="write the throughput bars there too, as SVG")
     parser.add_argument("--binary", metavar="FILE", help="a ringway to measure instead of building one")
-    parser.add_argument("--output", metavar="DIRECTORY", default=f"{_REPOSITORY}/target/demo", help="(default: target/demo)")
+    parser.add_argument("--output", metavar="DIRECTORY", default=f"{build.REPOSITORY}/target/demo", help="(default: target/demo)")
     return parser.parse_args()
 
 
@@ -72,17 +70,8 @@ def _workers(text: str) -> str:
 
 
 def _build() -> str:
-    """cargo's own progress goes to the terminal; the path of the program comes from its messages."""
     heading("Building (release)")
-    cargo = ["cargo", "build", "--release", "--locked", "--bin", "ringway", "--message-format=json-render-diagnostics"]
-    try:
-        built = subprocess.run(cargo, cwd=_REPOSITORY, stdout=subprocess.PIPE, text=True, check=False)
-    except FileNotFoundError as missing:
-        raise Failed("cargo is not installed: https://rustup.rs") from missing
-    if built.returncode != 0:
-        raise Failed("the build failed")
-    messages = [json.loads(line) for line in built.stdout.splitlines() if line.startswith("{")]
-    return next(message["executable"] for message in messages if message.get("executable"))
+    return build.build("--bin=ringway")["ringway"]
 
 
 def _measure(options: argparse.Namespace, binary: str, mode: str, fingerprint: dict) -> dict:
@@ -160,7 +149,7 @@ def _print(result: dict, options: argparse.Namespace) -> None:
             label = next(m["label"] for m in result["measurements"] if m["key"] == key)
             heading(f"Latency in µs under: {label}")
             terminal.table(["", "samples", *(label for _, label in report.PERCENTILES)], rows)
-    output = os.path.relpath(options.output) if options.output.startswith(_REPOSITORY) else options.output
+    output = os.path.relpath(options.output) if options.output.startswith(build.REPOSITORY) else options.output
     say(f"\n{output}/report.html, report.json, *.hlog (HdrHistogram), *.log (the daemons')")
 
 

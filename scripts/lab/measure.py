@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -94,13 +95,29 @@ def ping_average_ms(tunnel: Tunnel, count: int = 50) -> float:
     return float(summary.split("=")[1].split("/")[1])
 
 
+@contextlib.contextmanager
+def iperf3_meanwhile(tunnel: Tunnel, arguments: list[str], seconds: int):
+    """Runs iperf3 from a to b without waiting for it; whatever is left of it is stopped on leaving."""
+    server = tunnel.lab.b.start("iperf3", "-s", "-1", "-p", str(_PORT))
+    client = None
+    try:
+        process.wait_until(lambda: listens(server, _PORT), 5, "iperf3 server")
+        client = tunnel.lab.a.start("iperf3", "-c", tunnel.v4[1], "-p", str(_PORT), "-t", str(seconds), *arguments)
+        yield
+        client.check_alive()
+    finally:
+        if client is not None:
+            client.stop()
+        server.stop()
+
+
 def _iperf3(tunnel: Tunnel, address: str, arguments, seconds: int, progress) -> dict:
     # One server per run: a run that was cut short can't leave it busy for the next.
     server = tunnel.lab.b.start("iperf3", "-s", "-1", "-p", str(_PORT))
     output = f"{tunnel.lab.directory}/iperf3.json"
     client = None
     try:
-        process.wait_until(lambda: _listens(server), 5, "iperf3 server")
+        process.wait_until(lambda: listens(server, _PORT), 5, "iperf3 server")
         if os.path.exists(output):
             os.unlink(output)
         argv = ["iperf3", "-c", address, "-p", str(_PORT), "-J", "-t", str(seconds), *arguments]
@@ -128,7 +145,7 @@ def _watch(client: Process, interface: str, seconds: int, progress) -> None:
     last_bytes, rate = None, 0.0
     while client.ended() is None:
         time.sleep(0.1)
-        now, total = time.monotonic(), _interface_bytes(client.pid, interface)
+        now, total = time.monotonic(), interface_bytes(client.pid, interface)
         if now - start > seconds + 20:
             raise Failed(f"iperf3: no end within {seconds + 20} s")
         if total is None:
@@ -139,7 +156,7 @@ def _watch(client: Process, interface: str, seconds: int, progress) -> None:
         progress(min(1.0, (now - start) / seconds), rate)
 
 
-def _interface_bytes(pid: int, interface: str) -> int | None:
+def interface_bytes(pid: int, interface: str) -> int | None:
     """Bytes in and out of an interface as the process sees it; None when it is no more."""
     try:
         with open(f"/proc/{pid}/net/dev", encoding="ascii") as file:
@@ -153,8 +170,8 @@ def _interface_bytes(pid: int, interface: str) -> int | None:
     return None
 
 
-def _listens(server: Process) -> bool:
-    """True once something in the server's namespace listens on the port (state 0A of /proc/net/tcp*)."""
+def listens(server: Process, port: int) -> bool:
+    """True once something in the server's namespace listens on the TCP port (state 0A of /proc/net/tcp*)."""
     server.check_alive()
     for table in ("tcp", "tcp6"):
         try:
@@ -162,7 +179,7 @@ def _listens(server: Process) -> bool:
                 fields = [line.split() for line in file][1:]
         except FileNotFoundError:
             continue
-        if any(int(row[1].rpartition(":")[2], 16) == _PORT and row[3] == "0A" for row in fields):
+        if any(int(row[1].rpartition(":")[2], 16) == port and row[3] == "0A" for row in fields):
             return True
     return False
 

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 
 from lab import process
 from lab.process import Process
 
 UNDERLAY = "under0"
+DEFAULT_MTU = 1500
 UNDERLAY_V4 = ("192.0.2.1", "192.0.2.2")
 UNDERLAY_V6 = ("2001:db8::1", "2001:db8::2")
 INNER_V4 = ("10.99.0.1", "10.99.0.2")
@@ -65,7 +67,7 @@ class Lab:
     Call isolate.enter() first: everything here is made in this process's private /run.
     """
 
-    def __init__(self, mtu: int = 1500):
+    def __init__(self, mtu: int = DEFAULT_MTU):
         self.directory = "/run/lab"  # on the private tmpfs: keys never touch a disk, socket paths stay short
         self.mtu = mtu
         self._undo = contextlib.ExitStack()
@@ -84,6 +86,7 @@ class Lab:
 
     def _build(self) -> None:
         os.makedirs(self.directory, mode=0o700)
+        self._undo.callback(shutil.rmtree, self.directory)
         self.a, self.b = self._namespace("a"), self._namespace("b")
         self.ends = (self.a, self.b)
         process.run(

@@ -96,22 +96,25 @@ def write_html(report: dict, path: str, curves_under: list[str]) -> None:
     drawn = [m for key in curves_under for m in report["measurements"] if m["key"] == key]
     pictures = [bars(report), *filter(None, (curves(report, measurement) for measurement in drawn))]
     body = "".join(f"<figure>{picture}</figure>" for picture in pictures)
-    title = "ringway: measured on this machine"
     described = escape(machine.summary(report["machine"]))
     commit = escape(report["machine"].get("commit") or "unknown")
-    page = f"""<!doctype html>
+    about = f"""{described}. Commit {commit}, {escape(report["started"])}, {report["seconds"]} s per measurement, run as
+{escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b. {escape(_details(report))}"""
+    tables = f"<h2>Throughput and cost</h2>{_throughput_table(report)}\n<h2>Latency by stage, µs</h2>{_latency_table(report)}"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(page("ringway: measured on this machine", about, f"{body}\n{tables}"))
+
+
+def page(title: str, about: str, body: str) -> str:
+    """A self-contained page of `body`; `about` and `body` are HTML, `title` is text."""
+    return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{title}</title><style>{_PAGE_STYLE}{chart.style()}</style></head><body><main>
-<h1>{title}</h1>
-<p>{described}. Commit {commit}, {escape(report["started"])}, {report["seconds"]} s per measurement, run as
-{escape(report["mode"])}. Two network namespaces joined by one veth; iperf3 from a to b. {escape(_details(report))}</p>
+<title>{escape(title)}</title><style>{_PAGE_STYLE}{chart.style()}</style></head><body><main>
+<h1>{escape(title)}</h1>
+<p>{about}</p>
 {body}
-<h2>Throughput and cost</h2>{_throughput_table(report)}
-<h2>Latency by stage, µs</h2>{_latency_table(report)}
 </main></body></html>
 """
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(page)
 
 
 def _details(report: dict) -> str:
@@ -191,7 +194,7 @@ def latency_rows(report: dict, measurement: str) -> list[list[str]]:
 
 def _throughput_table(report: dict) -> str:
     header, rows = throughput_rows(report)
-    return _html_table(header, rows)
+    return html_table(header, rows)
 
 
 def _latency_table(report: dict) -> str:
@@ -200,10 +203,11 @@ def _latency_table(report: dict) -> str:
     for measurement in report["measurements"]:
         stages = latency_rows(report, measurement["key"])
         rows += [[f"{measurement['label']}: {row[0]}", *row[1:]] for row in stages]
-    return _html_table(header, rows) if rows else '<p class="quiet">No samples.</p>'
+    return html_table(header, rows) if rows else '<p class="quiet">No samples.</p>'
 
 
-def _html_table(header: list[str], rows: list[list[str]]) -> str:
+def html_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table that scrolls by itself where the page is narrow."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

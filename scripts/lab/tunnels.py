@@ -1,7 +1,10 @@
-"""What joins the two ends of the lab: nothing but the veth, ringway, or wireguard-go, behind one interface."""
+"""What joins the two ends of the lab: nothing but the veth, ringway, a WireGuard in user space, behind one interface."""
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import dataclasses
 import json
 import os
 import stat
@@ -12,6 +15,16 @@ from lab.netns import INNER_V4, INNER_V6, UNDERLAY, UNDERLAY_V4, UNDERLAY_V6, La
 from lab.process import Failed, Process
 
 LISTEN_PORT = 51820
+# What a tunnel adds to an IPv6 packet of its own: 40 (IPv6) + 8 (UDP) + 32 (header and tag of both suites).
+OVERHEAD = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a measurement asks of a tunnel beside carrying packets."""
+
+    mtu: int | None = None  # of the inner interfaces; None: what the tunnel chooses
+    idle_peers: int = 0  # further peers of both ends that never say a word
 
 
 class Tunnel:
@@ -26,9 +39,10 @@ class Tunnel:
     v4 = INNER_V4
     v6 = INNER_V6
 
-    def __init__(self, lab: Lab, logs: str):
+    def __init__(self, lab: Lab, logs: str, shape: Shape = Shape()):
         self.lab = lab
         self.logs = logs  # directory for the daemons' logs
+        self.shape = shape
         self.daemons: list[Process] = []  # of a and of b
 
     def __enter__(self) -> Tunnel:
@@ -49,6 +63,7 @@ class Tunnel:
     def _stop(self) -> None:
         for daemon in self.daemons:
             daemon.stop()
+        self.daemons = []
 
     def _wait_until_packets_pass(self, timeout: float = 15) -> None:
         deadline = time.monotonic() + timeout
@@ -102,31 +117,49 @@ class Ringway(Tunnel):
 
     interfaces = ("rw0", "rw0")
 
-    def __init__(self, lab: Lab, logs: str, binary: str, suite: str = "native", io: str = "auto", workers: str = "auto"):
-        super().__init__(lab, logs)
+    def __init__(
+        self,
+        lab: Lab,
+        logs: str,
+        binary: str,
+        suite: str = "native",
+        io: str = "auto",
+        workers: str = "auto",
+        shape: Shape = Shape(),
+        settings: dict[str, str] | None = None,
+    ):
+        super().__init__(lab, logs, shape)
         self.binary, self.suite, self.io, self.workers = binary, suite, io, workers
+        self.settings = settings or {}  # further keys of [interface], as TOML values
         self.key = "-".join(("ringway", suite, *(word for word in (io, workers) if word != "auto")))
         self.label = "ringway"
-        self._sockets: list[str] = []
+        self._sockets = ["", ""]
 
     def _start(self) -> None:
-        directory = self.lab.scratch(self.key)
-        private = [self._tool("genkey") for _ in "ab"]
-        public = [self._tool("pubkey", stdin=key) for key in private]
-        self.daemons, self._sockets = [], []
-        for me, other, end in ((0, 1, self.lab.a), (1, 0, self.lab.b)):
-            config, key_file = f"{directory}/{end.name}.toml", f"{directory}/{end.name}.key"
-            control = f"{directory}/{end.name}.sock"
-            _write_private(key_file, private[me])
-            _write_private(config, self._config(me, other, key_file, control, public[other]))
-            self._sockets.append(control)
-            self.daemons.append(end.start(self.binary, "run", config, log=self._log(end.name)))
-        for daemon, control in zip(self.daemons, self._sockets):
-            # A handshake with an end that does not listen yet is tried again only 5 s later.
-            self._wait_for_file(daemon, control)
+        keys = key_pairs(self.binary)
+        for me in (0, 1):
+            self.start_end(me, keys[me][0], keys[1 - me][1])
+
+    def start_end(self, me: int, private_key: str, other_public_key: str) -> None:
+        """Starts the daemon of end 0 (a) or 1 (b) alone; what the other end runs must know the matching keys."""
+        end = self.lab.ends[me]
+        directory = self.lab.scratch(f"{self.key}.{end.name}")
+        config, key_file, control = f"{directory}/config.toml", f"{directory}/key", f"{directory}/control.sock"
+        _write_private(key_file, private_key)
+        _write_private(config, self._config(me, 1 - me, key_file, control, other_public_key))
+        self._sockets[me] = control
+        self.daemons.append(end.start(self.binary, "run", config, log=self._log(end.name)))
+        # A handshake with an end that does not listen yet is tried again only 5 s later: nothing is sent before that.
+        self._wait_for_file(self.daemons[-1], control)
 
     def _config(self, me: int, other: int, key_file: str, control: str, public_key: str) -> str:
         number = self.workers if self.workers.isdigit() else f'"{self.workers}"'
+        settings = {**({"mtu": str(self.shape.mtu)} if self.shape.mtu else {}), **self.settings}
+        further = "".join(f"{key} = {value}\n" for key, value in settings.items())
+        idle = "".join(
+            f'\n[[peer]]\npublic_key = "{key}"\nallowed_ips = ["{address}"]\n'
+            for key, address in idle_peers(self.shape.idle_peers)
+        )
         return f"""[interface]
 name = "{self.interfaces[me]}"
 private_key_file = "{key_file}"
@@ -135,14 +168,14 @@ addresses = ["{self.v4[me]}/24", "{self.v6[me]}/64"]
 workers = {number}
 io = "{self.io}"
 control_socket = "{control}"
-
+{further}
 [[peer]]
 name = "{"ab"[other]}"
-public_key = "{public_key.strip()}"
+public_key = "{public_key}"
 endpoint = "{UNDERLAY_V4[other]}:{LISTEN_PORT}"
 allowed_ips = ["{self.v4[other]}/32", "{self.v6[other]}/128"]
 suite = "{self.suite}"
-"""
+{idle}"""
 
     def _tool(self, *arguments: str, stdin: str | None = None) -> str:
         return process.run([self.binary, *arguments], stdin=stdin)
@@ -167,37 +200,80 @@ suite = "{self.suite}"
         return {**super().describe(), "detail": detail, "suite": self.suite, "status": [status, self.status(1)]}
 
 
-class WireguardGo(Tunnel):
-    """Two wireguard-go daemons, set up through `wg`."""
+class Wireguard(Tunnel):
+    """Two daemons of a WireGuard in user space, set up through `wg`."""
 
-    key, label = "wireguard-go", "wireguard-go"
     interfaces = ("wga", "wgb")  # both control sockets lie in /run/wireguard, so the names must differ
 
-    def __init__(self, lab: Lab, logs: str, binary: str = "wireguard-go"):
-        super().__init__(lab, logs)
-        self.binary = binary
+    def __init__(self, lab: Lab, logs: str, argv: list[str], shape: Shape = Shape()):
+        super().__init__(lab, logs, shape)
+        self.argv = argv  # followed by the interface's name
+        self.key = self.label = os.path.basename(argv[0]).removesuffix("-cli")
 
     def _start(self) -> None:
-        directory = self.lab.scratch(self.key)
+        keys = key_pairs("wg")
+        for me in (0, 1):
+            self.start_end(me, keys[me][0], keys[1 - me][1])
+
+    def start_end(self, me: int, private_key: str, other_public_key: str) -> None:
+        """Starts the daemon of end 0 (a) or 1 (b) alone; what the other end runs must know the matching keys."""
+        end, name, other = self.lab.ends[me], self.interfaces[me], 1 - me
+        config = f"{self.lab.scratch(f'{self.key}.{end.name}')}/wg.conf"
+        peers = [(other_public_key, f"{self.v4[other]}/32,{self.v6[other]}/128", f"{UNDERLAY_V4[other]}:{LISTEN_PORT}")]
+        peers += [(key, address, None) for key, address in idle_peers(self.shape.idle_peers)]
+        text = f"[Interface]\nPrivateKey = {private_key}\nListenPort = {LISTEN_PORT}\n"
+        for key, allowed, endpoint in peers:
+            text += f"[Peer]\nPublicKey = {key}\nAllowedIPs = {allowed}\n"
+            text += f"Endpoint = {endpoint}\n" if endpoint else ""
+        _write_private(config, text)
         os.makedirs("/run/wireguard", exist_ok=True)
-        private = [process.run(["wg", "genkey"]) for _ in "ab"]
-        public = [process.run(["wg", "pubkey"], stdin=key).strip() for key in private]
-        self.daemons = []
-        for name, end in zip(self.interfaces, self.lab.ends):
-            self.daemons.append(end.start(self.binary, "-f", name, log=self._log(end.name)))
-        for me, other, end in ((0, 1, self.lab.a), (1, 0, self.lab.b)):
-            name = self.interfaces[me]
-            self._wait_for_file(self.daemons[me], f"/run/wireguard/{name}.sock")
-            key_file = f"{directory}/{name}.key"
-            _write_private(key_file, private[me])
-            end.run("wg", "set", name, "listen-port", str(LISTEN_PORT), "private-key", key_file)
-            allowed = f"{self.v4[other]}/32,{self.v6[other]}/128"
-            endpoint = f"{UNDERLAY_V4[other]}:{LISTEN_PORT}"
-            end.run("wg", "set", name, "peer", public[other], "allowed-ips", allowed, "endpoint", endpoint)
-            end.ip("address", "add", f"{self.v4[me]}/24", "dev", name)
-            if self.lab.has_ipv6:
-                end.ip("address", "add", f"{self.v6[me]}/64", "dev", name, "nodad")
-            end.ip("link", "set", name, "up")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_wireguard_socket(name))  # of a daemon that did not tidy up
+        self.daemons.append(end.start(*self.argv, name, log=self._log(end.name)))
+        self._wait_for_file(self.daemons[-1], _wireguard_socket(name))
+        end.run("wg", "setconf", name, config)
+        end.ip("address", "add", f"{self.v4[me]}/24", "dev", name)
+        if self.lab.has_ipv6:
+            end.ip("address", "add", f"{self.v6[me]}/64", "dev", name, "nodad")
+        # Not every daemon chooses an MTU that its packets fit the underlay with; wg-quick does.
+        end.ip("link", "set", name, "mtu", str(self.shape.mtu or self.lab.mtu - OVERHEAD), "up")
+
+
+class Mixed(Tunnel):
+    """One daemon of each of two tunnels that speak the same protocol."""
+
+    def __init__(self, near: Ringway | Wireguard, far: Ringway | Wireguard):
+        super().__init__(near.lab, near.logs, near.shape)
+        self._near, self._far = near, far
+        self.key = f"{near.key}+{far.key}"
+        self.label = f"{near.label} ↔ {far.label}"
+        self.interfaces = (near.interfaces[0], far.interfaces[1])
+
+    def _start(self) -> None:
+        keys = key_pairs("wg")
+        self._near.start_end(0, keys[0][0], keys[1][1])
+        self._far.start_end(1, keys[1][0], keys[0][1])
+        self.daemons = self._near.daemons + self._far.daemons
+
+    def _stop(self) -> None:
+        self._near._stop()
+        self._far._stop()
+
+
+def key_pairs(tool: str) -> list[tuple[str, str]]:
+    """(private, public) keys of a and of b, by `tool genkey` and `tool pubkey`."""
+    private = [process.run([tool, "genkey"]).strip() for _ in "ab"]
+    return [(key, process.run([tool, "pubkey"], stdin=key + "\n").strip()) for key in private]
+
+
+def idle_peers(count: int) -> list[tuple[str, str]]:
+    """Public keys that nobody has the private ones of, and an address for each."""
+    addresses = (f"10.100.{index // 250}.{index % 250 + 1}/32" for index in range(count))
+    return [(base64.b64encode(os.urandom(32)).decode(), address) for address in addresses]
+
+
+def _wireguard_socket(interface: str) -> str:
+    return f"/run/wireguard/{interface}.sock"
 
 
 def _write_private(path: str, text: str) -> None:

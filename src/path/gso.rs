@@ -53,6 +53,14 @@ impl<S> Batch<S> {
         let fits_send = self.count < segments_max && self.len + len <= SEND_LEN_MAX;
         self.count == 0 || is_ongoing && fits_segment && fits_send
     }
+
+    /// How many datagrams of `len` bytes may follow, given that one may.
+    fn room(&self, len: usize, segments_max: u32) -> usize {
+        if len < self.segment {
+            return 1;
+        }
+        ((segments_max - self.count) as usize).min((SEND_LEN_MAX - self.len) / len)
+    }
 }
 
 /// The batches of one pass: those under construction, and those that are full.
@@ -63,10 +71,11 @@ pub struct Batches<S> {
     segments_max: u32,
 }
 
-/// A place for one datagram at a batch's end.
+/// A place for datagrams at a batch's end.
 pub struct Reserved<'a, S> {
     batch: &'a mut Batch<S>,
     len: usize,
+    count: usize,
 }
 
 impl<S: AsMut<[u8]>> Batches<S> {
@@ -79,13 +88,14 @@ impl<S: AsMut<[u8]>> Batches<S> {
         }
     }
 
-    /// A place for a datagram of `len` bytes; `None` when no send slot is free.
+    /// A place for datagrams of `len` bytes each, at least one and at most `count`; `None` when no send slot is free.
     pub fn reserve<'a>(
         &'a mut self,
         peer: PeerId,
         to: &Endpoint,
         tos: u8,
         len: usize,
+        count: usize,
         slots: &mut impl Slots<Slot = S>,
     ) -> Option<Reserved<'a, S>> {
         let at = match self.open.iter().position(|batch| batch.is_for(peer, to, tos)) {
@@ -113,7 +123,8 @@ impl<S: AsMut<[u8]>> Batches<S> {
         if batch.count == 0 {
             batch.segment = len; // An earlier reservation of another size may have been rolled back.
         }
-        Some(Reserved { batch, len })
+        let count = batch.room(len, self.segments_max).min(count.max(1));
+        Some(Reserved { batch, len, count })
     }
 
     /// Ends the pass: every batch that holds datagrams, in order for each peer.
@@ -126,15 +137,21 @@ impl<S: AsMut<[u8]>> Batches<S> {
 }
 
 impl<S: AsMut<[u8]>> Reserved<'_, S> {
-    /// The datagram's bytes, with whatever an earlier batch left in them.
+    /// The datagrams' bytes, end to end, with whatever an earlier batch left in them.
     pub fn bytes(&mut self) -> &mut [u8] {
-        &mut self.batch.slot.as_mut()[self.batch.len..self.batch.len + self.len]
+        let start = self.batch.len;
+        &mut self.batch.slot.as_mut()[start..start + self.len * self.count]
     }
 
-    /// Makes the datagram part of its batch.
+    /// How many datagrams there is room for.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Makes the datagrams part of their batch.
     pub fn commit(self) {
-        self.batch.len += self.len;
-        self.batch.count += 1;
+        self.batch.len += self.len * self.count;
+        self.batch.count += self.count as u32;
     }
 }
 
@@ -165,7 +182,7 @@ mod tests {
     }
 
     fn append(batches: &mut Batches<Vec<u8>>, memory: &mut Memory, peer: u32, len: usize, byte: u8) -> bool {
-        let Some(mut place) = batches.reserve(PeerId(peer), &endpoint(peer as u16), 0, len, memory) else {
+        let Some(mut place) = batches.reserve(PeerId(peer), &endpoint(peer as u16), 0, len, 1, memory) else {
             return false;
         };
         place.bytes().fill(byte);
@@ -177,7 +194,11 @@ mod tests {
     fn a_reservation_that_is_not_committed_leaves_no_trace() {
         let mut memory = Memory(2);
         let mut batches = Batches::new(true);
-        assert!(batches.reserve(PeerId(1), &endpoint(1), 0, 1000, &mut memory).is_some());
+        assert!(
+            batches
+                .reserve(PeerId(1), &endpoint(1), 0, 1000, 3, &mut memory)
+                .is_some()
+        );
         assert!(append(&mut batches, &mut memory, 1, 1400, 7));
         let sent: Vec<_> = batches
             .drain()
@@ -185,7 +206,11 @@ mod tests {
             .collect();
         assert_eq!(sent, [(1400, 1400, 1)]);
 
-        assert!(batches.reserve(PeerId(1), &endpoint(1), 0, 1000, &mut memory).is_some());
+        assert!(
+            batches
+                .reserve(PeerId(1), &endpoint(1), 0, 1000, 3, &mut memory)
+                .is_some()
+        );
         assert_eq!(batches.drain().count(), 0);
     }
 
@@ -206,6 +231,31 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn runs_fill_batches_as_single_datagrams_do(before in 0usize..70, len in 32usize..3000, count in 1usize..200) {
+            let (mut one, mut run) = (Batches::new(true), Batches::new(true));
+            let mut memory = Memory(usize::MAX);
+            for batches in [&mut one, &mut run] {
+                for _ in 0..before {
+                    append(batches, &mut memory, 1, 100, 1);
+                }
+            }
+            for _ in 0..count {
+                append(&mut one, &mut memory, 1, len, 1);
+            }
+            let mut left = count;
+            while left > 0 {
+                let place = run.reserve(PeerId(1), &endpoint(1), 0, len, left, &mut memory).expect("endless memory");
+                prop_assert!((1..=left).contains(&place.count()));
+                left -= place.count();
+                place.commit();
+            }
+            let shape = |batches: &mut Batches<Vec<u8>>| {
+                batches.drain().map(|batch| (batch.len, batch.segment, batch.count)).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(shape(&mut one), shape(&mut run));
+        }
+
         #[test]
         fn every_batch_obeys_the_kernels_rules_and_each_peers_order_holds(
             datagrams in prop::collection::vec((0u32..20, prop_oneof![Just(1452usize), Just(96), 32usize..9000]), 1..200),

@@ -133,6 +133,12 @@ impl<'a> Segments<'a> {
         (left > 0).then(|| self.header_len + left.min(self.step))
     }
 
+    /// How many segments in a row, from the next one on, have the next one's size.
+    #[inline]
+    pub fn equal(&self) -> usize {
+        ((self.packet.len() - self.at) / self.step.max(1)).max(1)
+    }
+
     /// How many segments are left.
     pub fn remaining(&self) -> usize {
         (self.packet.len() - self.at).div_ceil(self.step.max(1))

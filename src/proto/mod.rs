@@ -37,7 +37,7 @@ mod x25519;
 pub use action::{Action, Rejected};
 pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps, Traffic};
 pub use endpoint::{Endpoint, Local, PeerId, SessionId};
-pub use session::{OpenError, OpenHalf, Refused, SealHalf};
+pub use session::{GROUP, OpenError, OpenHalf, Refused, SealHalf};
 pub use suite::{Suite, SuiteChoice};
 pub use time::{Now, Time};
 /// The keys of [`DeviceConfig`] and [`PeerConfig`].

@@ -4,6 +4,10 @@
 //! protocol forbids, so a worker needs no word from the control thread to stop in time.
 #![forbid(unsafe_code)]
 
+mod run;
+
+pub use run::GROUP;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -166,25 +170,35 @@ impl SealHalf {
             datagram.len() >= DATA_OVERHEAD,
             "the caller leaves room for header and tag"
         );
-        debug_assert!(flags == 0 || self.facts.suite.is_native(), "WireGuard has no flags");
         if self.facts.expired(now) {
             return Err(Refused::Expired);
         }
+        let counter = self.key.claim(self.facts.suite.reject_after_messages())?;
+        self.seal_one(counter, flags, datagram);
+        Ok(())
+    }
+
+    #[inline]
+    fn seal_one(&self, counter: u64, flags: u8, datagram: &mut [u8]) {
         let suite = self.facts.suite;
-        let counter = self.key.claim(suite.reject_after_messages())?;
-        let header = DataHeader {
-            kind: suite.data_kind(),
-            flags,
-            receiver: self.receiver,
-            counter,
-        }
-        .bytes();
+        let header = self.header(counter, flags);
         let (head, text) = datagram.split_at_mut(DATA_HEADER_LEN);
         head.copy_from_slice(&header);
         self.key
             .aead
             .seal_in_place(&suite.nonce(counter), associated_data(suite, &header), text);
-        Ok(())
+    }
+
+    #[inline]
+    fn header(&self, counter: u64, flags: u8) -> [u8; DATA_HEADER_LEN] {
+        debug_assert!(flags == 0 || self.facts.suite.is_native(), "WireGuard has no flags");
+        DataHeader {
+            kind: self.facts.suite.data_kind(),
+            flags,
+            receiver: self.receiver,
+            counter,
+        }
+        .bytes()
     }
 
     /// Whether the session is too old to seal anything (REJECT_AFTER_TIME).
@@ -258,14 +272,8 @@ impl OpenHalf {
     /// [`OpenError`]; after `Forged` the text is zeroed, after the others `datagram` is untouched.
     #[inline]
     pub fn open(&mut self, now: Time, header: &DataHeader, datagram: &mut [u8]) -> Result<Range<usize>, OpenError> {
+        self.refuses(now, header)?;
         let suite = self.facts.suite;
-        if header.kind != suite.data_kind() {
-            return Err(OpenError::WrongSuite);
-        }
-        if self.facts.expired(now) || header.counter >= suite.reject_after_messages() {
-            return Err(OpenError::Expired);
-        }
-        self.window.check(header.counter)?;
         let plaintext = DATA_HEADER_LEN..datagram.len().checked_sub(TAG_LEN).ok_or(OpenError::Forged)?;
         let (head, text) = datagram.split_first_chunk_mut().ok_or(OpenError::Forged)?;
         self.aead
@@ -273,6 +281,19 @@ impl OpenHalf {
             .map_err(|Forged| OpenError::Forged)?;
         self.window.mark(header.counter);
         Ok(plaintext)
+    }
+
+    /// What can be refused without looking at the ciphertext.
+    #[inline]
+    fn refuses(&self, now: Time, header: &DataHeader) -> Result<(), OpenError> {
+        let suite = self.facts.suite;
+        if header.kind != suite.data_kind() {
+            return Err(OpenError::WrongSuite);
+        }
+        if self.facts.expired(now) || header.counter >= suite.reject_after_messages() {
+            return Err(OpenError::Expired);
+        }
+        Ok(self.window.check(header.counter)?)
     }
 
     /// Whether a new handshake should begin: this end initiated the session and it is so old that what is left of
@@ -310,11 +331,11 @@ mod tests {
     use crate::crypto::Choice;
     use crate::wire::message::FLAG_PARTIAL_CHECKSUM;
 
-    const START: Time = Time::from_nanos(5_000_000_000);
+    pub(super) const START: Time = Time::from_nanos(5_000_000_000);
     const INDEX: u32 = 0xabcd_ef01;
 
     /// Both halves of one direction, created at [`START`].
-    fn pair(suite: Suite, initiator: bool) -> (SealHalf, OpenHalf) {
+    pub(super) fn pair(suite: Suite, initiator: bool) -> (SealHalf, OpenHalf) {
         let facts = SessionFacts {
             suite,
             session: SessionId(7),

@@ -4,7 +4,7 @@
 //! 1. The destination's longest prefix names the peer.
 //! 2. The peer's sealing half is this worker's lane; without one the packet waits for a handshake.
 //! 3. The sender of what no datagram of the path carries whole is told; until it listens, the kernel fragments.
-//! 4. Each segment is reserved, written, sealed in place and committed in a batch.
+//! 4. Segments of one size are reserved, written, sealed in place and committed in a batch.
 //!
 //! In, UDP to TUN ([`Forwarder::inbound`]):
 //! 1. The header tells data from handshakes, which go to the control thread.
@@ -22,6 +22,7 @@ mod changes;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use crate::path::route::{RouteTable, Routes};
 use crate::path::segment::{Checksums, Segments};
 use crate::path::sessions::Openers;
 use crate::path::{ecn, icmp};
-use crate::proto::{PeerId, Suite, Time};
+use crate::proto::{GROUP, PeerId, SessionId, Suite, Time};
 use crate::stats::counters::WorkerCounters;
 use crate::wire::control::Control;
 use crate::wire::ip::Ip;
@@ -120,14 +121,17 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         slots: &mut impl Slots<Slot = S>,
     ) {
         self.counters.udp_receives.add(1);
+        let segment = received.segment.max(1);
         let mut start = 0;
-        for datagram in payload.chunks_mut(received.segment.max(1)) {
-            let len = datagram.len();
-            self.counters.udp_receive_datagrams.add(1);
-            if let Err(reason) = self.try_inbound(now, received, Home::Buffer { buffer, start }, datagram, slots) {
-                self.counters.dropped(reason, 1);
+        for group in payload.chunks_mut(GROUP * segment) {
+            self.counters
+                .udp_receive_datagrams
+                .add(group.len().div_ceil(segment) as u64);
+            let home = Home::Buffer { buffer, start };
+            if !self.try_inbound_group(now, received, home, segment, group, slots) {
+                self.inbound_each(now, received, home, segment, group, slots);
             }
-            start += len;
+            start += group.len();
         }
     }
 
@@ -136,11 +140,14 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         // What this worker received itself was received before: keep the order.
         self.coalescer.flush(&mut self.groups);
         let received = handover.received;
-        for datagram in handover.bytes.chunks_mut(received.segment.max(1)) {
-            if let Err(reason) = self.try_inbound(now, &received, Home::Own, datagram, slots) {
-                self.counters.dropped(reason, 1);
-            }
-        }
+        self.inbound_each(
+            now,
+            &received,
+            Home::Own,
+            received.segment.max(1),
+            &mut handover.bytes,
+            slots,
+        );
     }
 
     /// Ends a pass: no group stays open.
@@ -185,22 +192,27 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
                 Suite::WireGuard => len.next_multiple_of(WIREGUARD_PADDING).min(self.tun_mtu.max(len)) - len,
             };
             let datagram_len = DATA_OVERHEAD + len + padding;
-            let Some(mut place) = self.batches.reserve(id, &endpoint, tos, datagram_len, slots) else {
+            let equal = segments.equal();
+            let Some(mut place) = self.batches.reserve(id, &endpoint, tos, datagram_len, equal, slots) else {
                 refused = Some((Drop::NoSendSlot, segments.remaining() as u64));
                 break;
             };
-            let datagram = place.bytes();
-            let (text, rest) = datagram[DATA_HEADER_LEN..].split_at_mut(len);
-            let partial = segments.write_next(text);
-            rest[..padding].fill(0);
-            let flags = if partial { FLAG_PARTIAL_CHECKSUM } else { 0 };
-            if seal.seal(now, flags, datagram).is_err() {
-                refused = Some((Drop::SessionExpired, 1 + segments.remaining() as u64));
+            let run = place.bytes();
+            let mut flags = 0;
+            for datagram in run.chunks_exact_mut(datagram_len) {
+                let (text, rest) = datagram[DATA_HEADER_LEN..].split_at_mut(len);
+                if segments.write_next(text) {
+                    flags = FLAG_PARTIAL_CHECKSUM;
+                }
+                rest[..padding].fill(0);
+            }
+            if seal.seal_run(now, flags, datagram_len, run).is_err() {
+                refused = Some((Drop::SessionExpired, (place.count() + segments.remaining()) as u64));
                 break;
             }
+            packets += place.count() as u64;
+            bytes += (place.count() * datagram_len) as u64;
             place.commit();
-            packets += 1;
-            bytes += datagram_len as u64;
         }
         if seal.wants_rekey(now) {
             want_session(peer, id, now, &mut self.reports);
@@ -212,6 +224,75 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             self.counters.bytes_out.add(bytes - packets * DATA_OVERHEAD as u64);
         }
         refused.map_or(Ok(()), Err)
+    }
+
+    fn inbound_each(
+        &mut self,
+        now: Time,
+        received: &Received,
+        home: Home,
+        segment: usize,
+        datagrams: &mut [u8],
+        slots: &mut impl Slots<Slot = S>,
+    ) {
+        for (index, datagram) in datagrams.chunks_mut(segment).enumerate() {
+            if let Err(reason) = self.try_inbound(now, received, home.after(index * segment), datagram, slots) {
+                self.counters.dropped(reason, 1);
+            }
+        }
+    }
+
+    /// A whole group of data messages of one session of this worker's, which are opened together; false, with nothing
+    /// done, when they are anything else.
+    fn try_inbound_group(
+        &mut self,
+        now: Time,
+        received: &Received,
+        home: Home,
+        segment: usize,
+        group: &mut [u8],
+        slots: &mut impl Slots<Slot = S>,
+    ) -> bool {
+        let mut datagrams = group.chunks(segment);
+        let Some(headers) = array_of(|| DataHeader::parse(datagrams.next()?)) else {
+            return false;
+        };
+        let receiver = headers[0].receiver;
+        let is_ours = receiver as u8 % self.workers == self.worker;
+        if !is_ours || headers.iter().any(|header| header.receiver != receiver) {
+            return false;
+        }
+        let Some(opener) = self.openers.get_mut(receiver) else {
+            return false;
+        };
+        let results = opener.half.open_group(now, &headers, segment, group);
+        let (id, session) = (opener.peer, opener.half.session());
+        let wants_rekey = opener.half.wants_rekey(now);
+        let each = group.chunks_mut(segment).zip(&headers).zip(results).enumerate();
+        for (index, ((datagram, header), result)) in each {
+            let opened = result.map(|text| Opened {
+                id,
+                session,
+                wants_rekey,
+                text,
+            });
+            let outcome = match opened {
+                Ok(opened) => self.accept(
+                    now,
+                    received,
+                    home.after(index * segment),
+                    header,
+                    opened,
+                    datagram,
+                    slots,
+                ),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(reason) = outcome {
+                self.counters.dropped(reason, 1);
+            }
+        }
+        true
     }
 
     fn try_inbound(
@@ -241,8 +322,36 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let opener = self.openers.get_mut(header.receiver).ok_or(Drop::UnknownIndex)?;
         let text = opener.half.open(now, &header, datagram)?;
         let (id, session) = (opener.peer, opener.half.session());
+        let wants_rekey = opener.half.wants_rekey(now);
+        let opened = Opened {
+            id,
+            session,
+            wants_rekey,
+            text,
+        };
+        self.accept(now, received, home, &header, opened, datagram, slots)
+    }
+
+    /// What an authentic datagram does.
+    #[allow(clippy::too_many_arguments)]
+    fn accept(
+        &mut self,
+        now: Time,
+        received: &Received,
+        home: Home,
+        header: &DataHeader,
+        opened: Opened,
+        datagram: &mut [u8],
+        slots: &mut impl Slots<Slot = S>,
+    ) -> Result<(), Drop> {
+        let Opened {
+            id,
+            session,
+            wants_rekey,
+            text,
+        } = opened;
         let peer = self.peers.get_mut(id).ok_or(Drop::UnknownIndex)?;
-        if opener.half.wants_rekey(now) {
+        if wants_rekey {
             want_session(peer, id, now, &mut self.reports);
         }
         peer.count_received(now, datagram.len() as u64);
@@ -361,7 +470,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         if only.is_some_and(|suite| suite != seal.suite()) {
             return;
         }
-        let Some(mut place) = self.batches.reserve(id, &endpoint, 0, DATA_OVERHEAD + len, slots) else {
+        let Some(mut place) = self.batches.reserve(id, &endpoint, 0, DATA_OVERHEAD + len, 1, slots) else {
             self.counters.dropped(Drop::NoSendSlot, 1);
             return;
         };
@@ -388,6 +497,24 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     }
 }
 
+/// A datagram that has turned out authentic.
+struct Opened {
+    id: PeerId,
+    session: SessionId,
+    wants_rekey: bool,
+    /// The plaintext within the datagram.
+    text: Range<usize>,
+}
+
+/// As many items as an array has; `None` when one is missing.
+fn array_of<T, const N: usize>(mut next: impl FnMut() -> Option<T>) -> Option<[T; N]> {
+    let items: [Option<T>; N] = std::array::from_fn(|_| next());
+    if items.iter().any(Option::is_none) {
+        return None;
+    }
+    Some(items.map(|item| item.expect("none is missing")))
+}
+
 /// Where a received datagram's bytes are.
 #[derive(Clone, Copy)]
 enum Home {
@@ -395,6 +522,19 @@ enum Home {
     Buffer { buffer: u16, start: usize },
     /// In memory of its own.
     Own,
+}
+
+impl Home {
+    /// The home of what lies `bytes` further on.
+    fn after(self, bytes: usize) -> Home {
+        match self {
+            Home::Buffer { buffer, start } => Home::Buffer {
+                buffer,
+                start: start + bytes,
+            },
+            Home::Own => Home::Own,
+        }
+    }
 }
 
 /// What to tell the sender of a packet whose segments of `len` bytes exceed `mtu`, unless senders of the peer's were

@@ -84,7 +84,7 @@ impl Case<'_> {
     /// The text, parts of it and nothing in one run, whose length and order the case's bytes decide.
     fn holds_in_a_run(&self, aead: &Aead, oracle: &Aead) {
         let numbers = 0..2 + self.flip % 24;
-        let aad = if self.flip % 5 == 0 { self.aad } else { &[] };
+        let aad = if self.flip.is_multiple_of(5) { self.aad } else { &[] };
         let plaintexts: Vec<Vec<u8>> = numbers
             .map(|number| {
                 let parts = 1 + (self.offset >> (number % 6) & 1) * number;

@@ -1,0 +1,54 @@
+"""What needs no network: `PYTHONPATH=scripts python3 -m unittest lab.test_lab`."""
+
+import unittest
+
+from lab import chart, compare_report, contenders, figures
+
+
+def _run(tunnel, turn, value):
+    return {"case": "plain", "tunnel": tunnel, "round": turn, "measurement": "tcp_1", "metrics": {"tcp_1": value}, "detail": {}}
+
+
+class Figures(unittest.TestCase):
+    def test_a_figure_is_the_median_and_ratios_are_of_medians(self):
+        runs = [_run("ours", turn, value) for turn, value in enumerate((30.0, 10.0, 20.0))]
+        runs += [_run("theirs", turn, value) for turn, value in enumerate((4.0, 100.0, 5.0))]
+        runs.append({"case": "plain", "tunnel": "theirs", "round": 3, "measurement": "tcp_1", "error": "it broke"})
+        ours, theirs = figures.summarise(runs, "theirs", "bare")
+        self.assertEqual((ours.median, ours.low, ours.high, ours.to_reference), (20.0, 10.0, 30.0, 4.0))
+        self.assertEqual((theirs.median, theirs.to_reference, theirs.to_base), (5.0, 1.0, None))
+        self.assertEqual(figures.errors(runs), {("plain", "theirs", "tcp_1"): "it broke"})
+
+    def test_values_are_shown_in_units_that_people_use(self):
+        shown = [compare_report.value_text(value, unit) for value, unit in ((12.3e9, "bit/s"), (5e8, "packet/s"), (87_654, "ns"), (3.2e6, "ns"))]
+        self.assertEqual(shown, ["12.30 Gbit/s", "500000 kpps", "87.7 µs", "3.20 ms"])
+
+
+class Contenders(unittest.TestCase):
+    def setUp(self):
+        self.directory = contenders.Directory("/built/ringway", "/nowhere")
+
+    def test_a_ringway_is_named_by_suite_engine_workers_settings_and_program(self):
+        one = self.directory.contender("wireguard-syscall-2:crypto=aws-lc:tun_uso=false@/other/ringway")
+        self.assertEqual((one.family, one.io, one.spread, one.programs), ("wireguard", "syscall", 2, ("/other/ringway",)))
+        self.assertEqual(one.settings, (("crypto", '"aws-lc"'), ("tun_uso", "false")))
+        self.assertEqual(self.directory.contender("native-uring-1").programs, ("/built/ringway",))
+
+    def test_other_names_are_refused(self):
+        for name in ("native", "native-uring-0", "native-epoll-1", "tls-uring-1", "native-uring-1:crypto", "nonsense"):
+            with self.subTest(name), self.assertRaises(contenders.Unknown):
+                self.directory.contender(name)
+
+
+class Chart(unittest.TestCase):
+    def test_a_bar_and_its_whisker_are_in_proportion(self):
+        panel = chart.Ranges("t", [("x", "native", 50.0, 25.0, 100.0)], str)
+        picture = chart.ranges([panel], ["bare", "native"], base="bare")
+        left, width = 270, chart.WIDTH - 270 - 120
+        self.assertIn(f"M{left + width / 4:.1f} ", picture)
+        self.assertIn(f"H{left + width:.1f}", picture)
+        self.assertIn('class="fill s0"', picture)
+
+
+if __name__ == "__main__":
+    unittest.main()
