@@ -41,14 +41,21 @@ enum Command {
     /// Creates the interface, sets its addresses, MTU and routes, and removes all of it when it ends. Needs root or
     /// CAP_NET_ADMIN.
     Run {
-        /// The configuration, a TOML file
+        /// The configuration: a TOML file, or one of wg-quick's (*.conf)
         config: PathBuf,
     },
     /// Check a configuration and the key files that it names, without running it
     ///
     /// Reports everything that is wrong, one line each: FILE:LINE: KEY = VALUE: what would be right.
     Check {
-        /// The configuration, a TOML file
+        /// The configuration: a TOML file, or one of wg-quick's (*.conf)
+        config: PathBuf,
+    },
+    /// Write a configuration of wg-quick's as TOML to standard output, with the keys that are in it
+    ///
+    /// For example: (umask 077; ringway convert wg0.conf > wg0.toml)
+    Convert {
+        /// The configuration
         config: PathBuf,
     },
     /// Make a private key and write it to standard output
@@ -94,6 +101,7 @@ fn carry_out<E: Error + 'static>(command: Command, run: impl FnOnce(Config) -> R
             run(config).map_err(|error| Failure::of(&error))
         }
         Command::Check { config } => check(&config),
+        Command::Convert { config } => convert(&config),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Genpsk => keys::genpsk(),
@@ -124,6 +132,12 @@ fn check(path: &Path) -> Result<(), Failure> {
         path.display(),
         config.interface.name
     )?;
+    Ok(())
+}
+
+fn convert(path: &Path) -> Result<(), Failure> {
+    let Loaded { config, .. } = load(path)?;
+    io::stdout().write_all(config::render::to_toml(&config).as_bytes())?;
     Ok(())
 }
 

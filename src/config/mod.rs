@@ -1,7 +1,7 @@
 //! Configuration: a file -> raw -> validated.
 //!
-//! [`toml`] knows how the file spells things, [`validate`] what they may be, and [`types`] what the rest of the program
-//! reads. Whatever is wrong is reported at once, each finding with file, line, key, value and what would be right.
+//! [`toml`] and [`wgquick`] know how files spell things, [`validate`] what they may be, and [`types`] what the rest of the
+//! program reads. Whatever is wrong is reported at once, each finding with file, line, key, value and what would be right.
 #![forbid(unsafe_code)]
 
 pub mod host;
@@ -14,6 +14,7 @@ pub mod toml;
 pub mod types;
 pub mod validate;
 pub mod values;
+pub mod wgquick;
 
 #[cfg(test)]
 mod tests;
@@ -29,8 +30,8 @@ pub use host::{Host, HostPort};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use problem::{LoadError, Located, Problem};
 pub use types::{
-    Config, Crypto, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, Suite, UnknownWord, WireGuard, Workers,
-    default_control_socket,
+    Config, Crypto, Hooks, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, Suite, Table, UnknownWord, WireGuard,
+    Workers, default_control_socket,
 };
 
 /// A configuration that is right, and what is unwise about it.
@@ -54,7 +55,12 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
         path,
         read_key_file: &keyfile::read,
     };
-    let config = toml::parse(&text, &mut problems).and_then(|raw| {
+    let raw = if wgquick::is_meant(path, &text) {
+        wgquick::parse(&text, &mut problems)
+    } else {
+        toml::parse(&text, &mut problems)
+    };
+    let config = raw.and_then(|raw| {
         warnings.extend(warn_of_exposed_secrets(&raw, path, mode));
         validate::validate(raw, source, &mut problems, &mut warnings)
     });

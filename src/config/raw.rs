@@ -79,6 +79,11 @@ pub struct RawInterface {
     pub tun_tso: Option<At<bool>>,
     pub tun_uso: Option<At<bool>>,
     pub pin: Option<At<bool>>,
+    pub table: Option<At<String>>,
+    pub pre_up: Vec<At<String>>,
+    pub post_up: Vec<At<String>>,
+    pub pre_down: Vec<At<String>>,
+    pub post_down: Vec<At<String>>,
 }
 
 /// One peer.

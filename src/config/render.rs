@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Write as _};
 
 use zeroize::Zeroizing;
 
-use super::types::{Config, Crypto, Interface, Io, Mtu, Peer, Suite, Workers, default_control_socket};
+use super::types::{Config, Crypto, Interface, Io, Mtu, Peer, Suite, Table, Workers, default_control_socket};
 
 /// The configuration as a TOML file, with its keys in it: as secret as they are. Values at their defaults are left out.
 pub fn to_toml(config: &Config) -> Zeroizing<String> {
@@ -59,6 +59,19 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     ];
     for (key, _) in switches.iter().filter(|(_, on)| !on) {
         writeln!(out, "{key} = false")?;
+    }
+    if interface.table != Table::Auto {
+        writeln!(out, "table = {}", quoted(interface.table))?;
+    }
+    let hooks = &interface.hooks;
+    let lists = [
+        ("pre_up", &hooks.pre_up),
+        ("post_up", &hooks.post_up),
+        ("pre_down", &hooks.pre_down),
+        ("post_down", &hooks.post_down),
+    ];
+    for (key, commands) in lists.iter().filter(|(_, commands)| !commands.is_empty()) {
+        writeln!(out, "{key} = {}", list(commands))?;
     }
     Ok(())
 }

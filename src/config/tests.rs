@@ -75,6 +75,11 @@ fn every_key_is_read() {
         tun_tso = false
         tun_uso = false
         pin = false
+        table = "off"
+        pre_up = ["true"]
+        post_up = ["ip route add 10.9.0.0/16 dev %i", 'echo "up"']
+        pre_down = ["a"]
+        post_down = ["b"]
 
         [[peer]]
         name = "b"
@@ -113,6 +118,13 @@ fn every_key_is_read() {
                 tun_uso: false,
             },
             pin: false,
+            table: Table::Off,
+            hooks: Hooks {
+                pre_up: vec!["true".into()],
+                post_up: vec!["ip route add 10.9.0.0/16 dev %i".into(), "echo \"up\"".into()],
+                pre_down: vec!["a".into()],
+                post_down: vec!["b".into()],
+            },
         },
         peers: vec![
             Peer {
@@ -166,6 +178,8 @@ fn what_is_not_given_has_its_documented_default() {
             tun_uso: true,
         },
         pin: true,
+        table: Table::Auto,
+        hooks: Hooks::default(),
     };
     assert_eq!(
         config,
@@ -577,6 +591,16 @@ fn ten_thousand_peers_are_read_in_a_moment() {
     assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
 }
 
+fn any_hooks() -> impl Strategy<Value = Hooks> {
+    let commands = || prop::collection::vec("[a-z\"'\\\\$%ié]{1,10}", 0..3);
+    (commands(), commands(), commands(), commands()).prop_map(|(pre_up, post_up, pre_down, post_down)| Hooks {
+        pre_up,
+        post_up,
+        pre_down,
+        post_down,
+    })
+}
+
 fn any_interface() -> impl Strategy<Value = Interface> {
     let any_address = prop_oneof![
         (1u32..0xe000_0000, 1u8..=32)
@@ -604,10 +628,20 @@ fn any_interface() -> impl Strategy<Value = Interface> {
         any::<Option<NonZeroU32>>(),
         prop::option::of("/[ -~éß]{1,30}"),
         any_switches,
-        any::<bool>(),
+        (any::<bool>(), any::<bool>(), any_hooks()),
     )
         .prop_map(
-            |((name, key, listen_port, mut addresses), mtu, workers, io, crypto, fwmark, socket, offloads, pin)| {
+            |(
+                (name, key, listen_port, mut addresses),
+                mtu,
+                workers,
+                io,
+                crypto,
+                fwmark,
+                socket,
+                offloads,
+                (pin, off, hooks),
+            )| {
                 addresses.sort();
                 addresses.dedup_by_key(|address| address.addr());
                 Interface {
@@ -622,6 +656,8 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     control_socket: socket.map_or_else(|| default_control_socket(&name), Into::into),
                     offloads,
                     pin,
+                    table: if off { Table::Off } else { Table::Auto },
+                    hooks,
                     name,
                 }
             },

@@ -53,6 +53,11 @@ const INTERFACE_KEYS: &[&str] = &[
     "tun_tso",
     "tun_uso",
     "pin",
+    "table",
+    "pre_up",
+    "post_up",
+    "pre_down",
+    "post_down",
 ];
 
 /// The keys of `[[peer]]`.
@@ -125,6 +130,11 @@ impl Reader<'_> {
             tun_tso: section.flag("tun_tso"),
             tun_uso: section.flag("tun_uso"),
             pin: section.flag("pin"),
+            table: section.text("table"),
+            pre_up: section.texts("pre_up"),
+            post_up: section.texts("post_up"),
+            pre_down: section.texts("pre_down"),
+            post_down: section.texts("post_down"),
             place,
         }
     }

@@ -56,6 +56,23 @@ pub struct Interface {
     pub offloads: OffloadSwitches,
     /// Pin each worker to a core.
     pub pin: bool,
+    /// Which routes to make.
+    pub table: Table,
+    /// Commands to run when the tunnel comes up and goes down.
+    pub hooks: Hooks,
+}
+
+/// Commands for `sh -c`, each list in order. `%i` in them stands for the interface's name, as in wg-quick.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hooks {
+    /// Once the interface exists, before it has an address.
+    pub pre_up: Vec<String>,
+    /// Once packets can pass.
+    pub post_up: Vec<String>,
+    /// Before the link goes down.
+    pub pre_down: Vec<String>,
+    /// Once the interface is gone.
+    pub post_down: Vec<String>,
 }
 
 /// One peer.
@@ -195,6 +212,14 @@ words! {
         Native = "native",
         /// WireGuard's.
         WireGuard = "wireguard",
+    }
+}
+
+words! {
+    /// Which routes to make: by default one for each allowed IP.
+    Table {
+        /// None; what needs routes makes its own.
+        Off = "off",
     }
 }
 

@@ -16,7 +16,7 @@ use super::key::PublicKey;
 use super::keyfile::KeyFileError;
 use super::problem::Problem;
 use super::raw::{At, NumberOrWord, Place, RawConfig, RawInterface, RawPeer, Secret};
-use super::types::{Config, Interface, Mtu, OffloadSwitches, Peer, Workers, default_control_socket};
+use super::types::{Config, Hooks, Interface, Mtu, OffloadSwitches, Peer, Table, Workers, default_control_socket};
 use super::values;
 
 /// Least MTU: what every IPv4 host must be able to receive (RFC 791, section 3.2).
@@ -98,6 +98,13 @@ impl Validation<'_> {
             0..=0xffff_ffff,
             "a mark is 1 to 4294967295, or 0 for none",
         );
+        let table = self.table(raw.table.as_ref());
+        let hooks = Hooks {
+            pre_up: self.commands(&raw.pre_up),
+            post_up: self.commands(&raw.post_up),
+            pre_down: self.commands(&raw.pre_down),
+            post_down: self.commands(&raw.post_down),
+        };
         let flag = |raw: &Option<At<bool>>| raw.as_ref().is_none_or(|at| at.value);
 
         let name = name?;
@@ -118,6 +125,8 @@ impl Validation<'_> {
                 tun_uso: flag(&raw.tun_uso),
             },
             pin: flag(&raw.pin),
+            table,
+            hooks,
             name,
         })
     }
@@ -235,6 +244,28 @@ impl Validation<'_> {
                 Workers::Auto
             }
         }
+    }
+
+    fn table(&mut self, raw: Option<&At<String>>) -> Table {
+        if let Some(at) = raw.filter(|at| at.value.bytes().all(|byte| byte.is_ascii_digit())) {
+            self.refuse(
+                at,
+                "a routing table of one's own is something that this version does not have; write \"off\", and make the \
+                 routes in post_up: ip route add NETWORK dev %i table NUMBER",
+            );
+            return Table::Auto;
+        }
+        self.word(raw)
+    }
+
+    fn commands(&mut self, raw: &[At<String>]) -> Vec<String> {
+        for at in raw
+            .iter()
+            .filter(|at| at.value.trim().is_empty() || at.value.contains('\0'))
+        {
+            self.refuse(at, "write a command for the shell");
+        }
+        raw.iter().map(|at| at.value.clone()).collect()
     }
 
     fn control_socket(&mut self, raw: Option<&At<String>>) -> Option<PathBuf> {

@@ -283,9 +283,10 @@ impl Control {
             endpoint: changes.endpoint.map(Endpoint::new),
             cells: PeerCells::new(self.workers.len()),
         });
-        let peer = self.peers.insert(id, Peer::new(changes.public_key, new.clone()));
+        let mut peer = Peer::new(changes.public_key, new.clone());
         peer.name = changes.name.clone();
         peer.host = changes.host.clone();
+        self.peers.insert(id, peer);
         self.broadcast(|| Command::AddPeer(id, new.clone()))?;
         Ok(Some(id))
     }

@@ -35,6 +35,7 @@ use crate::path::report::Report;
 use crate::proto::{Action, Device, Endpoint, Now, PeerId, Suite, Time};
 use crate::stats::counters::WorkerCounters;
 use crate::stats::latency::StageHistograms;
+use crate::sys::tun_mtu::TunMtu;
 use crate::sys::udp::{self, UdpOptions, UdpSocket};
 use crate::worker;
 use crate::worker::mailbox::{Command, Reports, WorkerGone, WorkerPort};
@@ -146,6 +147,8 @@ pub struct Settings {
     pub udp_options: UdpOptions,
     /// The suite of peers for which none is named.
     pub suite: config::Suite,
+    /// Tells the interface's MTU, which anybody may change.
+    pub mtu: TunMtu,
 }
 
 /// What sockets want of the control thread's loop, each with the way that the answer goes.
@@ -169,6 +172,7 @@ pub struct Control {
     addresses: Vec<IpNet>,
     udp_options: UdpOptions,
     suite: config::Suite,
+    mtu: TunMtu,
     facts: Facts,
     device: Device,
     workers: Vec<WorkerInfo>,
@@ -192,6 +196,7 @@ impl Control {
             addresses: settings.addresses,
             udp_options: settings.udp_options,
             suite: settings.suite,
+            mtu: settings.mtu,
             facts,
             device,
             workers: workforce.workers,
@@ -344,6 +349,7 @@ impl Control {
                         )?;
                     }
                     self.next_sample.get_or_insert(worker::time_now() + SAMPLE_INTERVAL);
+                    self.follow_mtu()?;
                 }
                 Action::Promote { peer, session } => self.broadcast(|| Command::Promote(peer, session))?,
                 Action::Retire { peer, session } => self.broadcast(|| Command::Retire(peer, session))?,
@@ -369,6 +375,18 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Learns whether somebody has changed the interface's MTU. Only padding depends on it, so once per session will do.
+    fn follow_mtu(&mut self) -> Result<(), ControlError> {
+        match self.mtu.get() {
+            Ok(mtu) if mtu != self.facts.mtu => self.set_tun_mtu(u16::try_from(mtu).unwrap_or(u16::MAX)),
+            Ok(_) => Ok(()),
+            Err(error) => {
+                tracing::debug!(%error, "cannot ask for the interface's MTU");
+                Ok(())
+            }
+        }
     }
 
     fn transmit(&mut self, peer: Option<PeerId>, to: &Endpoint, datagram: &[u8]) {

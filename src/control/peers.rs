@@ -1,7 +1,6 @@
 //! What the control thread knows of peers beside the protocol: their names and keys, counters and round trips.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -55,14 +54,8 @@ pub(super) struct Busy {
 }
 
 impl Peers {
-    pub(super) fn insert(&mut self, id: PeerId, peer: Peer) -> &mut Peer {
-        match self.0.entry(id) {
-            Entry::Occupied(mut old) => {
-                old.insert(peer);
-                old.into_mut()
-            }
-            Entry::Vacant(new) => new.insert(peer),
-        }
+    pub(super) fn insert(&mut self, id: PeerId, peer: Peer) {
+        self.0.insert(id, peer);
     }
 
     pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {

@@ -5,6 +5,7 @@
 //! descriptor.
 #![forbid(unsafe_code)]
 
+mod hooks;
 mod parts;
 mod retry;
 mod wireguard;
@@ -14,9 +15,10 @@ use std::io;
 
 use ipnet::IpNet;
 
+pub use hooks::HookError;
 pub use wireguard::run_wireguard;
 
-use crate::config::{Config, Mtu, Suite};
+use crate::config::{Config, Mtu, Suite, Table};
 use crate::control::changes::ChangeError;
 use crate::control::server::Server;
 use crate::control::socket::SocketError;
@@ -61,6 +63,9 @@ pub enum RunError {
     /// A socket for requests.
     #[error(transparent)]
     Serve(#[from] SocketError),
+    /// A command of the configuration.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// A peer could not be added.
     #[error(transparent)]
     Change(#[from] ChangeError),
@@ -82,7 +87,15 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
         addresses: interface.addresses.clone(),
         suite: Suite::Auto,
     };
-    parts.run(identity, async |control| serve(control, &config, ifindex, ready).await)
+    let runtime = parts.runtime();
+    let result = parts.run(identity, async |control| serve(control, &config, ifindex, ready).await);
+    // The interface is gone.
+    runtime.block_on(hooks::run_down(
+        "post_down",
+        &interface.hooks.post_down,
+        &interface.name,
+    ))?;
+    result
 }
 
 /// Runs the tunnel between its link's coming up and going down.
@@ -93,17 +106,23 @@ async fn serve(
     ready: impl FnOnce(&Facts),
 ) -> Result<(), RunError> {
     let server = Server::bind(&config.interface.control_socket).await?;
+    let hooks = &config.interface.hooks;
+    let name = control.facts().name.clone();
+    hooks::run("pre_up", &hooks.pre_up, &name).await?;
     control.add_peers(&config.peers).await?;
     let mtu = tunnel_mtu(control, config).await?;
     control.set_tun_mtu(mtu)?;
-    let routes: Vec<IpNet> = config
-        .peers
+    let routed_peers = match config.interface.table {
+        Table::Auto => &config.peers[..],
+        Table::Off => &[],
+    };
+    let routes: Vec<IpNet> = routed_peers
         .iter()
         .flat_map(|peer| peer.allowed_ips.iter().copied())
         .collect();
     let link = link::set_up(link::Plan {
         index: ifindex,
-        name: &control.facts().name,
+        name: &name,
         mtu,
         addresses: &config.interface.addresses,
         routes: &routes,
@@ -111,14 +130,23 @@ async fn serve(
     .await?;
     ready(control.facts());
     let (orders_in, mut orders) = control::orders();
-    let result = tokio::select! {
-        result = control.run(&mut orders) => result,
-        () = server.serve(orders_in) => Ok(()),
+    // Commands may want to use the tunnel, so it runs beside them.
+    let post_up = async {
+        match hooks::run("post_up", &hooks.post_up, &name).await {
+            Ok(()) => std::future::pending().await,
+            Err(error) => error,
+        }
     };
+    let result = tokio::select! {
+        result = control.run(&mut orders) => result.map_err(RunError::from),
+        () = server.serve(orders_in) => Ok(()),
+        error = post_up => Err(error.into()),
+    };
+    hooks::run_down("pre_down", &hooks.pre_down, &name).await;
     if let Err(error) = link.tear_down().await {
         tracing::warn!(%error, "the link did not come down cleanly");
     }
-    Ok(result?)
+    result
 }
 
 /// The configured MTU, or the one that the paths to the peers allow.

@@ -14,6 +14,7 @@ use crate::crypto::{self, Algorithm};
 use crate::link;
 use crate::proto::{Device, DeviceConfig};
 use crate::sys::tun::TunError;
+use crate::sys::tun_mtu::TunMtu;
 use crate::sys::udp::UdpOptions;
 use crate::sys::{cpu, probe, tun};
 
@@ -23,6 +24,7 @@ pub(super) struct Parts {
     pub(super) ifindex: u32,
     facts: Facts,
     udp_options: UdpOptions,
+    mtu: TunMtu,
     protocol: Device,
     workforce: Workforce,
     threads: Vec<JoinHandle<()>>,
@@ -123,16 +125,23 @@ impl Parts {
             tracing::warn!("io_uring is refused, so plain system calls carry the packets: {cause}");
         }
         let runtime = if plan.uring { Runtime::Uring } else { Runtime::Tokio };
+        let mtu = TunMtu::new(&device.queues[0])?;
         let (workforce, threads) = workers::start(plan, device.queues, group.sockets)?;
         Ok(Parts {
             ifindex: device.ifindex,
             facts,
             udp_options,
+            mtu,
             protocol,
             workforce,
             threads,
             runtime,
         })
+    }
+
+    /// What the control thread runs on.
+    pub(super) fn runtime(&self) -> Runtime {
+        self.runtime
     }
 
     /// Runs `serve` on the control thread, which is the calling one, and takes everything down when it ends.
@@ -146,6 +155,7 @@ impl Parts {
             addresses: identity.addresses,
             udp_options: self.udp_options,
             suite: identity.suite,
+            mtu: self.mtu,
         };
         let result = self.runtime.block_on(async {
             let mut control = Control::new(settings, self.facts, self.protocol, self.workforce);

@@ -4,7 +4,7 @@ use std::io;
 
 use super::RunError;
 use super::parts::{Identity, Parts};
-use crate::config::{Interface, Mtu, OffloadSwitches, PrivateKey, WireGuard, default_control_socket};
+use crate::config::{Hooks, Interface, Mtu, OffloadSwitches, PrivateKey, Table, WireGuard, default_control_socket};
 use crate::control::server::Server;
 use crate::control::{self, ControlError, Facts};
 use crate::link;
@@ -31,6 +31,8 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         control_socket: default_control_socket(&options.name),
         offloads: OffloadSwitches::default(),
         pin: true,
+        table: Table::Off,
+        hooks: Hooks::default(),
     };
     let parts = Parts::assemble(&interface)?;
     let ifindex = parts.ifindex;

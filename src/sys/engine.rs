@@ -64,7 +64,7 @@ pub trait Engine {
     fn write(&mut self, group: Group);
 
     /// Receives from and sends on `socket` from here on. What the old socket has not delivered is lost; runs that were
-    /// queued leave on either. The old socket is closed by the end of the next turn, so that its port is free.
+    /// queued leave on either. The old socket is closed within a few turns, when the kernel has let go of it.
     ///
     /// # Errors
     /// Only such as end the engine: the kernel refuses what it granted before.

@@ -30,6 +30,7 @@ pub mod steer;
 #[cfg(test)]
 mod tests;
 pub mod tun;
+pub mod tun_mtu;
 pub mod udp;
 pub mod uring;
 pub mod wake;

@@ -224,7 +224,8 @@ pub fn path_mtu(remote: SocketAddr, mark: u32) -> io::Result<u32> {
     u32::try_from(mtu).map_err(|_| io::Error::from_raw_os_error(libc::ENOTCONN))
 }
 
-fn socket(family: Family) -> io::Result<OwnedFd> {
+/// A socket that is not bound yet.
+pub(super) fn socket(family: Family) -> io::Result<OwnedFd> {
     let domain = if family == Family::Dual {
         libc::AF_INET6
     } else {

@@ -6,4 +6,5 @@ mod group;
 mod lab;
 mod no_uring;
 mod refusals;
+mod replace;
 mod tun_device;

@@ -6,6 +6,8 @@ use crate::path::gso::Slots as _;
 use crate::path::segment::{Checksums, Segments};
 use crate::sys::engine::{Event, Wait};
 use crate::sys::tun::{self, Offloads, TunError};
+use crate::sys::tun_mtu::TunMtu;
+use std::io::{BufRead as _, Write as _};
 use std::net::UdpSocket as StdSocket;
 use std::time::{Duration, Instant};
 
@@ -308,5 +310,41 @@ fn a_tun_that_is_deleted_ends_the_engine() {
             }
         };
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+    });
+}
+
+#[test]
+fn the_mtu_is_known_after_changes_renaming_and_moving() {
+    in_namespace(|| {
+        let tun::TunDevice { name, queues, .. } = tun::create("rwt%d", 1, Offloads::ALL).unwrap();
+        let mut mtu = TunMtu::new(&queues[0]).unwrap();
+        assert_eq!(mtu.get().unwrap(), 1500);
+        ip(&format!("link set {name} mtu 1337"));
+        assert_eq!(mtu.get().unwrap(), 1337);
+        ip(&format!("link set {name} name renamed"));
+        assert_eq!(mtu.get().unwrap(), 1337);
+        // Into the namespace of a process that waits in one of its own until its input ends.
+        let mut elsewhere = std::process::Command::new("unshare")
+            .args([
+                "-n",
+                "sh",
+                "-c",
+                "echo ready; read line; ip link set renamed mtu 1400; echo done; read line",
+            ])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = elsewhere.stdin.take().unwrap();
+        let mut output = std::io::BufReader::new(elsewhere.stdout.take().unwrap()).lines();
+        assert_eq!(output.next().unwrap().unwrap(), "ready");
+        ip(&format!("link set renamed netns {}", elsewhere.id()));
+        assert_eq!(mtu.get().unwrap(), 1337);
+        input.write_all(b"\n").unwrap();
+        assert_eq!(output.next().unwrap().unwrap(), "done");
+        assert_eq!(mtu.get().unwrap(), 1400);
+        drop(input);
+        elsewhere.wait().unwrap();
+        drop(queues);
     });
 }
