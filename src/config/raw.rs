@@ -74,6 +74,7 @@ pub struct RawInterface {
     pub crypto: Option<At<String>>,
     pub fwmark: Option<At<i64>>,
     pub control_socket: Option<At<String>>,
+    pub latency_log: Option<At<String>>,
     pub udp_gso: Option<At<bool>>,
     pub udp_gro: Option<At<bool>>,
     pub tun_tso: Option<At<bool>>,

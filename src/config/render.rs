@@ -49,6 +49,9 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     if interface.control_socket != default_control_socket(&interface.name) {
         writeln!(out, "control_socket = {}", quoted(interface.control_socket.display()))?;
     }
+    if let Some(path) = &interface.latency_log {
+        writeln!(out, "latency_log = {}", quoted(path.display()))?;
+    }
     let offloads = interface.offloads;
     let switches = [
         ("udp_gso", offloads.udp_gso),

@@ -70,6 +70,7 @@ fn every_key_is_read() {
         crypto = "aws-lc"
         fwmark = 0xca6c
         control_socket = "ctl/rw.sock"
+        latency_log = "rw.hlog"
         udp_gso = false
         udp_gro = false
         tun_tso = false
@@ -111,6 +112,7 @@ fn every_key_is_read() {
             crypto: Crypto::AwsLc,
             fwmark: NonZeroU32::new(0xca6c),
             control_socket: "/etc/rw/ctl/rw.sock".into(),
+            latency_log: Some("/etc/rw/rw.hlog".into()),
             offloads: OffloadSwitches {
                 udp_gso: false,
                 udp_gro: false,
@@ -171,6 +173,7 @@ fn what_is_not_given_has_its_documented_default() {
         crypto: Crypto::Auto,
         fwmark: None,
         control_socket: "/run/ringway/rw0.sock".into(),
+        latency_log: None,
         offloads: OffloadSwitches {
             udp_gso: true,
             udp_gro: true,
@@ -654,6 +657,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     crypto,
                     fwmark,
                     control_socket: socket.map_or_else(|| default_control_socket(&name), Into::into),
+                    latency_log: None,
                     offloads,
                     pin,
                     table: if off { Table::Off } else { Table::Auto },

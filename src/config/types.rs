@@ -52,6 +52,8 @@ pub struct Interface {
     pub fwmark: Option<NonZeroU32>,
     /// Where the daemon serves its control protocol. A relative path in the file is relative to the file.
     pub control_socket: PathBuf,
+    /// Where the latency log goes: an HdrHistogram log with one interval per second.
+    pub latency_log: Option<PathBuf>,
     /// Which kernel offloads may be used where the kernel has them.
     pub offloads: OffloadSwitches,
     /// Pin each worker to a core.

@@ -85,6 +85,7 @@ impl Validation<'_> {
         let has_ipv6 = addresses.iter().any(|address| address.addr().is_ipv6());
         let mtu = self.mtu(raw.mtu.as_ref(), has_ipv6);
         let control_socket = self.control_socket(raw.control_socket.as_ref());
+        let latency_log = self.latency_log(raw.latency_log.as_ref());
         let listen_port = self.number(
             raw.listen_port.as_ref(),
             0..=0xffff,
@@ -118,6 +119,7 @@ impl Validation<'_> {
             crypto,
             fwmark: fwmark.and_then(NonZeroU32::new),
             control_socket: control_socket.unwrap_or_else(|| default_control_socket(&name)),
+            latency_log,
             offloads: OffloadSwitches {
                 udp_gso: flag(&raw.udp_gso),
                 udp_gro: flag(&raw.udp_gro),
@@ -285,6 +287,14 @@ impl Validation<'_> {
             );
         }
         Some(path)
+    }
+
+    fn latency_log(&mut self, raw: Option<&At<String>>) -> Option<PathBuf> {
+        let at = raw?;
+        if at.value.is_empty() || at.value.contains('\0') {
+            self.refuse(at, "write the path of the log, for example \"/var/log/rw0.hlog\"");
+        }
+        Some(self.beside_file(&at.value))
     }
 
     /// A secret that stands in the file or in a file of its own.

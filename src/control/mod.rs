@@ -9,6 +9,7 @@ pub mod api;
 pub mod changes;
 pub mod client;
 pub mod dump;
+mod latency_log;
 mod peers;
 mod report;
 pub mod runtime;
@@ -18,6 +19,7 @@ pub mod socket;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +27,9 @@ use allowed::AllowedIps;
 use changes::{ChangeError, Changes, PeerChanges};
 use dump::Dump;
 use ipnet::IpNet;
+use latency_log::LatencyLog;
 use peers::Peers;
+use runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -186,6 +190,8 @@ pub struct Control {
     started: SystemTime,
     drops: BTreeMap<&'static str, u64>,
     next_sample: Option<Time>,
+    latency_log: Option<LatencyLog>,
+    next_log: Option<Time>,
 }
 
 impl Control {
@@ -209,6 +215,8 @@ impl Control {
             started: SystemTime::now(),
             drops: BTreeMap::new(),
             next_sample: None,
+            latency_log: None,
+            next_log: None,
         }
     }
 
@@ -260,7 +268,13 @@ impl Control {
         let news = self.reports.news.clone();
         loop {
             self.act()?;
-            let deadline = self.device.poll_timeout().into_iter().chain(self.next_sample).min();
+            let deadline = self
+                .device
+                .poll_timeout()
+                .into_iter()
+                .chain(self.next_sample)
+                .chain(self.next_log)
+                .min();
             let pause = deadline.map_or(Duration::MAX, |deadline| deadline - self.now().mono);
             tokio::select! {
                 biased;
@@ -276,6 +290,27 @@ impl Control {
                 () = tokio::time::sleep(pause.min(Duration::from_secs(3600))) => {}
             }
             self.time_passes();
+            if self.next_log.is_some_and(|due| due <= worker::time_now()) {
+                self.write_latency_log().await;
+            }
+        }
+    }
+
+    /// Writes what passes inside the tunnel to `path` from here on, an interval per second.
+    pub async fn log_latency(&mut self, runtime: Runtime, path: &Path) -> io::Result<()> {
+        self.latency_log = Some(LatencyLog::create(runtime, path).await?);
+        self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
+        Ok(())
+    }
+
+    async fn write_latency_log(&mut self) {
+        // A worker without an answer is busy: what it recorded comes with the next interval.
+        let _ = self.collect_histograms();
+        let Some(log) = &mut self.latency_log else { return };
+        self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
+        if let Err(error) = log.end_interval().await {
+            tracing::warn!(%error, "the latency log cannot be written any more");
+            (self.latency_log, self.next_log) = (None, None);
         }
     }
 

@@ -110,6 +110,9 @@ impl Control {
         for _ in 0..self.workers.len() {
             let (number, mut full) = answers.recv_timeout(WORKER_ANSWER_MAX).map_err(|_| NoAnswer)?;
             let worker = &mut self.workers[usize::from(number)];
+            if let Some(log) = &mut self.latency_log {
+                log.record(&full);
+            }
             worker.histograms.absorb(&mut full);
             worker.spare = full;
         }

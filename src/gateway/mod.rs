@@ -12,6 +12,7 @@ mod wireguard;
 mod workers;
 
 use std::io;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 
@@ -20,6 +21,7 @@ pub use wireguard::run_wireguard;
 
 use crate::config::{Config, Mtu, Suite, Table};
 use crate::control::changes::ChangeError;
+use crate::control::runtime::Runtime;
 use crate::control::server::Server;
 use crate::control::socket::SocketError;
 use crate::control::{self, Control, ControlError, Facts};
@@ -57,6 +59,15 @@ pub enum RunError {
     /// `io = "uring"` where the kernel refuses io_uring.
     #[error("io = \"uring\", but {0}; or set io = \"auto\"")]
     Uring(probe::Refusal),
+    /// The latency log.
+    #[error("{}: cannot write the latency log: {error}", path.display())]
+    LatencyLog {
+        /// The configured file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
     /// Addresses, MTU or routes.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -88,7 +99,9 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
         suite: Suite::Auto,
     };
     let runtime = parts.runtime();
-    let result = parts.run(identity, async |control| serve(control, &config, ifindex, ready).await);
+    let result = parts.run(identity, async |control| {
+        serve(control, &config, ifindex, runtime, ready).await
+    });
     // The interface is gone.
     runtime.block_on(hooks::run_down(
         "post_down",
@@ -103,6 +116,7 @@ async fn serve(
     control: &mut Control,
     config: &Config,
     ifindex: u32,
+    runtime: Runtime,
     ready: impl FnOnce(&Facts),
 ) -> Result<(), RunError> {
     let server = Server::bind(&config.interface.control_socket).await?;
@@ -128,6 +142,13 @@ async fn serve(
         routes: &routes,
     })
     .await?;
+    if let Some(path) = &config.interface.latency_log {
+        let failed = |error| RunError::LatencyLog {
+            path: path.clone(),
+            error,
+        };
+        control.log_latency(runtime, path).await.map_err(failed)?;
+    }
     ready(control.facts());
     let (orders_in, mut orders) = control::orders();
     // Commands may want to use the tunnel, so it runs beside them.

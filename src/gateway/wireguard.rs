@@ -29,6 +29,7 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         crypto: options.crypto,
         fwmark: None,
         control_socket: default_control_socket(&options.name),
+        latency_log: None,
         offloads: OffloadSwitches::default(),
         pin: true,
         table: Table::Off,

@@ -61,6 +61,11 @@ impl<W: io::Write> HistogramLog<W> {
         Ok(())
     }
 
+    /// The writer, to take what it holds.
+    pub fn writer_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     /// The writer, to flush or close.
     pub fn into_inner(self) -> W {
         self.out

@@ -154,6 +154,11 @@ impl Daemon {
         serde_json::from_str(&tool(&["latency", &self.control(), "--json", "--hlog", hlog], None)).expect("JSON")
     }
 
+    /// What the daemon itself has logged of latencies so far.
+    pub(crate) fn latency_log(&self) -> Vec<u8> {
+        std::fs::read(format!("{}.hlog", self.control())).unwrap_or_default()
+    }
+
     /// Sends a signal and waits for the end.
     pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
         kill(self.pid(), signal).expect("it is our child");
@@ -227,6 +232,7 @@ addresses = {addresses}
 workers = {workers}
 io = "{io}"
 control_socket = "{control}"
+latency_log = "{control}.hlog"
 
 [[peer]]
 name = "other"

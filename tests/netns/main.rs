@@ -256,12 +256,13 @@ fn latency_logs_are_what_histogram_tools_read() {
     let path = tunnel.lab.directory.join("a.hlog");
     let report = tunnel.a.latency(path.to_str().expect("an ASCII path"));
     let log = std::fs::read(path).expect("the log was written");
-    let tags: Vec<&str> = IntervalLogIterator::new(&log)
-        .filter_map(|entry| match entry.expect("a well-formed line") {
-            LogEntry::Interval(interval) => Some(interval.tag().expect("every stage has a tag").as_str()),
-            _ => None,
-        })
-        .collect();
+    let tags = tags_of(&log);
+    wait_until("the daemon's own log to have it too", Duration::from_secs(5), || {
+        let logged = tags_of(&tunnel.a.latency_log());
+        ["tun_to_udp", "udp_to_tun"]
+            .iter()
+            .all(|stage| logged.iter().any(|tag| tag == stage))
+    });
     for stage in ["tun_to_udp", "udp_to_tun"] {
         let stages = report["stages"].as_array().expect("a list");
         let entry = stages
@@ -269,8 +270,18 @@ fn latency_logs_are_what_histogram_tools_read() {
             .find(|entry| entry["name"] == stage)
             .expect("the stage is reported");
         assert!(entry["count"].as_u64().expect("a number") > 0, "{entry}");
-        assert!(tags.contains(&stage), "{tags:?}");
+        assert!(tags.iter().any(|tag| tag == stage), "{tags:?}");
     }
+}
+
+/// The tags of a histogram log's intervals.
+fn tags_of(log: &[u8]) -> Vec<String> {
+    IntervalLogIterator::new(log)
+        .filter_map(|entry| match entry.expect("a well-formed line") {
+            LogEntry::Interval(interval) => Some(interval.tag().expect("every stage has a tag").as_str().to_owned()),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Sizes around every boundary, each alone: empty, small, one packet of either family, several fragments. Then runs of
