@@ -103,8 +103,6 @@ worker_counters! {
     udp_receives,
     /// Datagrams in those receives.
     udp_receive_datagrams,
-    /// Times a multishot receive or read ran out of buffers (ENOBUFS).
-    enobufs,
     /// Datagrams that reached a worker other than the one that owns their session.
     mis_steered,
     /// Passes of the worker's loop.
