@@ -134,6 +134,13 @@ impl<S: AsMut<[u8]>> Batches<S> {
         Some(Reserved { batch, len, count })
     }
 
+    /// Ends the peer's batch under construction: what is reserved next for the peer begins another.
+    pub fn close(&mut self, peer: PeerId) {
+        if let Some(at) = self.open.iter().position(|batch| batch.peer == peer && batch.count > 0) {
+            self.ready.push(self.open.remove(at));
+        }
+    }
+
     /// Ends the pass: every batch that holds datagrams, in order for each peer.
     pub fn drain(&mut self) -> impl Iterator<Item = Batch<S>> {
         self.ready

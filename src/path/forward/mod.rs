@@ -196,7 +196,11 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             };
             let datagram_len = DATA_OVERHEAD + len + padding;
             // What the path does not carry whole goes alone: the kernel fragments single datagrams, and refuses runs.
-            let equal = if len + padding > peer.mtu { 1 } else { segments.equal() };
+            let alone = len + padding > peer.mtu;
+            let equal = if alone { 1 } else { segments.equal() };
+            if alone {
+                self.batches.close(id);
+            }
             let Some(mut place) = self.batches.reserve(id, &endpoint, tos, datagram_len, equal, slots) else {
                 refused = Some((Drop::NoSendSlot, segments.remaining() as u64));
                 break;
@@ -218,6 +222,9 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             bytes += (place.count() * datagram_len) as u64;
             inner_bytes += (place.count() * len) as u64;
             place.commit();
+            if alone {
+                self.batches.close(id);
+            }
         }
         if seal.wants_rekey(now) {
             want_session(peer, id, now, &mut self.reports);
