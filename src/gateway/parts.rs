@@ -121,6 +121,7 @@ impl Parts {
             },
             offloads: device.offloads,
             gso: group.gso,
+            sandbox: true,
         };
         if let Some(cause) = &plan.refusal {
             tracing::warn!("io_uring is refused, so plain system calls carry the packets: {cause}");

@@ -12,6 +12,7 @@ use crate::link::MTU_DEFAULT;
 use crate::path::coalesce::{self, Coalescer};
 use crate::path::forward::Forwarder;
 use crate::path::gso::Batches;
+use crate::sandbox;
 use crate::stats::counters::WorkerCounters;
 use crate::sys::cpu::Core;
 use crate::sys::engine::Engine;
@@ -34,6 +35,8 @@ pub(super) struct Plan {
     pub(super) cores: Vec<Core>,
     pub(super) offloads: tun::Offloads,
     pub(super) gso: bool,
+    /// Workers give up what they do not need.
+    pub(super) sandbox: bool,
 }
 
 /// Which engine a worker got: "uring" or "syscall", and why not the other one.
@@ -187,6 +190,11 @@ impl Thread {
             usize::from(MTU_DEFAULT),
             self.counters.clone(),
         );
+        if self.plan.sandbox {
+            for missing in sandbox::confine_worker() {
+                tracing::debug!(worker = self.number, "{missing}");
+            }
+        }
         let worker = Worker::new(self.number as u8, engine, forwarder, self.mailbox, self.counters);
         match worker.run() {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => self.death.interface_removed = true,
