@@ -75,6 +75,8 @@ pub struct Interface {
     pub offloads: OffloadSwitches,
     /// Pin each worker to a core.
     pub pin: bool,
+    /// Give up, once the tunnel runs, what it does not need: system calls and files.
+    pub sandbox: bool,
     /// Which routes to make.
     pub table: Table,
     /// Commands to run when the tunnel comes up and goes down.

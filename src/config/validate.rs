@@ -136,6 +136,7 @@ impl Validation<'_> {
                 tun_uso: flag(&raw.tun_uso),
             },
             pin: flag(&raw.pin),
+            sandbox: flag(&raw.sandbox),
             table,
             hooks,
             state_dir,

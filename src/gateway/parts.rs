@@ -98,7 +98,7 @@ impl Parts {
                 lanes: count as u8,
                 crypto: interface.crypto,
             },
-            |bytes| getrandom::fill(bytes).expect("the kernel's random source does not fail once it was seeded"),
+            control::random,
         );
         let facts = Facts {
             name: device.name.clone(),
@@ -121,7 +121,7 @@ impl Parts {
             },
             offloads: device.offloads,
             gso: group.gso,
-            sandbox: true,
+            sandbox: interface.sandbox,
         };
         if let Some(cause) = &plan.refusal {
             tracing::warn!("io_uring is refused, so plain system calls carry the packets: {cause}");
