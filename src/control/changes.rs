@@ -14,7 +14,6 @@ use super::{Control, ControlError};
 use crate::config::{self, HostPort, PresharedKey, PrivateKey, PublicKey, Suite};
 use crate::path::peers::NewPeer;
 use crate::proto::{AddPeerError, Endpoint, PeerConfig, PeerId, PeerUpdate};
-use crate::stats::counters::PeerCells;
 use crate::sys::steer;
 use crate::sys::udp::{self, UdpGroup, UdpOptions, UdpSocket};
 use crate::worker::mailbox::Command;
@@ -226,7 +225,8 @@ impl Control {
             // A worker's descriptor and ours are the same socket.
             self.workers
                 .iter()
-                .try_for_each(|worker| worker.socket.set_mark(mark))
+                .flat_map(|worker| std::iter::once(&worker.socket).chain(&worker.lane_socket))
+                .try_for_each(|socket| socket.set_mark(mark))
                 .map_err(failed)?;
             self.udp_options.mark = mark;
         }
@@ -279,10 +279,7 @@ impl Control {
             Err(AddPeerError::OwnKey) => return Ok(None),
             Err(AddPeerError::Exists(id)) => return Ok(Some(id)),
         };
-        let new = Arc::new(NewPeer {
-            endpoint: changes.endpoint.map(Endpoint::new),
-            cells: PeerCells::new(self.workers.len()),
-        });
+        let new = Arc::new(NewPeer::new(changes.endpoint.map(Endpoint::new), self.workers.len()));
         let mut peer = Peer::new(changes.public_key, new.clone());
         peer.name = changes.name.clone();
         peer.host = changes.host.clone();
