@@ -237,6 +237,7 @@ io = "{io}"
 lane_ports = {lane_ports}
 control_socket = "{control}"
 latency_log = "{control}.hlog"
+state_dir = "{control}.state"
 
 [[peer]]
 name = "other"

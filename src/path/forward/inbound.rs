@@ -10,7 +10,7 @@ use crate::path::gso::Slots;
 use crate::path::report::{Handover, Received, Report};
 use crate::proto::{GROUP, PeerId, SessionId, Time};
 use crate::wire::ip::Ip;
-use crate::wire::message::{DataHeader, FLAG_LANE_PORT, FLAG_PARTIAL_CHECKSUM, HandshakeMessage, NATIVE_DATA};
+use crate::wire::message::{DataHeader, FLAG_LANE_PORT, FLAG_PARTIAL_CHECKSUM, NATIVE_DATA};
 
 impl<S: AsMut<[u8]>> Forwarder<S> {
     /// One receive buffer's datagrams, each `received.segment` bytes long but perhaps the last. `buffer` names the
@@ -131,14 +131,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         slots: &mut impl Slots<Slot = S>,
     ) -> Result<(), Drop> {
         let Some(header) = DataHeader::parse(datagram) else {
-            if HandshakeMessage::parse(datagram).is_none() {
-                return Err(Drop::BadMessage);
-            }
-            self.reports.push(Report::Handshake {
-                from: received.from,
-                datagram: datagram.into(),
-            });
-            return Ok(());
+            return self.handshake(now, received, datagram);
         };
         let owner = header.receiver as u8 % self.workers;
         if owner != self.worker {

@@ -7,7 +7,7 @@
 //! 4. Segments of one size are reserved, written, sealed in place and committed in a batch.
 //!
 //! In, UDP to TUN ([`Forwarder::inbound`]):
-//! 1. The header tells data from handshakes, which go to the control thread.
+//! 1. The header tells data from handshakes, which go past the doorman to the control thread.
 //! 2. The receiver index names the worker and the session's opening half.
 //! 3. The replay window and the tag decide whether the datagram is authentic; it is decrypted in place.
 //! 4. The first authentic datagram of a session confirms it; one from elsewhere moves the peer.
@@ -16,14 +16,17 @@
 //! 7. Packets of one flow are coalesced into a super-packet for the TUN.
 //!
 //! Nothing here does I/O or reads a clock. The worker gives frames and received buffers, and at the pass's end takes
-//! batches, groups, reports and hand-overs.
+//! batches, groups, reports, hand-overs and replies.
 
 mod changes;
+mod handshake;
 mod inbound;
 mod messages;
 mod outbound;
 #[cfg(test)]
 mod tests;
+
+pub use handshake::CookieReply;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +38,7 @@ use crate::path::peers::PeerTable;
 use crate::path::report::{Handover, Report};
 use crate::path::route::{RouteTable, Routes};
 use crate::path::sessions::Openers;
-use crate::proto::{PeerId, Time};
+use crate::proto::{Doorman, PeerId, Time};
 use crate::stats::counters::WorkerCounters;
 
 /// How often one peer's want of a session is reported while packets wait for it.
@@ -57,6 +60,9 @@ pub struct Forwarder<S> {
     pub reports: Vec<Report>,
     /// Datagrams that belong to other workers.
     pub handovers: Vec<Handover>,
+    /// Answers to handshake messages that were turned away.
+    pub replies: Vec<CookieReply>,
+    doorman: Option<Box<Doorman>>,
     counters: Arc<WorkerCounters>,
     tun_mtu: usize,
     /// Whether native data may leave from the lane's own port.
@@ -84,6 +90,8 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             groups: Vec::new(),
             reports: Vec::new(),
             handovers: Vec::new(),
+            replies: Vec::new(),
+            doorman: None,
             counters,
             tun_mtu,
             lane_ports: false,
