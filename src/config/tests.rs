@@ -77,6 +77,7 @@ fn every_key_is_read() {
         tun_uso = false
         pin = false
         sandbox = false
+        lane_ports = true
         table = "off"
         pre_up = ["true"]
         post_up = ["ip route add 10.9.0.0/16 dev %i", 'echo "up"']
@@ -123,6 +124,7 @@ fn every_key_is_read() {
             },
             pin: false,
             sandbox: false,
+            lane_ports: true,
             table: Table::Off,
             hooks: Hooks {
                 pre_up: vec!["true".into()],
@@ -186,6 +188,7 @@ fn what_is_not_given_has_its_documented_default() {
         },
         pin: true,
         sandbox: true,
+        lane_ports: false,
         table: Table::Auto,
         hooks: Hooks::default(),
         state_dir: default_state_dir(),
@@ -637,7 +640,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
         any::<Option<NonZeroU32>>(),
         prop::option::of("/[ -~éß]{1,30}"),
         any_switches,
-        (any::<bool>(), any::<bool>(), any::<bool>(), any_hooks()),
+        (any::<(bool, bool, bool)>(), any::<bool>(), any_hooks()),
     )
         .prop_map(
             |(
@@ -649,7 +652,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                 fwmark,
                 socket,
                 offloads,
-                (pin, sandbox, off, hooks),
+                ((pin, sandbox, lane_ports), off, hooks),
             )| {
                 addresses.sort();
                 addresses.dedup_by_key(|address| address.addr());
@@ -667,6 +670,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     offloads,
                     pin,
                     sandbox,
+                    lane_ports,
                     table: if off { Table::Off } else { Table::Auto },
                     hooks,
                     state_dir: default_state_dir(),

@@ -77,6 +77,9 @@ pub struct Interface {
     pub pin: bool,
     /// Give up, once the tunnel runs, what it does not need: system calls and files.
     pub sandbox: bool,
+    /// Let each worker's native data leave from a UDP port of its own, so that network cards spread one peer's traffic over
+    /// their queues.
+    pub lane_ports: bool,
     /// Which routes to make.
     pub table: Table,
     /// Commands to run when the tunnel comes up and goes down.

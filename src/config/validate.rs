@@ -137,6 +137,7 @@ impl Validation<'_> {
             },
             pin: flag(&raw.pin),
             sandbox: flag(&raw.sandbox),
+            lane_ports: raw.lane_ports.as_ref().is_some_and(|at| at.value),
             table,
             hooks,
             state_dir,

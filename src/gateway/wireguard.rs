@@ -33,6 +33,7 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         offloads: OffloadSwitches::default(),
         pin: true,
         sandbox: true,
+        lane_ports: false,
         table: Table::Off,
         hooks: Hooks::default(),
         state_dir: None,
