@@ -168,6 +168,7 @@ addresses = ["{self.v4[me]}/24", "{self.v6[me]}/64"]
 workers = {number}
 io = "{self.io}"
 control_socket = "{control}"
+state_dir = "{control}.state"
 {further}
 [[peer]]
 name = "{"ab"[other]}"
@@ -183,6 +184,10 @@ suite = "{self.suite}"
     def status(self, end: int) -> dict:
         """What `ringway status --json` of end 0 (a) or 1 (b) says."""
         return json.loads(self._tool("status", self._sockets[end], "--json"))
+
+    def public_key(self, end: int) -> str:
+        """Of end 0 (a) or 1 (b)."""
+        return self.status(end)["public_key"]
 
     def reset_latency(self) -> None:
         """Begins a new interval in both daemons' histograms."""
@@ -237,6 +242,10 @@ class Wireguard(Tunnel):
             end.ip("address", "add", f"{self.v6[me]}/64", "dev", name, "nodad")
         # Not every daemon chooses an MTU that its packets fit the underlay with; wg-quick does.
         end.ip("link", "set", name, "mtu", str(self.shape.mtu or self.lab.mtu - OVERHEAD), "up")
+
+    def public_key(self, end: int) -> str:
+        """Of end 0 (a) or 1 (b)."""
+        return process.run(["wg", "show", self.interfaces[end], "public-key"]).strip()
 
 
 class Mixed(Tunnel):

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
-use crate::config::{self, HostPort, PublicKey};
+use crate::config::{self, PublicKey};
 use crate::path::peers::NewPeer;
 use crate::proto::{Device, Now, PeerId, Suite, SuiteChoice, Time, Traffic};
 use crate::stats::counters::PeerSnapshot;
@@ -20,8 +20,6 @@ const ECHO_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Peer {
     pub(super) name: Option<String>,
     pub(super) public_key: PublicKey,
-    /// Where the configuration says that it is.
-    pub(super) host: Option<HostPort>,
     /// What workers know of it too, its counters among it.
     shared: Arc<NewPeer>,
     pub(super) handshake: Option<Handshake>,
@@ -162,7 +160,6 @@ impl Peer {
         Peer {
             name: None,
             public_key,
-            host: None,
             shared,
             handshake: None,
             rtt: None,
@@ -197,6 +194,6 @@ pub(super) fn suite_choice(suite: config::Suite) -> SuiteChoice {
 /// A key that nobody knows.
 pub(super) fn random_secret() -> StaticSecret {
     let mut bytes = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut bytes[..]).expect("the kernel's random source does not fail once it was seeded");
+    super::random(&mut bytes[..]);
     StaticSecret::from(*bytes)
 }

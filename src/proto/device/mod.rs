@@ -8,6 +8,7 @@ mod config;
 mod inbound;
 mod peers;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use x25519_dalek::StaticSecret;
@@ -16,12 +17,11 @@ pub use config::{AddPeerError, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, T
 use peers::Peers;
 
 use super::action::Action;
-use super::context::Context;
-use super::cookie::CookieSecret;
+use super::context::{Context, Random};
+use super::doorman::Door;
 use super::endpoint::{Endpoint, PeerId, SessionId};
 use super::identity::Identity;
 use super::peer::Peer;
-use super::ratelimit::Gate;
 use super::time::{Now, Time};
 use super::timers::Schedule;
 
@@ -30,24 +30,21 @@ pub struct Device {
     context: Context,
     peers: Peers,
     schedule: Schedule,
-    gate: Gate,
-    cookies: CookieSecret,
+    door: Door,
 }
 
 impl Device {
     /// A device without peers. `random` fills a slice with unpredictable bytes; it makes ephemeral keys, indices,
     /// nonces and jitter.
     pub fn new(config: DeviceConfig, random: impl FnMut(&mut [u8]) + Send + 'static) -> Device {
-        let mut random = Box::new(random);
-        let mut hash_key = [0; 16];
-        random(&mut hash_key);
+        let mut random: Random = Box::new(random);
         let identity = Arc::new(Identity::new(&config.private_key, config.crypto));
+        let door = Door::new(*identity.public(), 1, &mut random);
         Device {
             context: Context::new(identity, config.lanes, random),
             peers: Peers::default(),
             schedule: Schedule::default(),
-            gate: Gate::new(hash_key),
-            cookies: CookieSecret::default(),
+            door,
         }
     }
 
@@ -93,6 +90,7 @@ impl Device {
     pub fn update_peer(&mut self, now: Now, peer: PeerId, update: PeerUpdate) -> bool {
         self.with_peer(peer, |peer, context| {
             if let Some(endpoint) = update.endpoint {
+                peer.candidates = Box::default();
                 peer.set_endpoint(context, Endpoint::new(endpoint));
             }
             if let Some(choice) = update.suite {
@@ -105,6 +103,13 @@ impl Device {
                 peer.set_persistent_keepalive(now.mono, interval);
             }
         })
+    }
+
+    /// Says where else a peer may be: the addresses of its name, the likeliest first; none forgets what was said before.
+    /// A peer that nothing is known of is at the first of them. For others they count only while handshakes go unanswered
+    /// ([`Action::Unanswered`]): each further initiation then goes to the next one. False if there is no such peer.
+    pub fn set_candidates(&mut self, now: Now, peer: PeerId, candidates: Vec<SocketAddr>) -> bool {
+        self.with_peer(peer, |peer, context| peer.set_candidates(context, now, candidates))
     }
 
     /// Removes a peer and retires its sessions; false if there is none.
@@ -168,6 +173,7 @@ impl Device {
             // The new key's first handshake need not wait for the pace of the old one's.
             peer.handshake_sent = None;
         }
+        self.door.set_public_key(identity.public());
         self.context.identity = identity;
     }
 
