@@ -22,14 +22,18 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Starts it with `config`, to which the place of its control socket is added.
+    /// Starts it with `config`, to which the places of its control socket and its state are added.
     pub(crate) fn start(lab: &Lab, config: &str) -> Gateway {
         let control = lab.directory.join("gateway.sock");
         let path = lab.directory.join("gateway.toml");
         let mut options = File::options();
         let file = options.write(true).create_new(true).mode(0o600).open(&path);
-        let socket = format!("control_socket = \"{}\"\n", control.display());
-        let text = config.replace("[interface]\n", &format!("[interface]\n{socket}"));
+        let places = format!(
+            "control_socket = \"{}\"\nstate_dir = \"{}\"\n",
+            control.display(),
+            lab.directory.join("state").display()
+        );
+        let text = config.replace("[interface]\n", &format!("[interface]\n{places}"));
         file.and_then(|mut file| file.write_all(text.as_bytes()))
             .expect("the directory is ours");
         let gateway = Gateway {
