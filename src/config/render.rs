@@ -74,6 +74,9 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     for (key, _) in switches.iter().filter(|(_, on)| !on) {
         writeln!(out, "{key} = false")?;
     }
+    if interface.lane_ports {
+        writeln!(out, "lane_ports = true")?;
+    }
     write_routing(out, &interface.routing)?;
     write_dns(out, &interface.dns)?;
     let hooks = &interface.hooks;

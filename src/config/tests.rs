@@ -76,6 +76,7 @@ fn every_key_is_read() {
         tun_tso = false
         tun_uso = false
         pin = false
+        lane_ports = true
         table = 51820
         metric = 50
         exclude = ["10.50.1.7/24", "fd99::/120", "10.50.1.0/24"]
@@ -127,6 +128,7 @@ fn every_key_is_read() {
                 tun_uso: false,
             },
             pin: false,
+            lane_ports: true,
             routing: Routing {
                 table: Table::Number(51820),
                 metric: Some(50),
@@ -200,6 +202,7 @@ fn what_is_not_given_has_its_documented_default() {
             tun_uso: true,
         },
         pin: true,
+        lane_ports: false,
         routing: Routing::default(),
         dns: Dns::default(),
         save: None,
@@ -711,7 +714,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
         any::<Option<NonZeroU32>>(),
         prop::option::of("/[ -~éß]{1,30}"),
         any_switches,
-        (any::<bool>(), any_routing(), any_dns(), any_hooks()),
+        (any::<(bool, bool)>(), any_routing(), any_dns(), any_hooks()),
     )
         .prop_map(
             |(
@@ -723,7 +726,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                 fwmark,
                 socket,
                 offloads,
-                (pin, routing, dns, hooks),
+                ((pin, lane_ports), routing, dns, hooks),
             )| {
                 addresses.sort();
                 addresses.dedup_by_key(|address| address.addr());
@@ -740,6 +743,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     latency_log: None,
                     offloads,
                     pin,
+                    lane_ports,
                     routing,
                     dns,
                     save: None,

@@ -54,6 +54,7 @@ const INTERFACE_KEYS: &[&str] = &[
     "tun_tso",
     "tun_uso",
     "pin",
+    "lane_ports",
     "table",
     "metric",
     "exclude",
@@ -139,6 +140,7 @@ impl Reader<'_> {
             tun_tso: section.flag("tun_tso"),
             tun_uso: section.flag("tun_uso"),
             pin: section.flag("pin"),
+            lane_ports: section.flag("lane_ports"),
             routing: RawRouting {
                 table: section.number_or_word("table"),
                 metric: section.number("metric"),

@@ -77,6 +77,9 @@ pub struct Interface {
     pub offloads: OffloadSwitches,
     /// Pin each worker to a core.
     pub pin: bool,
+    /// Let each worker's native data leave from a UDP port of its own, so that network cards spread one peer's traffic over
+    /// their queues.
+    pub lane_ports: bool,
     /// Which routes to make.
     pub routing: Routing,
     /// Which name servers to set.

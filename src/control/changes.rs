@@ -14,7 +14,6 @@ use super::{Control, ControlError};
 use crate::config::{self, HostPort, PresharedKey, PrivateKey, PublicKey, Suite};
 use crate::path::peers::NewPeer;
 use crate::proto::{AddPeerError, Endpoint, PeerConfig, PeerId, PeerUpdate};
-use crate::stats::counters::PeerCells;
 use crate::sys::steer;
 use crate::sys::udp::{self, UdpGroup, UdpOptions, UdpSocket};
 use crate::worker::mailbox::Command;
@@ -196,6 +195,7 @@ impl Control {
         }
         self.private_key = key;
         self.device.set_private_key(secret);
+        self.post_doormen()?;
         self.act()
     }
 
@@ -211,7 +211,7 @@ impl Control {
         let outboxes = group.sockets.iter().map(UdpSocket::try_clone);
         let outboxes: Vec<_> = outboxes.collect::<io::Result<_>>().map_err(failed)?;
         for ((worker, socket), outbox) in self.workers.iter_mut().zip(group.sockets).zip(outboxes) {
-            worker.socket = outbox;
+            worker.replace_socket(outbox);
             let moved = worker.port.send(Command::ReplaceUdp(socket));
             moved.map_err(|gone| ControlError::Worker(gone.to_string()))?;
         }
@@ -226,7 +226,8 @@ impl Control {
             // A worker's descriptor and ours are the same socket.
             self.workers
                 .iter()
-                .try_for_each(|worker| worker.socket.set_mark(mark))
+                .flat_map(|worker| std::iter::once(&worker.socket).chain(&worker.lane_socket))
+                .try_for_each(|socket| socket.set_mark(mark))
                 .map_err(failed)?;
             self.udp_options.mark = mark;
         }
@@ -304,10 +305,7 @@ impl Control {
         if let Some(state) = &mut self.state {
             self.device.restore_timestamps(id, state.of_new(&changes.public_key));
         }
-        let new = Arc::new(NewPeer {
-            endpoint: endpoint.map(Endpoint::new),
-            cells: PeerCells::new(self.workers.len()),
-        });
+        let new = Arc::new(NewPeer::new(endpoint.map(Endpoint::new), self.workers.len()));
         let mut peer = Peer::new(changes.public_key, new.clone());
         peer.name = changes.name.clone().flatten();
         self.peers.insert(id, peer);

@@ -42,6 +42,7 @@ impl Control {
     fn status(&mut self) -> Result<StatusReport, NoAnswer> {
         self.collect_histograms()?;
         let engines = self.engine_counters()?;
+        self.workers.iter_mut().for_each(WorkerInfo::count_socket_drops);
         Ok(StatusReport {
             name: self.facts.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -164,6 +165,7 @@ fn worker_report(index: u32, worker: &WorkerInfo, engine: &EngineCounters) -> Wo
             batch: batch(Stage::WriteBatch),
         },
         drops: counters.drops,
+        lane_port_datagrams: counters.lane_port_datagrams,
         mis_steered: counters.mis_steered,
         engine: engine
             .each()

@@ -17,7 +17,7 @@ use crate::proto::{Device, DeviceConfig};
 use crate::sys::device::DeviceName;
 use crate::sys::tun::TunError;
 use crate::sys::tun_mtu::TunMtu;
-use crate::sys::udp::UdpOptions;
+use crate::sys::udp::{self, UdpOptions};
 use crate::sys::{cpu, probe, tun};
 
 /// A tunnel whose workers run, without peers, and with its link down.
@@ -99,13 +99,18 @@ impl Parts {
             tun_csum = offloads.tun_csum,
             "offloads in use"
         );
+        let lane_sockets = if interface.lane_ports {
+            udp::lane_sockets(&group, count, udp_options).map_err(|error| RunError::Udp { port: 0, error })?
+        } else {
+            Vec::new()
+        };
         let protocol = Device::new(
             DeviceConfig {
                 private_key: interface.private_key.to_secret(),
                 lanes: count as u8,
                 crypto: interface.crypto,
             },
-            |bytes| getrandom::fill(bytes).expect("the kernel's random source does not fail once it was seeded"),
+            control::random,
         );
         let facts = Facts {
             name: device.name.clone(),
@@ -128,6 +133,7 @@ impl Parts {
             },
             offloads: device.offloads,
             gso: group.gso,
+            lane_sockets,
         };
         if let Some(cause) = &plan.refusal {
             tracing::warn!("io_uring is refused, so plain system calls carry the packets: {cause}");

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::lane_port::LanePort;
 use super::peers::NewPeer;
 use crate::proto::{Endpoint, SealHalf, SessionId, Time};
 use crate::stats::counters::PeerCell;
@@ -24,6 +25,8 @@ pub(super) struct PeerPath {
     pub(super) pending: Pending,
     pub(super) session_wanted: Option<Time>,
     pub(super) told_too_big: Option<Time>,
+    /// Whether datagrams from this lane's own port reach the peer.
+    pub(super) lane_port: LanePort,
     /// When the echo was sent that has not been answered.
     pub(super) echo: Option<Time>,
     /// The peer has said that it goes down; once per session.
@@ -43,11 +46,22 @@ impl PeerPath {
             pending: Pending::default(),
             session_wanted: None,
             told_too_big: None,
+            lane_port: LanePort::new(worker),
             echo: None,
             said_goodbye: false,
             shared,
             worker: usize::from(worker),
         }
+    }
+
+    /// The peer is to be reached at `endpoint` from here on; false when it was before.
+    pub(super) fn move_to(&mut self, endpoint: Endpoint) -> bool {
+        let moves = self.endpoint != Some(endpoint);
+        if moves {
+            self.endpoint = Some(endpoint);
+            self.lane_port.moved();
+        }
+        moves
     }
 
     /// Where this worker counts the peer's traffic.
@@ -69,6 +83,16 @@ impl PeerPath {
         cell.rx_packets.add(1);
         cell.rx_bytes.add(bytes);
         cell.last_any_received_ns.set(now.as_nanos());
+    }
+
+    /// Whether data may leave from this lane's own port.
+    pub(super) fn lane_port_carries(&self, now: Time) -> bool {
+        self.lane_port.carries(now, &self.shared.lane_proofs)
+    }
+
+    /// An echo of the token came back.
+    pub(super) fn echoed(&self, token: u64) {
+        self.shared.lane_proofs.answered(token);
     }
 
     /// Makes the session that was answered the one that seals; false when it is not the next one.

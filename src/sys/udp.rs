@@ -76,6 +76,27 @@ pub fn bind_group(port: u16, n: usize, options: UdpOptions) -> io::Result<UdpGro
     }
 }
 
+/// `n` sockets that only send, each from a port of its own that the kernel chooses; in families and offloads like those
+/// of `group`.
+///
+/// # Errors
+/// What socket(2), setsockopt(2) and bind(2) say.
+pub fn lane_sockets(group: &UdpGroup, n: usize, options: UdpOptions) -> io::Result<Vec<UdpSocket>> {
+    let family = if group.dual_stack { Family::Dual } else { Family::V4 };
+    let lane = |_| {
+        let fd = socket(family)?;
+        configure(fd.as_fd(), family, options)?;
+        super::steer::deafen(&fd)?;
+        bind(&fd, family, 0)?;
+        Ok(UdpSocket {
+            fd,
+            family,
+            gso: group.gso,
+        })
+    };
+    (0..n).map(lane).collect()
+}
+
 /// [`bind_group`] for sockets of `family`.
 pub(super) fn bind_family(family: Family, port: u16, n: usize, options: UdpOptions) -> io::Result<UdpGroup> {
     assert!(n > 0, "a group needs a socket");
@@ -188,6 +209,18 @@ impl UdpSocket {
             result = batch.send(self, std::iter::once(outgoing));
         }
         result.map(drop).map_err(io::Error::from_raw_os_error)
+    }
+
+    /// Datagrams that the kernel has dropped at this socket since it was made, modulo 2^32: its receive buffer was full, or
+    /// their checksum was wrong.
+    ///
+    /// # Errors
+    /// `ENOPROTOOPT` before Linux 4.12.
+    pub fn drops(&self) -> io::Result<u32> {
+        /// SK_MEMINFO_DROPS of SK_MEMINFO_VARS words (linux/sock_diag.h).
+        const DROPS: usize = 8;
+        let words: [u32; DROPS + 1] = option::get_words(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO)?;
+        Ok(words[DROPS])
     }
 
     pub(super) fn family(&self) -> Family {

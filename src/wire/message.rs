@@ -25,6 +25,9 @@ pub const NATIVE_DATA: u8 = NATIVE_BIT | WG_DATA;
 
 /// Flag bit 0 of a native data message: the inner TCP or UDP checksum field holds only the pseudo-header sum.
 pub const FLAG_PARTIAL_CHECKSUM: u8 = 1;
+/// Flag bit 1 of a native data message: it left from its lane's own port, where nobody listens. Its source says nothing
+/// about where its sender is to be reached.
+pub const FLAG_LANE_PORT: u8 = 2;
 
 /// Bytes of an X25519 public key.
 pub const PUBLIC_KEY_LEN: usize = 32;
@@ -197,12 +200,12 @@ pub fn cookie_reply(
     receiver: u32,
     nonce: &[u8; COOKIE_NONCE_LEN],
     sealed: &[u8; COOKIE_LEN + TAG_LEN],
-) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(COOKIE_REPLY_LEN);
-    bytes.extend_from_slice(&[kind(native, WG_COOKIE_REPLY), 0, 0, 0]);
-    bytes.extend_from_slice(&receiver.to_le_bytes());
-    bytes.extend_from_slice(nonce);
-    bytes.extend_from_slice(sealed);
+) -> [u8; COOKIE_REPLY_LEN] {
+    let mut bytes = [0; COOKIE_REPLY_LEN];
+    bytes[0] = kind(native, WG_COOKIE_REPLY);
+    bytes[4..8].copy_from_slice(&receiver.to_le_bytes());
+    bytes[8..8 + COOKIE_NONCE_LEN].copy_from_slice(nonce);
+    bytes[8 + COOKIE_NONCE_LEN..].copy_from_slice(sealed);
     bytes
 }
 
@@ -249,7 +252,7 @@ impl DataHeader {
         let header: &[u8; DATA_HEADER_LEN] = datagram.first_chunk()?;
         let known_flags = match header[0] {
             WG_DATA => 0,
-            NATIVE_DATA => FLAG_PARTIAL_CHECKSUM,
+            NATIVE_DATA => FLAG_PARTIAL_CHECKSUM | FLAG_LANE_PORT,
             _ => return None,
         };
         if datagram.len() < DATA_OVERHEAD || header[1] & !known_flags != 0 || header[2..4] != [0, 0] {
@@ -290,7 +293,11 @@ mod tests {
             message.extend_from_slice(&[0xa1; MAC_LEN]);
             message.extend_from_slice(&[0xa2; MAC_LEN]);
         }
-        [initiation, response, cookie_reply(native, 7, &[0x33; 24], &[0x44; 32])]
+        [
+            initiation,
+            response,
+            cookie_reply(native, 7, &[0x33; 24], &[0x44; 32]).to_vec(),
+        ]
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         if !self.peers.is_idle_at(id, endpoint)
             && let Some(peer) = self.peers.get_mut(id)
         {
-            peer.endpoint = Some(endpoint);
+            peer.move_to(endpoint);
         }
     }
 
