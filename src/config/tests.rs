@@ -76,6 +76,7 @@ fn every_key_is_read() {
         tun_tso = false
         tun_uso = false
         pin = false
+        sandbox = false
         lane_ports = true
         table = 51820
         metric = 50
@@ -128,6 +129,7 @@ fn every_key_is_read() {
                 tun_uso: false,
             },
             pin: false,
+            sandbox: false,
             lane_ports: true,
             routing: Routing {
                 table: Table::Number(51820),
@@ -202,6 +204,7 @@ fn what_is_not_given_has_its_documented_default() {
             tun_uso: true,
         },
         pin: true,
+        sandbox: true,
         lane_ports: false,
         routing: Routing::default(),
         dns: Dns::default(),
@@ -714,7 +717,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
         any::<Option<NonZeroU32>>(),
         prop::option::of("/[ -~éß]{1,30}"),
         any_switches,
-        (any::<(bool, bool)>(), any_routing(), any_dns(), any_hooks()),
+        (any::<(bool, bool, bool)>(), any_routing(), any_dns(), any_hooks()),
     )
         .prop_map(
             |(
@@ -726,7 +729,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                 fwmark,
                 socket,
                 offloads,
-                ((pin, lane_ports), routing, dns, hooks),
+                ((pin, sandbox, lane_ports), routing, dns, hooks),
             )| {
                 addresses.sort();
                 addresses.dedup_by_key(|address| address.addr());
@@ -743,6 +746,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     latency_log: None,
                     offloads,
                     pin,
+                    sandbox,
                     lane_ports,
                     routing,
                     dns,

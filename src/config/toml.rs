@@ -54,6 +54,7 @@ const INTERFACE_KEYS: &[&str] = &[
     "tun_tso",
     "tun_uso",
     "pin",
+    "sandbox",
     "lane_ports",
     "table",
     "metric",
@@ -140,6 +141,7 @@ impl Reader<'_> {
             tun_tso: section.flag("tun_tso"),
             tun_uso: section.flag("tun_uso"),
             pin: section.flag("pin"),
+            sandbox: section.flag("sandbox"),
             lane_ports: section.flag("lane_ports"),
             routing: RawRouting {
                 table: section.number_or_word("table"),

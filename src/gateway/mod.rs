@@ -10,6 +10,7 @@ mod network;
 mod parts;
 mod retry;
 mod save;
+mod service;
 mod wireguard;
 mod workers;
 
@@ -144,10 +145,16 @@ async fn serve(
             path: path.clone(),
             error,
         };
-        control.log_latency(runtime, path).await.map_err(failed)?;
+        if let Err(error) = control.log_latency(runtime, path).await {
+            network.down().await;
+            return Err(failed(error));
+        }
     }
     ready(control.facts());
+    service::ready(&name);
+    service::confine(config, network.dns_backend());
     let (orders_in, mut orders) = control::orders();
+    let control_workers = control.workers();
     // Commands may want to use the tunnel, so it runs beside them.
     let post_up = async {
         match hooks::run("post_up", &hooks.post_up, &name).await {
@@ -157,9 +164,11 @@ async fn serve(
     };
     let result = tokio::select! {
         result = control.run(&mut orders, signals) => result.map_err(RunError::from),
-        () = server.serve(orders_in) => Ok(()),
+        () = server.serve(orders_in.clone()) => Ok(()),
+        () = service::watch(orders_in.clone(), control_workers) => Ok(()),
         error = post_up => Err(error.into()),
     };
+    service::stopping();
     hooks::run_down("pre_down", &hooks.pre_down, &name).await;
     if let Some(path) = &config.interface.save
         && let Err(error) = save::save(control, runtime, config, path).await

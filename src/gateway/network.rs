@@ -72,6 +72,11 @@ impl Network {
         Ok(network)
     }
 
+    /// Who was told of name servers.
+    pub(super) fn dns_backend(&self) -> Option<dns::Backend> {
+        self.dns.as_ref().map(dns::Setting::backend)
+    }
+
     /// Puts the system back as it was, as far as that can be done; what can't is logged.
     pub(super) async fn down(self) {
         if let Some(dns) = self.dns
