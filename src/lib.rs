@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod crypto;
+pub mod dns;
 pub mod gateway;
 pub mod link;
 pub mod path;

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ringway::cli::main(|config| {
+    let run = |config| {
         ringway::gateway::run(config, |facts| {
             tracing::info!(name = facts.name, port = facts.listen_port, mtu = facts.mtu, "up");
         })
-    })
+    };
+    ringway::cli::main(run, ringway::gateway::cleanup)
 }

@@ -19,6 +19,9 @@ _ringway() {
             ringway,check)
                 cmd="ringway__subcmd__check"
                 ;;
+            ringway,cleanup)
+                cmd="ringway__subcmd__cleanup"
+                ;;
             ringway,convert)
                 cmd="ringway__subcmd__convert"
                 ;;
@@ -45,6 +48,9 @@ _ringway() {
                 ;;
             ringway__subcmd__help,check)
                 cmd="ringway__subcmd__help__subcmd__check"
+                ;;
+            ringway__subcmd__help,cleanup)
+                cmd="ringway__subcmd__help__subcmd__cleanup"
                 ;;
             ringway__subcmd__help,convert)
                 cmd="ringway__subcmd__help__subcmd__convert"
@@ -77,7 +83,7 @@ _ringway() {
 
     case "${cmd}" in
         ringway)
-            opts="-v -h -V --verbose --log-level --help --version run check convert genkey pubkey genpsk status latency help"
+            opts="-v -h -V --verbose --log-level --help --version run check convert genkey pubkey genpsk cleanup status latency help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -95,6 +101,24 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__check)
+            opts="-v -h --verbose --log-level --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --log-level)
+                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ringway__subcmd__cleanup)
             opts="-v -h --verbose --log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -167,7 +191,7 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__help)
-            opts="run check convert genkey pubkey genpsk status latency help"
+            opts="run check convert genkey pubkey genpsk cleanup status latency help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -181,6 +205,20 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__help__subcmd__check)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ringway__subcmd__help__subcmd__cleanup)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -68,6 +68,15 @@ enum Command {
     Pubkey,
     /// Make a preshared key and write it to standard output
     Genpsk,
+    /// Remove what a daemon that was killed has left: routing rules, packet filters, name servers
+    ///
+    /// The next start of the tunnel does so too. Nothing is done while an interface of that name exists. Needs root or
+    /// CAP_NET_ADMIN.
+    Cleanup {
+        /// The tunnel's interface
+        #[arg(value_parser = interface_name)]
+        name: String,
+    },
     /// Show running tunnels: peers, workers, offloads, drops
     Status(status::Options),
     /// Show how long packets take inside a running tunnel, by stage
@@ -80,13 +89,16 @@ pub fn command() -> clap::Command {
 }
 
 /// The whole program: reads the command line, carries it out, and gives its exit code. `run` runs a tunnel until it is
-/// ended from outside; when the operating system denied something, the source chain of its error should have the
-/// `io::Error` that says so.
-pub fn main<E: Error + 'static>(run: impl FnOnce(Config) -> Result<(), E>) -> ExitCode {
+/// ended from outside, `cleanup` removes what is left of one and says what that was; when the operating system denied
+/// something, the source chain of an error should have the `io::Error` that says so.
+pub fn main<E: Error + 'static>(
+    run: impl FnOnce(Config) -> Result<(), E>,
+    cleanup: impl FnOnce(&str) -> Result<Vec<String>, E>,
+) -> ExitCode {
     // Prints help and usage errors by itself and ends with 0 or 2.
     let arguments = Arguments::parse();
     arguments.log.begin();
-    match carry_out(arguments.command, run) {
+    match carry_out(arguments.command, run, cleanup) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
             for line in failure.message.lines() {
@@ -98,7 +110,11 @@ pub fn main<E: Error + 'static>(run: impl FnOnce(Config) -> Result<(), E>) -> Ex
     }
 }
 
-fn carry_out<E: Error + 'static>(command: Command, run: impl FnOnce(Config) -> Result<(), E>) -> Result<(), Failure> {
+fn carry_out<E: Error + 'static>(
+    command: Command,
+    run: impl FnOnce(Config) -> Result<(), E>,
+    cleanup: impl FnOnce(&str) -> Result<Vec<String>, E>,
+) -> Result<(), Failure> {
     match command {
         Command::Run { config } => {
             let Loaded { config, warnings } = load(&config)?;
@@ -110,9 +126,23 @@ fn carry_out<E: Error + 'static>(command: Command, run: impl FnOnce(Config) -> R
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Genpsk => keys::genpsk(),
+        Command::Cleanup { name } => {
+            let removed = cleanup(&name).map_err(|error| Failure::of(&error))?;
+            if removed.is_empty() {
+                writeln!(io::stdout(), "nothing is left of {name}")?;
+            }
+            for what in removed {
+                writeln!(io::stdout(), "removed {what}")?;
+            }
+            Ok(())
+        }
         Command::Status(options) => status::status(&options),
         Command::Latency(options) => latency::latency(&options),
     }
+}
+
+fn interface_name(text: &str) -> Result<String, String> {
+    config::values::check_interface_name(text).map(|()| text.to_owned())
 }
 
 fn check(path: &Path) -> Result<(), Failure> {
@@ -142,6 +172,10 @@ fn check(path: &Path) -> Result<(), Failure> {
 
 fn convert(path: &Path) -> Result<(), Failure> {
     let Loaded { config, .. } = load(path)?;
+    if config.interface.save.is_some() {
+        let text = "SaveConfig has no counterpart in TOML; changes at run time are not written back";
+        writeln!(io::stderr(), "ringway: warning: {}: {text}", path.display())?;
+    }
     io::stdout().write_all(config::render::to_toml(&config).as_bytes())?;
     Ok(())
 }

@@ -4,17 +4,20 @@
 //! program reads. Whatever is wrong is reported at once, each finding with file, line, key, value and what would be right.
 #![forbid(unsafe_code)]
 
+pub mod dns;
 pub mod host;
 pub mod key;
 pub mod keyfile;
 pub mod problem;
 pub mod raw;
 pub mod render;
+pub mod routing;
 pub mod toml;
 pub mod types;
 pub mod validate;
 pub mod values;
 pub mod wgquick;
+pub mod wgquick_text;
 
 #[cfg(test)]
 mod tests;
@@ -26,12 +29,14 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
+pub use dns::Dns;
 pub use host::{Host, HostPort};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use problem::{LoadError, Located, Problem};
+pub use routing::{Routing, Table};
 pub use types::{
-    Config, Crypto, Hooks, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, Suite, Table, UnknownWord, WireGuard,
-    Workers, default_control_socket, default_state_dir,
+    Config, Crypto, Hooks, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, Suite, UnknownWord, WireGuard, Workers,
+    default_control_socket, default_state_dir,
 };
 
 /// A configuration that is right, and what is unwise about it.

@@ -82,12 +82,34 @@ pub struct RawInterface {
     pub pin: Option<At<bool>>,
     pub sandbox: Option<At<bool>>,
     pub lane_ports: Option<At<bool>>,
-    pub table: Option<At<String>>,
+    pub routing: RawRouting,
+    pub dns: RawDns,
+    /// Only wg-quick's files have it.
+    pub save_config: bool,
     pub pre_up: Vec<At<String>>,
     pub post_up: Vec<At<String>>,
     pub pre_down: Vec<At<String>>,
     pub post_down: Vec<At<String>>,
     pub state_dir: Option<At<String>>,
+}
+
+/// Which way packets go.
+#[derive(Default)]
+#[expect(missing_docs, reason = "the fields are those of the validated section")]
+pub struct RawRouting {
+    pub table: Option<At<NumberOrWord>>,
+    pub metric: Option<At<i64>>,
+    pub exclude: Vec<At<String>>,
+    pub bind_interface: Option<At<String>>,
+}
+
+/// Name servers.
+#[derive(Default)]
+#[expect(missing_docs, reason = "the fields are those of the validated section")]
+pub struct RawDns {
+    pub servers: Vec<At<String>>,
+    pub search: Vec<At<String>>,
+    pub domains: Vec<At<String>>,
 }
 
 /// One peer.

@@ -4,8 +4,10 @@ use std::fmt::{self, Display, Write as _};
 
 use zeroize::Zeroizing;
 
+use super::dns::Dns;
+use super::routing::{Routing, Table};
 use super::types::{
-    Config, Crypto, Interface, Io, Mtu, Peer, Suite, Table, Workers, default_control_socket, default_state_dir,
+    Config, Crypto, Interface, Io, Mtu, Peer, Suite, Workers, default_control_socket, default_state_dir,
 };
 
 /// The configuration as a TOML file, with its keys in it: as secret as they are. Values at their defaults are left out.
@@ -76,9 +78,8 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     if interface.lane_ports {
         writeln!(out, "lane_ports = true")?;
     }
-    if interface.table != Table::Auto {
-        writeln!(out, "table = {}", quoted(interface.table))?;
-    }
+    write_routing(out, &interface.routing)?;
+    write_dns(out, &interface.dns)?;
     let hooks = &interface.hooks;
     let lists = [
         ("pre_up", &hooks.pre_up),
@@ -88,6 +89,34 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     ];
     for (key, commands) in lists.iter().filter(|(_, commands)| !commands.is_empty()) {
         writeln!(out, "{key} = {}", list(commands))?;
+    }
+    Ok(())
+}
+
+fn write_routing(out: &mut String, routing: &Routing) -> fmt::Result {
+    if routing.table != Table::Auto {
+        writeln!(out, "table = {}", routing.table)?;
+    }
+    if let Some(metric) = routing.metric {
+        writeln!(out, "metric = {metric}")?;
+    }
+    if !routing.exclude.is_empty() {
+        writeln!(out, "exclude = {}", list(&routing.exclude))?;
+    }
+    if let Some(interface) = &routing.bind_interface {
+        writeln!(out, "bind_interface = {}", quoted(interface))?;
+    }
+    Ok(())
+}
+
+fn write_dns(out: &mut String, dns: &Dns) -> fmt::Result {
+    if !dns.servers.is_empty() {
+        writeln!(out, "dns = {}", list(&dns.servers))?;
+    }
+    for (key, domains) in [("dns_search", &dns.search), ("dns_domains", &dns.domains)] {
+        if !domains.is_empty() {
+            writeln!(out, "{key} = {}", list(domains))?;
+        }
     }
     Ok(())
 }

@@ -78,7 +78,13 @@ fn every_key_is_read() {
         pin = false
         sandbox = false
         lane_ports = true
-        table = "off"
+        table = 51820
+        metric = 50
+        exclude = ["10.50.1.7/24", "fd99::/120", "10.50.1.0/24"]
+        bind_interface = "eth0"
+        dns = ["10.99.0.2", "fd99::2", "10.99.0.2"]
+        dns_search = ["Home.example"]
+        dns_domains = ["corp.example.", "10.in-addr.arpa"]
         pre_up = ["true"]
         post_up = ["ip route add 10.9.0.0/16 dev %i", 'echo "up"']
         pre_down = ["a"]
@@ -125,7 +131,18 @@ fn every_key_is_read() {
             pin: false,
             sandbox: false,
             lane_ports: true,
-            table: Table::Off,
+            routing: Routing {
+                table: Table::Number(51820),
+                metric: Some(50),
+                exclude: ["10.50.1.0/24", "fd99::/120"].map(|text| text.parse().unwrap()).into(),
+                bind_interface: Some("eth0".into()),
+            },
+            dns: Dns {
+                servers: ["10.99.0.2", "fd99::2"].map(|text| text.parse().unwrap()).into(),
+                search: vec!["home.example".into()],
+                domains: vec!["corp.example".into(), "10.in-addr.arpa".into()],
+            },
+            save: None,
             hooks: Hooks {
                 pre_up: vec!["true".into()],
                 post_up: vec!["ip route add 10.9.0.0/16 dev %i".into(), "echo \"up\"".into()],
@@ -189,7 +206,9 @@ fn what_is_not_given_has_its_documented_default() {
         pin: true,
         sandbox: true,
         lane_ports: false,
-        table: Table::Auto,
+        routing: Routing::default(),
+        dns: Dns::default(),
+        save: None,
         hooks: Hooks::default(),
         state_dir: default_state_dir(),
     };
@@ -314,6 +333,62 @@ fn every_wrong_value_of_the_interface_is_named_with_line_key_value_and_remedy() 
             r#"f:3: interface.crypto = "ring": expected one of: auto, "#,
         ),
         (
+            "table = \"51820\"",
+            r#"f:3: interface.table = "51820": the table is "auto", "off", or the number of a routing table, 1 to"#,
+        ),
+        (
+            "table = 0",
+            r#"f:3: interface.table = 0: the table is "auto", "off", or"#,
+        ),
+        (
+            "table = 255",
+            "f:3: interface.table = 255: this is the kernel's table of local addresses; choose another number",
+        ),
+        (
+            "metric = -1",
+            "f:3: interface.metric = -1: a metric is 1 to 4294967295, or 0 for what the kernel chooses",
+        ),
+        (
+            "table = \"off\"\nmetric = 1",
+            "f:4: interface.metric = 1: this is about routes, and table = \"off\" makes none; remove one of both",
+        ),
+        (
+            "exclude = [\"10.0.0.0/8\"]\ntable = \"off\"",
+            "f:3: interface.exclude[0] = \"10.0.0.0/8\": this is about routes, and table",
+        ),
+        (
+            "exclude = [\"0.0.0.0/0\"]",
+            "f:3: interface.exclude[0] = \"0.0.0.0/0\": this leaves nothing in the tunnel; name the networks",
+        ),
+        (
+            "exclude = [\"here\"]",
+            "f:3: interface.exclude[0] = \"here\": \"here\" is not an IP address",
+        ),
+        (
+            "bind_interface = \"\"",
+            r#"f:3: interface.bind_interface = "": a name has 1 to 15 of the characters"#,
+        ),
+        (
+            "bind_interface = \"rw0\"",
+            r#"f:3: interface.bind_interface = "rw0": this is the tunnel itself; name the interface that leads to"#,
+        ),
+        (
+            "dns = [\"dns.example\"]",
+            r#"f:3: interface.dns[0] = "dns.example": a name server is an IP address, for example "10.99.0.1""#,
+        ),
+        (
+            "dns = [\"::\"]",
+            r#"f:3: interface.dns[0] = "::": :: is not an address that a name server can have"#,
+        ),
+        (
+            "dns = [\"10.0.0.1\"]\ndns_search = [\"a b\"]",
+            r#"f:4: interface.dns_search[0] = "a b": a domain is labels of a-z 0-9 - _ with dots between them"#,
+        ),
+        (
+            "dns_domains = [\"corp.example\"]",
+            r#"f:3: interface.dns_domains[0] = "corp.example": there is no name server to ask; write its address too"#,
+        ),
+        (
             "fwmark = 4294967296",
             "f:3: interface.fwmark = 4294967296: a mark is 1 to 4294967295, or 0 for none",
         ),
@@ -363,10 +438,6 @@ fn every_wrong_value_of_a_peer_is_named_with_line_key_value_and_remedy() {
         (
             "allowed_ips = [\"10.0.0.0/8\", \"fd00::/129\"]".into(),
             r#"f:5: peer[0].allowed_ips[1] = "fd00::/129": the prefix length of an IPv6 network is 0 to 128"#,
-        ),
-        (
-            "allowed_ips = [\"0.0.0.0/0\"]".into(),
-            r#"f:5: peer[0].allowed_ips[0] = "0.0.0.0/0": a default route needs policy routing"#,
         ),
         (
             "persistent_keepalive = 65536".into(),
@@ -536,11 +607,17 @@ fn text_that_is_not_toml_is_reported_with_its_line() {
 }
 
 #[test]
-fn an_endpoint_within_its_own_allowed_ips_is_warned_of() {
+fn an_endpoint_within_its_own_allowed_ips_is_warned_of_where_rules_are_somebody_elses() {
     let text = format!(
         "[interface]\nprivate_key = \"{KEY_A}\"\n[[peer]]\npublic_key = \"{PUBLIC_B}\"\nendpoint = \"10.1.2.3:5\"\n\
          allowed_ips = [\"10.0.0.0/8\"]\n"
     );
+    assert_eq!(
+        read_text("/etc/rw/rw0.toml", &text).unwrap().warnings,
+        [],
+        "policy routing sees to it"
+    );
+    let text = text.replace("[[peer]]", "table = 7\n[[peer]]");
     let warnings = read_text("/etc/rw/rw0.toml", &text).unwrap().warnings;
     assert_eq!(warnings.len(), 1);
     let warning = warnings[0].to_string();
@@ -640,7 +717,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
         any::<Option<NonZeroU32>>(),
         prop::option::of("/[ -~éß]{1,30}"),
         any_switches,
-        (any::<(bool, bool, bool)>(), any::<bool>(), any_hooks()),
+        (any::<(bool, bool, bool)>(), any_routing(), any_dns(), any_hooks()),
     )
         .prop_map(
             |(
@@ -652,7 +729,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                 fwmark,
                 socket,
                 offloads,
-                ((pin, sandbox, lane_ports), off, hooks),
+                ((pin, sandbox, lane_ports), routing, dns, hooks),
             )| {
                 addresses.sort();
                 addresses.dedup_by_key(|address| address.addr());
@@ -671,7 +748,9 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     pin,
                     sandbox,
                     lane_ports,
-                    table: if off { Table::Off } else { Table::Auto },
+                    routing,
+                    dns,
+                    save: None,
                     hooks,
                     state_dir: default_state_dir(),
                     name,
@@ -681,6 +760,45 @@ fn any_interface() -> impl Strategy<Value = Interface> {
         .prop_filter("a name of the kernel's", |interface| {
             values::check_interface_name(&interface.name).is_ok()
         })
+}
+
+fn any_routing() -> impl Strategy<Value = Routing> {
+    let any_table = prop_oneof![Just(Table::Auto), (1u32..255).prop_map(Table::Number), Just(Table::Off)];
+    let any_excluded = prop::collection::btree_set((any::<u32>(), 1u8..=32), 0..3);
+    let any_bound = prop::option::of("[a-z]{3}[0-9]{13}|eth[0-9]");
+    (any_table, any::<Option<u32>>(), any_excluded, any_bound).prop_map(|(table, metric, excluded, bound)| {
+        let mut exclude: Vec<IpNet> = excluded
+            .into_iter()
+            .map(|(bits, len)| IpNet::new(Ipv4Addr::from_bits(bits).into(), len).unwrap().trunc())
+            .collect();
+        exclude.sort();
+        exclude.dedup();
+        Routing {
+            table,
+            metric: metric.filter(|metric| *metric > 0 && table != Table::Off),
+            exclude: if table == Table::Off { Vec::new() } else { exclude },
+            bind_interface: bound.filter(|name| values::check_interface_name(name).is_ok()),
+        }
+    })
+}
+
+fn any_dns() -> impl Strategy<Value = Dns> {
+    let any_domains = || prop::collection::btree_set("[a-z0-9_-]{1,9}(\\.[a-z0-9]{1,9}){0,2}", 0..3);
+    let any_servers = prop::collection::btree_set(1u32..0xe000_0000, 0..3);
+    (any_servers, any_domains(), any_domains()).prop_map(|(servers, search, domains)| {
+        let some = |domains: std::collections::BTreeSet<String>| match servers.is_empty() {
+            true => Vec::new(),
+            false => domains.into_iter().collect(),
+        };
+        Dns {
+            search: some(search),
+            domains: some(domains),
+            servers: servers
+                .into_iter()
+                .map(|bits| Ipv4Addr::from_bits(bits).into())
+                .collect(),
+        }
+    })
 }
 
 /// The `i`th peer: unlike all others in what must be unique.

@@ -5,7 +5,7 @@ use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
 use super::problem::{Problem, nearest};
-use super::raw::{At, NumberOrWord, Place, RawConfig, RawInterface, RawPeer, Secret};
+use super::raw::{At, NumberOrWord, Place, RawConfig, RawDns, RawInterface, RawPeer, RawRouting, Secret};
 
 /// Reads `source`, appending everything that is wrong to `problems`. The result holds what could be read, so that
 /// validation can report on it too; `None` when the text is not TOML, where any further finding would be noise.
@@ -57,6 +57,12 @@ const INTERFACE_KEYS: &[&str] = &[
     "sandbox",
     "lane_ports",
     "table",
+    "metric",
+    "exclude",
+    "bind_interface",
+    "dns",
+    "dns_search",
+    "dns_domains",
     "pre_up",
     "post_up",
     "pre_down",
@@ -137,7 +143,18 @@ impl Reader<'_> {
             pin: section.flag("pin"),
             sandbox: section.flag("sandbox"),
             lane_ports: section.flag("lane_ports"),
-            table: section.text("table"),
+            routing: RawRouting {
+                table: section.number_or_word("table"),
+                metric: section.number("metric"),
+                exclude: section.texts("exclude"),
+                bind_interface: section.text("bind_interface"),
+            },
+            dns: RawDns {
+                servers: section.texts("dns"),
+                search: section.texts("dns_search"),
+                domains: section.texts("dns_domains"),
+            },
+            save_config: false,
             pre_up: section.texts("pre_up"),
             post_up: section.texts("post_up"),
             pre_down: section.texts("pre_down"),

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::dns::Dns;
 use super::host::HostPort;
 use super::key::{PresharedKey, PrivateKey, PublicKey};
+use super::routing::Routing;
 pub use crate::crypto::Choice as Crypto;
 
 /// Where daemons put their control sockets, as `NAME.sock`.
@@ -81,7 +83,11 @@ pub struct Interface {
     /// their queues.
     pub lane_ports: bool,
     /// Which routes to make.
-    pub table: Table,
+    pub routing: Routing,
+    /// Which name servers to set.
+    pub dns: Dns,
+    /// The file of wg-quick's to write back to at the end, with what runs then (SaveConfig).
+    pub save: Option<PathBuf>,
     /// Commands to run when the tunnel comes up and goes down.
     pub hooks: Hooks,
     /// Where what must outlive a restart is kept, as `NAME.state`. `None`: nowhere.
@@ -238,14 +244,6 @@ words! {
         Native = "native",
         /// WireGuard's.
         WireGuard = "wireguard",
-    }
-}
-
-words! {
-    /// Which routes to make: by default one for each allowed IP.
-    Table {
-        /// None; what needs routes makes its own.
-        Off = "off",
     }
 }
 

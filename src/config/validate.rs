@@ -11,13 +11,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use super::host::{Host, HostPort};
+use super::host::HostPort;
 use super::key::PublicKey;
 use super::keyfile::KeyFileError;
 use super::problem::Problem;
 use super::raw::{At, NumberOrWord, Place, RawConfig, RawInterface, RawPeer, Secret};
 use super::types::{
-    Config, Hooks, Interface, Mtu, OffloadSwitches, Peer, Table, Workers, default_control_socket, default_state_dir,
+    Config, Hooks, Interface, Mtu, OffloadSwitches, Peer, Workers, default_control_socket, default_state_dir,
 };
 use super::values;
 
@@ -55,13 +55,16 @@ pub fn validate(
         validation.refuse_self(interface.private_key.public_key(), &raw.peers);
     }
     let peers: Option<Vec<Peer>> = peers.into_iter().collect();
+    if let (Some(interface), Some(peers)) = (&interface, &peers) {
+        validation.check_ways(&raw.interface.routing, &raw.peers, interface, peers);
+    }
     match (interface, peers) {
         (Some(interface), Some(peers)) if validation.problems.is_empty() => Some(Config { interface, peers }),
         _ => None,
     }
 }
 
-struct Validation<'a> {
+pub(super) struct Validation<'a> {
     source: Source<'a>,
     problems: &'a mut Vec<Problem>,
     warnings: &'a mut Vec<Problem>,
@@ -104,7 +107,8 @@ impl Validation<'_> {
             0..=0xffff_ffff,
             "a mark is 1 to 4294967295, or 0 for none",
         );
-        let table = self.table(raw.table.as_ref());
+        let routing = self.routing(&raw.routing);
+        let dns = self.dns(&raw.dns);
         let hooks = Hooks {
             pre_up: self.commands(&raw.pre_up),
             post_up: self.commands(&raw.post_up),
@@ -138,7 +142,9 @@ impl Validation<'_> {
             pin: flag(&raw.pin),
             sandbox: flag(&raw.sandbox),
             lane_ports: raw.lane_ports.as_ref().is_some_and(|at| at.value),
-            table,
+            routing,
+            dns,
+            save: raw.save_config.then(|| self.source.path.to_owned()),
             hooks,
             state_dir,
             name,
@@ -174,9 +180,6 @@ impl Validation<'_> {
                 Some(network) if !allowed_ips.contains(&network) => allowed_ips.push(network),
                 _ => {}
             }
-        }
-        if let (Some(endpoint), Some(at)) = (&endpoint, &raw.endpoint) {
-            self.warn_of_loop(at, endpoint, &allowed_ips);
         }
         let persistent_keepalive = self.number(
             raw.persistent_keepalive.as_ref(),
@@ -258,18 +261,6 @@ impl Validation<'_> {
                 Workers::Auto
             }
         }
-    }
-
-    fn table(&mut self, raw: Option<&At<String>>) -> Table {
-        if let Some(at) = raw.filter(|at| at.value.bytes().all(|byte| byte.is_ascii_digit())) {
-            self.refuse(
-                at,
-                "a routing table of one's own is something that this version does not have; write \"off\", and make the \
-                 routes in post_up: ip route add NETWORK dev %i table NUMBER",
-            );
-            return Table::Auto;
-        }
-        self.word(raw)
     }
 
     fn commands(&mut self, raw: &[At<String>]) -> Vec<String> {
@@ -400,27 +391,16 @@ impl Validation<'_> {
         }
     }
 
-    /// The tunnel's own packets to an endpoint inside its allowed IPs would go into the tunnel, unless a more specific
-    /// route says otherwise, which can't be seen from here.
-    fn warn_of_loop(&mut self, at: &At<String>, endpoint: &HostPort, allowed_ips: &[IpNet]) {
-        let Host::Address(address) = endpoint.host else { return };
-        if let Some(network) = allowed_ips.iter().find(|network| network.contains(&address)) {
-            self.warnings.push(at.place.problem(
-                Some(at.value.shown()),
-                format!(
-                    "the endpoint lies within allowed_ips ({network}); without a more specific route to it, the \
-                         tunnel's packets go round in circles"
-                ),
-            ));
-        }
-    }
-
     /// A relative path of the file is relative to the file.
     fn beside_file(&self, path: &str) -> PathBuf {
         self.source.path.parent().unwrap_or(Path::new("")).join(path)
     }
 
-    fn read<T, E: Display>(&mut self, at: &At<String>, read: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
+    pub(super) fn read<T, E: Display>(
+        &mut self,
+        at: &At<String>,
+        read: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
         match read(&at.value) {
             Ok(value) => Some(value),
             Err(error) => {
@@ -430,7 +410,7 @@ impl Validation<'_> {
         }
     }
 
-    fn check(&mut self, at: &At<String>, checked: Result<(), String>) -> Option<String> {
+    pub(super) fn check(&mut self, at: &At<String>, checked: Result<(), String>) -> Option<String> {
         self.read(at, |text| checked.map(|()| text.to_owned()))
     }
 
@@ -439,7 +419,12 @@ impl Validation<'_> {
         raw.and_then(|at| self.read(at, T::from_str)).unwrap_or_default()
     }
 
-    fn number<T: TryFrom<i64>>(&mut self, raw: Option<&At<i64>>, range: RangeInclusive<i64>, right: &str) -> Option<T> {
+    pub(super) fn number<T: TryFrom<i64>>(
+        &mut self,
+        raw: Option<&At<i64>>,
+        range: RangeInclusive<i64>,
+        right: &str,
+    ) -> Option<T> {
         let at = raw?;
         let number = Some(at.value)
             .filter(|number| range.contains(number))
@@ -450,8 +435,12 @@ impl Validation<'_> {
         number
     }
 
-    fn refuse<T: Shown>(&mut self, at: &At<T>, text: impl Into<String>) {
+    pub(super) fn refuse<T: Shown>(&mut self, at: &At<T>, text: impl Into<String>) {
         self.problems.push(at.place.problem(Some(at.value.shown()), text));
+    }
+
+    pub(super) fn warn<T: Shown>(&mut self, at: &At<T>, text: impl Into<String>) {
+        self.warnings.push(at.place.problem(Some(at.value.shown()), text));
     }
 
     /// Reports that `key` is missing, unless something is wrong with one of `alternatives` or the whole section, which
@@ -479,7 +468,7 @@ fn parent(key: &str) -> &str {
 }
 
 /// How a value is shown in a problem. Secrets have no such form.
-trait Shown {
+pub(super) trait Shown {
     fn shown(&self) -> String;
 }
 

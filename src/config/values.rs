@@ -77,15 +77,7 @@ pub fn parse_interface_address(text: &str) -> Result<IpNet, String> {
 
 /// Reads an allowed IP as `wg` does: host bits are cleared.
 pub fn parse_allowed_ip(text: &str) -> Result<IpNet, String> {
-    let network = parse_network(text)?.trunc();
-    if network.prefix_len() == 0 {
-        return Err(
-            "a default route needs policy routing, which this version does not have; list the networks \
-                    behind the peer"
-                .into(),
-        );
-    }
-    Ok(network)
+    Ok(parse_network(text)?.trunc())
 }
 
 #[cfg(test)]
@@ -128,7 +120,13 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(parse_network(text).unwrap().to_string(), expected);
         }
-        assert_eq!(parse_allowed_ip("10.99.0.7/24").unwrap().to_string(), "10.99.0.0/24");
+        for (text, expected) in [
+            ("10.99.0.7/24", "10.99.0.0/24"),
+            ("10.0.0.1/0", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+        ] {
+            assert_eq!(parse_allowed_ip(text).unwrap().to_string(), expected);
+        }
     }
 
     #[test]
@@ -158,12 +156,6 @@ mod tests {
             "10.0.0.1/0",
         ] {
             assert!(parse_interface_address(text).is_err(), "{text:?}");
-        }
-        for text in ["0.0.0.0/0", "::/0", "10.0.0.1/0"] {
-            assert!(
-                parse_allowed_ip(text).unwrap_err().contains("policy routing"),
-                "{text:?}"
-            );
         }
     }
 }

@@ -2,15 +2,14 @@
 //! [`super::validate`]'s to say.
 //!
 //! As there, sections and keys are recognised in upper and lower case, everything behind a `#` is a comment, and lists
-//! are separated by commas or spread over several lines. What `wg-quick` does and this program does not is refused,
-//! not passed over: a tunnel without its DNS or its routing table is another tunnel.
+//! are separated by commas or spread over several lines.
 
 use std::path::Path;
 
 use zeroize::Zeroizing;
 
 use super::problem::{Problem, nearest};
-use super::raw::{At, NumberOrWord, Place, RawConfig, RawInterface, RawPeer, Secret};
+use super::raw::{At, NumberOrWord, Place, RawConfig, RawDns, RawInterface, RawPeer, Secret};
 
 /// Whether a file is in this format rather than TOML: its name ends in `.conf`, or it has a section as only this format
 /// writes it.
@@ -180,28 +179,11 @@ impl Reader<'_> {
     }
 
     fn interface_key(&mut self, key: &str, value: &str, place: Place) {
-        match key {
-            "DNS" => {
-                let text = "name servers are not set by this program; remove the line, and for example write \
-                            PostUp = resolvectl dns %i ADDRESS";
-                return self.refuse(place, value, text);
-            }
-            "SaveConfig" => {
-                match value {
-                    "true" => self.refuse(
-                        place,
-                        value,
-                        "this program does not write to its configuration; remove the line",
-                    ),
-                    "false" => {}
-                    _ => self.refuse(place, value, "write true or false"),
-                }
-                return;
-            }
-            _ => {}
-        }
         let number = match key {
             "ListenPort" => self.number(value, &place, "a port is 1 to 65535, or 0 for any"),
+            "SaveConfig" if !matches!(value, "true" | "false") => {
+                return self.refuse(place, value, "write true or false");
+            }
             "FwMark" => self.number_or_off(value, &place, "a mark is a number, also as 0x..., or off"),
             _ => None,
         };
@@ -211,14 +193,11 @@ impl Reader<'_> {
             "Address" => interface.addresses.extend(list(value, &place)),
             "FwMark" => interface.fwmark = number,
             "ListenPort" => interface.listen_port = number,
-            "MTU" => {
-                let value = value
-                    .parse()
-                    .map_or_else(|_| NumberOrWord::Word(value.to_owned()), NumberOrWord::Number);
-                interface.mtu = Some(At { value, place });
-            }
+            "DNS" => name_servers(value, &place, &mut interface.dns),
+            "MTU" => interface.mtu = Some(number_or_word(value, place)),
             "PrivateKey" => interface.private_key = Some(secret(value, place)),
-            "Table" => interface.table = Some(text(value, place)),
+            "SaveConfig" => interface.save_config = value == "true",
+            "Table" => interface.routing.table = Some(number_or_word(value, place)),
             "PreUp" => interface.pre_up.push(text(value, place)),
             "PostUp" => interface.post_up.push(text(value, place)),
             "PreDown" => interface.pre_down.push(text(value, place)),
@@ -309,6 +288,28 @@ fn list<'a>(value: &'a str, place: &'a Place) -> impl Iterator<Item = At<String>
         .map(|part| text(part, place.clone()))
 }
 
+/// As wg-quick tells them apart: what looks like an address is a server, all else a domain to search. A domain behind a
+/// `~` is one that only these servers are asked for, and `~.` means all (as resolvectl has it).
+fn name_servers(value: &str, place: &Place, dns: &mut RawDns) {
+    let words = value.split([',', ' ', '\t']).filter(|word| !word.is_empty());
+    for word in words {
+        let is_server = word.contains(':') || word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        match word.strip_prefix('~') {
+            Some(".") => {}
+            Some(domain) => dns.domains.push(text(domain, place.clone())),
+            None if is_server => dns.servers.push(text(word, place.clone())),
+            None => dns.search.push(text(word, place.clone())),
+        }
+    }
+}
+
+fn number_or_word(value: &str, place: Place) -> At<NumberOrWord> {
+    let value = value
+        .parse()
+        .map_or_else(|_| NumberOrWord::Word(value.to_owned()), NumberOrWord::Number);
+    At { value, place }
+}
+
 fn text(value: &str, place: Place) -> At<String> {
     At {
         value: value.to_owned(),
@@ -331,7 +332,7 @@ mod tests {
 
     use super::*;
     use crate::config::validate::{Source, validate};
-    use crate::config::{Config, Hooks, Located, Mtu, Suite, Table};
+    use crate::config::{Config, Dns, Hooks, Located, Mtu, Suite, Table};
 
     const KEY_A: &str = "cEN0raABhctV+PdHYvWsSx+vwxsx10yu75a7WH3e+m0=";
     const PUBLIC_B: &str = "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=";
@@ -379,7 +380,9 @@ mod tests {
              PrivateKey = {KEY_A}\n\
              MTU = 1380\n\
              FwMark = 0xca6c\n\
-             Table = off\n\
+             Table = 51820\n\
+             DNS = 10.0.0.53, corp.example ~lab.example\n\
+             DNS = fd00::53,~.\n\
              SaveConfig = false\n\
              PreUp = true\n\
              PostUp = iptables -A FORWARD -i %i -j ACCEPT; echo up\n\
@@ -408,7 +411,15 @@ mod tests {
         assert_eq!(addresses, ["10.0.0.1/24", "fd00::1/64", "10.0.1.1/32"]);
         assert_eq!((interface.listen_port, interface.mtu), (51820, Mtu::Bytes(1380)));
         assert_eq!(interface.fwmark.map(u32::from), Some(0xca6c));
-        assert_eq!(interface.table, Table::Off);
+        assert_eq!(interface.routing.table, Table::Number(51820));
+        let dns = Dns {
+            servers: ["10.0.0.53", "fd00::53"]
+                .map(|text| text.parse().expect("an address"))
+                .into(),
+            search: vec!["corp.example".into()],
+            domains: vec!["lab.example".into()],
+        };
+        assert_eq!(interface.dns, dns);
         let commands = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
         let hooks = Hooks {
             pre_up: commands(&["true"]),
@@ -437,43 +448,15 @@ mod tests {
     }
 
     #[test]
-    fn what_this_program_does_not_do_is_refused() {
-        let cases = [
-            (
-                "DNS = 1.1.1.1",
-                "f:3: Interface.DNS = 1.1.1.1: name servers are not set",
-            ),
-            (
-                "Table = 51820",
-                "f:3: Interface.Table = \"51820\": a routing table of one's own",
-            ),
-            (
-                "Table = main",
-                "f:3: Interface.Table = \"main\": expected one of: auto, off",
-            ),
-            (
-                "SaveConfig = true",
-                "f:3: Interface.SaveConfig = true: this program does not write",
-            ),
-        ];
-        for (line, expected) in cases {
-            let problems = interface_problems(line);
-            assert!(problems.starts_with(expected), "{problems}");
-        }
-        let problems = peer_problems("AllowedIPs = 0.0.0.0/0, ::/0");
-        assert_eq!(problems.matches("policy routing").count(), 2, "{problems}");
-        assert!(
-            problems.starts_with("f:5: Peer[0].AllowedIPs = \"0.0.0.0/0\": "),
-            "{problems}"
-        );
-    }
-
-    #[test]
     fn every_problem_names_its_line_and_what_would_be_right() {
         let interface = [
             ("ListenPort = x", "f:3: Interface.ListenPort = x: a port is"),
             ("ListenPort = 65536", "f:3: Interface.ListenPort = 65536: a port is"),
             ("FwMark = 0xzz", "f:3: Interface.FwMark = 0xzz: a mark is"),
+            (
+                "SaveConfig = yes",
+                "f:3: Interface.SaveConfig = yes: write true or false",
+            ),
             ("MTU = big", "f:3: Interface.MTU = \"big\": an MTU is"),
             (
                 "Adress = 10.0.0.1",
@@ -486,6 +469,18 @@ mod tests {
             (
                 "Address = 10.0.0.1/33",
                 "f:3: Interface.Address = \"10.0.0.1/33\": the prefix length",
+            ),
+            (
+                "Table = main",
+                "f:3: Interface.Table = \"main\": the table is \"auto\", \"off\", or the number of a routing table",
+            ),
+            (
+                "DNS = 10.0.0.1.2",
+                "f:3: Interface.DNS = \"10.0.0.1.2\": a name server is an IP address",
+            ),
+            (
+                "DNS = corp.example",
+                "f:3: Interface.DNS = \"corp.example\": there is no name server to ask",
             ),
             ("PostUp =", "f:3: Interface.PostUp = \"\": write a command"),
             (

@@ -646,7 +646,7 @@ impl Control {
         if !self.peers.may_ask_path_mtu(peer, now, PATH_MTU_INTERVAL) {
             return;
         }
-        match udp::path_mtu(remote, self.udp_options.mark) {
+        match udp::path_mtu(remote, self.udp_options) {
             Ok(outer) => {
                 let mtu = inner_mtu(outer, &remote);
                 tracing::info!(peer = %self.peers.name(peer), outer, inner = mtu, "the path to the peer is smaller");

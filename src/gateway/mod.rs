@@ -1,13 +1,15 @@
 //! Puts a tunnel together from its parts, runs it, and takes it apart again.
 //!
 //! Up: TUN queues, socket group, workers, then (in the control thread's runtime) control socket, peers, link.
-//! Down, whatever ended it: goodbye to native peers, workers, link, control socket; the TUN goes with its last
+//! Down, whatever ended it: name servers, link, goodbye to native peers, workers, control socket; the TUN goes with its last
 //! descriptor.
 #![forbid(unsafe_code)]
 
 mod hooks;
+mod network;
 mod parts;
 mod retry;
+mod save;
 mod service;
 mod wireguard;
 mod workers;
@@ -15,12 +17,11 @@ mod workers;
 use std::io;
 use std::path::PathBuf;
 
-use ipnet::IpNet;
-
 pub use hooks::HookError;
+pub use network::cleanup;
 pub use wireguard::run_wireguard;
 
-use crate::config::{Config, Mtu, Suite, Table};
+use crate::config::{Config, Suite};
 use crate::control::changes::ChangeError;
 use crate::control::runtime::Runtime;
 use crate::control::server::Server;
@@ -28,8 +29,10 @@ use crate::control::signals::Signals;
 use crate::control::socket::SocketError;
 use crate::control::{self, Control, ControlError, Facts};
 use crate::crypto;
-use crate::link::{self, LinkError};
+use crate::dns::DnsError;
+use crate::link::LinkError;
 use crate::sys::{probe, tun};
+use network::Network;
 use parts::{Identity, Parts};
 
 /// Why a tunnel did not come up, or went down by itself.
@@ -50,6 +53,9 @@ pub enum RunError {
         #[source]
         error: io::Error,
     },
+    /// `bind_interface` is not there.
+    #[error("bind_interface = {0:?}: there is no such interface")]
+    NoDevice(String),
     /// A worker could not start.
     #[error("worker {worker}: {cause}")]
     Worker {
@@ -70,6 +76,9 @@ pub enum RunError {
         #[source]
         error: io::Error,
     },
+    /// Name servers.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
     /// Addresses, MTU or routes.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -130,34 +139,20 @@ async fn serve(
         control.keep_state(runtime, &folder.join(format!("{name}.state")));
     }
     control.add_peers(&config.peers).await?;
-    let mtu = tunnel_mtu(control, config).await?;
-    control.set_tun_mtu(mtu)?;
-    let routed_peers = match config.interface.table {
-        Table::Auto => &config.peers[..],
-        Table::Off => &[],
-    };
-    let routes: Vec<IpNet> = routed_peers
-        .iter()
-        .flat_map(|peer| peer.allowed_ips.iter().copied())
-        .collect();
-    let link = link::set_up(link::Plan {
-        index: ifindex,
-        name: &name,
-        mtu,
-        addresses: &config.interface.addresses,
-        routes: &routes,
-    })
-    .await?;
+    let network = Network::up(control, config, ifindex).await?;
     if let Some(path) = &config.interface.latency_log {
         let failed = |error| RunError::LatencyLog {
             path: path.clone(),
             error,
         };
-        control.log_latency(runtime, path).await.map_err(failed)?;
+        if let Err(error) = control.log_latency(runtime, path).await {
+            network.down().await;
+            return Err(failed(error));
+        }
     }
     ready(control.facts());
     service::ready(&name);
-    service::confine(config);
+    service::confine(config, network.dns_backend());
     let (orders_in, mut orders) = control::orders();
     let control_workers = control.workers();
     // Commands may want to use the tunnel, so it runs beside them.
@@ -175,26 +170,11 @@ async fn serve(
     };
     service::stopping();
     hooks::run_down("pre_down", &hooks.pre_down, &name).await;
-    if let Err(error) = link.tear_down().await {
-        tracing::warn!(%error, "the link did not come down cleanly");
+    if let Some(path) = &config.interface.save
+        && let Err(error) = save::save(control, runtime, config, path).await
+    {
+        tracing::warn!(%error, path = %path.display(), "SaveConfig: the configuration is not written");
     }
+    network.down().await;
     result
-}
-
-/// The configured MTU, or the one that the paths to the peers allow.
-async fn tunnel_mtu(control: &Control, config: &Config) -> Result<u16, RunError> {
-    let interface = &config.interface;
-    match interface.mtu {
-        Mtu::Bytes(mtu) => Ok(mtu),
-        Mtu::Auto => {
-            let remotes = control.endpoints();
-            let roaming = remotes.len() < config.peers.len();
-            let ipv6_inside = interface
-                .addresses
-                .iter()
-                .any(|address| matches!(address, IpNet::V6(_)));
-            let addresses = remotes.into_iter().map(|remote| remote.ip());
-            Ok(link::auto_mtu(addresses, interface.fwmark.map(u32::from), roaming, ipv6_inside).await?)
-        }
-    }
 }

@@ -14,6 +14,7 @@ use crate::control::{self, Control, Facts, Settings, Workforce};
 use crate::crypto::{self, Algorithm};
 use crate::link;
 use crate::proto::{Device, DeviceConfig};
+use crate::sys::device::DeviceName;
 use crate::sys::tun::TunError;
 use crate::sys::tun_mtu::TunMtu;
 use crate::sys::udp::{self, UdpOptions};
@@ -72,11 +73,17 @@ impl Parts {
             gso: switches.udp_gso,
             gro: switches.udp_gro,
             mark: interface.fwmark.map_or(0, u32::from),
+            device: interface.routing.bind_interface.as_deref().and_then(DeviceName::new),
         };
         let port = interface.listen_port;
         let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-        let group = retry::while_taken(in_use, || control::changes::bind(port, count, udp_options))
-            .map_err(|error| RunError::Udp { port, error })?;
+        let group =
+            retry::while_taken(in_use, || control::changes::bind(port, count, udp_options)).map_err(|error| {
+                match &interface.routing.bind_interface {
+                    Some(name) if error.raw_os_error() == Some(libc::ENODEV) => RunError::NoDevice(name.clone()),
+                    _ => RunError::Udp { port, error },
+                }
+            })?;
         let offloads = OffloadReport {
             udp_gso: group.gso,
             udp_gro: group.gro,

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Config, Hooks, RUN_DIR};
 use crate::control::Order;
+use crate::dns;
 use crate::sandbox;
 
 /// What every daemon may write to: streams that lead nowhere, terminals, the device that TUN queues come from, and the
@@ -49,8 +50,8 @@ pub(super) async fn watch(orders: mpsc::Sender<Order>, workers: usize) {
 }
 
 /// Gives up what the control thread does not need, unless commands of the configuration are to run, which nobody knows
-/// the needs of.
-pub(super) fn confine(config: &Config) {
+/// the needs of. `dns`: who was told of name servers, and has to be told of their end.
+pub(super) fn confine(config: &Config, dns: Option<dns::Backend>) {
     let interface = &config.interface;
     if !interface.sandbox {
         return;
@@ -59,12 +60,19 @@ pub(super) fn confine(config: &Config) {
         tracing::info!("commands of the configuration run unconfined, so the control thread is not confined either");
         return;
     }
+    if dns == Some(dns::Backend::Resolvconf) {
+        tracing::info!("resolvconf runs unconfined, so the control thread is not confined either");
+        return;
+    }
     let folder_of = |path: &Path| path.parent().map(Path::to_owned);
     let mut writable: Vec<PathBuf> = WRITABLE.iter().map(PathBuf::from).collect();
     writable.push(RUN_DIR.into());
     writable.extend(folder_of(&interface.control_socket));
     writable.extend(interface.latency_log.as_deref().and_then(folder_of));
     writable.extend(interface.state_dir.clone());
+    writable.extend((dns == Some(dns::Backend::File)).then(|| PathBuf::from("/etc")));
+    let saved = interface.save.as_deref();
+    writable.extend(saved.and_then(|path| folder_of(&path.canonicalize().ok()?)));
     for missing in sandbox::confine_control(writable.iter().map(PathBuf::as_path)) {
         tracing::debug!("{missing}");
     }

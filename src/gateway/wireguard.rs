@@ -4,7 +4,9 @@ use std::io;
 
 use super::RunError;
 use super::parts::{Identity, Parts};
-use crate::config::{Hooks, Interface, Mtu, OffloadSwitches, PrivateKey, Table, WireGuard, default_control_socket};
+use crate::config::{
+    Dns, Hooks, Interface, Mtu, OffloadSwitches, PrivateKey, Routing, Table, WireGuard, default_control_socket,
+};
 use crate::control::server::Server;
 use crate::control::{self, ControlError, Facts};
 use crate::link;
@@ -34,7 +36,12 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         pin: true,
         sandbox: true,
         lane_ports: false,
-        table: Table::Off,
+        routing: Routing {
+            table: Table::Off,
+            ..Routing::default()
+        },
+        dns: Dns::default(),
+        save: None,
         hooks: Hooks::default(),
         state_dir: None,
     };

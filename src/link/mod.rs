@@ -1,12 +1,18 @@
-//! The tunnel's interface as the kernel's network stack sees it: MTU, addresses, state and routes, over netlink.
+//! The tunnel's interface as the kernel's network stack sees it: MTU, addresses, state, routes and what leads packets to
+//! them, over netlink (and nft for the filter that a default route needs).
 //!
 //! Everything here is asynchronous and needs a tokio runtime on the current thread (that of `tokio_uring::start` is
 //! one). What [`set_up`] makes, [`Link::tear_down`] removes: only what was made, in the opposite order. What exists
-//! already in the right form is left alone both times, so that setting up twice is no error.
+//! already in the right form is left alone both times, so that setting up twice is no error. What a daemon that was killed
+//! has left, [`remove_leftovers`] finds.
 #![forbid(unsafe_code)]
 
+mod guard;
+mod layout;
 mod mtu;
 mod netlink;
+mod policy;
+mod routes;
 mod setup;
 #[cfg(test)]
 mod tests;
@@ -16,7 +22,11 @@ use std::io;
 use ipnet::IpNet;
 
 pub use mtu::{MTU_DEFAULT, Underlay, auto_mtu, tunnel_mtu};
+pub use policy::Policy;
+pub use routes::{Routes, policy_for};
 pub use setup::{Link, Plan, prepare, set_up};
+
+use netlink::Netlink;
 
 /// Why the interface could not be brought into the state that was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +54,48 @@ pub enum LinkError {
         /// Our interface.
         name: String,
     },
-    /// A default route needs policy routing, or the tunnel's own packets would go into the tunnel.
-    #[error("cannot route {0} into the tunnel: a default route needs policy routing, which this version does not have")]
-    DefaultRoute(IpNet),
+    /// Two tunnels that both take all packets would take each other's too.
+    #[error(
+        "another tunnel has the {family} default route already, and each would carry the other's packets; \
+             end that one, or set table = \"off\" or a number of its own here"
+    )]
+    SecondDefault {
+        /// "IPv4" or "IPv6".
+        family: &'static str,
+    },
+    /// It was to be cleaned up after.
+    #[error("the interface {0} exists, so its tunnel runs; end that first")]
+    Exists(String),
+    /// There is no nft.
+    #[error("a default route through the tunnel needs nft, which is not installed (the package nftables has it)")]
+    NoNft,
+    /// nft refused.
+    #[error("nft: {error}")]
+    Nft {
+        /// What it said.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// Removes what tunnels that were killed have left in the kernel: routing rules, exceptions from routes, packet filters.
+/// `name`: a tunnel that is known not to run, or is only just coming up. Tells what it removed, a phrase each.
+pub async fn remove_leftovers(name: &str) -> Result<Vec<String>, LinkError> {
+    let netlink = Netlink::connect()?;
+    let mut removed = policy::remove_leftovers(&netlink).await?;
+    for owner in guard::names().await? {
+        if owner == name || netlink.index_of(&owner).await.is_none() {
+            let sysctl = !policy::is_in_use(&netlink).await?;
+            guard::remove(&owner, sysctl).await?;
+            removed.push(format!("the packet filter of {owner}"));
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether there is an interface called `name`.
+pub async fn exists(name: &str) -> Result<bool, LinkError> {
+    Ok(Netlink::connect()?.index_of(name).await.is_some())
 }
 
 impl LinkError {
@@ -54,7 +103,11 @@ impl LinkError {
     pub fn is_permission_denied(&self) -> bool {
         match self {
             LinkError::Socket(error) | LinkError::Kernel { error, .. } => error.raw_os_error() == Some(libc::EPERM),
-            LinkError::RouteTaken { .. } | LinkError::DefaultRoute(_) => false,
+            LinkError::Nft { error } => error.kind() == io::ErrorKind::PermissionDenied,
+            LinkError::RouteTaken { .. }
+            | LinkError::SecondDefault { .. }
+            | LinkError::Exists(_)
+            | LinkError::NoNft => false,
         }
     }
 }

@@ -53,18 +53,24 @@ pub fn tunnel_mtu(paths: impl IntoIterator<Item = Underlay>, roaming: bool, ipv6
     u16::try_from(mtu.max(least)).unwrap_or(u16::MAX)
 }
 
-/// The tunnel's MTU, from the routes that the kernel has towards `remotes` at this moment for packets with `fwmark`.
-/// An address without a route counts as roaming. See [`tunnel_mtu`] for the other arguments.
+/// The tunnel's MTU, from the routes that the kernel has towards `remotes` at this moment for packets with `fwmark` that
+/// leave by the interface `device`. An address without a route counts as roaming. See [`tunnel_mtu`] for the other
+/// arguments.
 pub async fn auto_mtu(
     remotes: impl IntoIterator<Item = IpAddr>,
     fwmark: Option<u32>,
+    device: Option<&str>,
     mut roaming: bool,
     ipv6_inside: bool,
 ) -> Result<u16, LinkError> {
     let netlink = Netlink::connect()?;
+    let device = match device {
+        Some(name) => netlink.index_of(name).await,
+        None => None,
+    };
     let mut paths = Vec::new();
     for remote in remotes {
-        match underlay(&netlink, remote, fwmark).await {
+        match underlay(&netlink, remote, fwmark, device).await {
             Some(path) => paths.push(path),
             None => roaming = true,
         }
@@ -83,13 +89,16 @@ fn overhead(remote: IpAddr) -> u32 {
 }
 
 /// The route to `remote`; `None` when there is none, or it was gone before it could be looked at.
-async fn underlay(netlink: &Netlink, remote: IpAddr, fwmark: Option<u32>) -> Option<Underlay> {
+async fn underlay(netlink: &Netlink, remote: IpAddr, fwmark: Option<u32>, device: Option<u32>) -> Option<Underlay> {
     let host_len = if remote.is_ipv4() { 32 } else { 128 };
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(remote, host_len)
         .ok()?;
     if let Some(mark) = fwmark {
         builder = builder.mark(mark);
+    }
+    if let Some(index) = device {
+        builder = builder.output_interface(index);
     }
     let route = netlink
         .routes()

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use futures_util::TryStreamExt as _;
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 
@@ -31,6 +32,16 @@ impl Netlink {
         self.handle.address()
     }
 
+    pub(super) fn rules(&self) -> rtnetlink::RuleHandle {
+        self.handle.rule()
+    }
+
+    /// The index of the interface with this name, if there is one.
+    pub(super) async fn index_of(&self, name: &str) -> Option<u32> {
+        let mut found = std::pin::pin!(self.links().get().match_name(name.to_owned()).execute());
+        Some(found.try_next().await.ok()??.header.index)
+    }
+
     pub(super) fn routes(&self) -> rtnetlink::RouteHandle {
         self.handle.route()
     }
@@ -47,5 +58,13 @@ pub(super) fn io_error(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other),
+    }
+}
+
+/// That what was to be removed is not there, or the whole interface is not, is no error.
+pub(super) fn unless_gone(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::ESRCH | libc::ENODEV | libc::EADDRNOTAVAIL | libc::ENOENT | libc::ENXIO) => Ok(()),
+        _ => Err(error),
     }
 }

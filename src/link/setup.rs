@@ -2,15 +2,17 @@
 
 use std::net::IpAddr;
 
-use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope};
-use rtnetlink::{AddressMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::{AddressMessageBuilder, LinkUnspec};
 
 use super::LinkError;
-use super::netlink::{Netlink, io_error};
+use super::guard::Guard;
+use super::netlink::{Netlink, io_error, unless_gone};
+use super::policy::Policy;
+use super::routes::{Route, Routes};
 
 /// What the interface is to look like.
 #[derive(Debug, Clone, Copy)]
@@ -23,34 +25,28 @@ pub struct Plan<'a> {
     pub mtu: u16,
     /// Addresses with the prefix lengths of their networks.
     pub addresses: &'a [IpNet],
-    /// Networks to route to it; those that one of `addresses` makes the kernel route anyway are skipped.
-    pub routes: &'a [IpNet],
+    /// What to route to it.
+    pub routes: Routes<'a>,
 }
 
 /// An interface that is up, with a list of what was made for it.
 ///
 /// Dropping it removes nothing: that takes a runtime, see [`Link::tear_down`]. A TUN device that disappears takes its
-/// addresses and routes with it in any case.
+/// addresses and routes with it in any case, but neither rules nor filters.
 pub struct Link {
-    netlink: Netlink,
-    index: u32,
-    name: String,
+    pub(super) netlink: Netlink,
+    pub(super) index: u32,
+    pub(super) name: String,
     addresses: Vec<IpNet>,
-    routes: Vec<IpNet>,
+    pub(super) routes: Vec<Route>,
+    /// And for which policy each was made.
+    pub(super) rules: Vec<(Policy, RuleMessage)>,
+    pub(super) guard: Option<Guard>,
 }
 
 /// Brings the interface into the state of `plan`. On an error, what was made until then is removed again.
 pub async fn set_up(plan: Plan<'_>) -> Result<Link, LinkError> {
-    if let Some(default) = plan.routes.iter().find(|route| route.prefix_len() == 0) {
-        return Err(LinkError::DefaultRoute(*default));
-    }
-    let mut link = Link {
-        netlink: Netlink::connect()?,
-        index: plan.index,
-        name: plan.name.to_owned(),
-        addresses: Vec::new(),
-        routes: Vec::new(),
-    };
+    let mut link = Link::new(plan.index, plan.name)?;
     match link.make(plan).await {
         Ok(()) => Ok(link),
         Err(error) => {
@@ -64,95 +60,45 @@ pub async fn set_up(plan: Plan<'_>) -> Result<Link, LinkError> {
 
 /// Makes a new interface ready for somebody else to set up: gives it its MTU, and no link-local address when it comes up.
 pub async fn prepare(index: u32, name: &str, mtu: u16) -> Result<(), LinkError> {
-    let mut link = Link {
-        netlink: Netlink::connect()?,
-        index,
-        name: name.to_owned(),
-        addresses: Vec::new(),
-        routes: Vec::new(),
-    };
+    let mut link = Link::new(index, name)?;
     link.set_mtu(mtu).await?;
     link.forgo_link_local_address().await;
     Ok(())
 }
 
 impl Link {
+    fn new(index: u32, name: &str) -> Result<Link, LinkError> {
+        Ok(Link {
+            netlink: Netlink::connect()?,
+            index,
+            name: name.to_owned(),
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            rules: Vec::new(),
+            guard: None,
+        })
+    }
+
     /// Sets the MTU, in bytes.
     pub async fn set_mtu(&mut self, mtu: u16) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_index(self.index).mtu(mtu.into()).build();
         self.change(message, || format!("set the MTU to {mtu} on")).await
     }
 
-    /// Routes `route` to the interface. Nothing happens when the kernel does so already.
-    pub async fn add_route(&mut self, route: IpNet) -> Result<(), LinkError> {
-        if route.prefix_len() == 0 {
-            return Err(LinkError::DefaultRoute(route));
-        }
-        match self
-            .netlink
-            .routes()
-            .add(self.route_message(route))
-            .execute()
-            .await
-            .map_err(io_error)
-        {
-            Ok(()) => {
-                self.routes.push(route);
-                Ok(())
-            }
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
-                if self.leads_here(route).await {
-                    return Ok(());
-                }
-                Err(LinkError::RouteTaken {
-                    route,
-                    name: self.name.clone(),
-                })
-            }
-            Err(error) => Err(self.failed(format!("add the route {route} to"), error)),
-        }
-    }
-
-    /// Removes a route that [`Link::add_route`] or [`set_up`] made; others are left alone.
-    pub async fn remove_route(&mut self, route: IpNet) -> Result<(), LinkError> {
-        let Some(at) = self.routes.iter().position(|made| *made == route) else {
-            return Ok(());
-        };
-        let result = self
-            .netlink
-            .routes()
-            .del(self.route_message(route))
-            .execute()
-            .await
-            .map_err(io_error);
-        match result {
-            Err(error) if !is_gone(&error) => Err(self.failed(format!("remove the route {route} from"), error)),
-            _ => {
-                self.routes.remove(at);
-                Ok(())
-            }
-        }
-    }
-
-    /// Removes the routes and addresses that were made, and takes the interface down. Carries on after an error, and
+    /// Removes the routes, rules and addresses that were made, and takes the interface down. Carries on after an error, and
     /// reports the first; what is gone already, or the whole interface, is no error.
     pub async fn tear_down(mut self) -> Result<(), LinkError> {
-        let mut first_error = None;
-        for route in self.routes.clone().into_iter().rev() {
-            first_error = first_error.or(self.remove_route(route).await.err());
-        }
+        let mut first_error = self.unroute().await.err();
         for address in std::mem::take(&mut self.addresses).into_iter().rev() {
             let message = self.address_message(address);
-            if let Err(error) = self.netlink.addresses().del(message).execute().await.map_err(io_error)
-                && !is_gone(&error)
-            {
+            let result = self.netlink.addresses().del(message).execute().await.map_err(io_error);
+            if let Err(error) = result.or_else(unless_gone) {
                 first_error.get_or_insert(self.failed(format!("remove the address {address} from"), error));
             }
         }
         let message = LinkUnspec::new_with_index(self.index).down().build();
-        if let Err(error) = self.netlink.links().set(message).execute().await.map_err(io_error)
-            && !is_gone(&error)
-        {
+        let result = self.netlink.links().set(message).execute().await.map_err(io_error);
+        if let Err(error) = result.or_else(unless_gone) {
             first_error.get_or_insert(self.failed("take down".into(), error));
         }
         first_error.map_or(Ok(()), Err)
@@ -164,14 +110,10 @@ impl Link {
         for address in plan.addresses {
             self.add_address(*address).await?;
         }
+        self.raise_guard(&plan.routes, plan.addresses).await?;
         let up = LinkUnspec::new_with_index(self.index).up().build();
         self.change(up, || "take up".into()).await?;
-        for route in plan.routes {
-            if !plan.addresses.iter().any(|address| address.trunc().contains(route)) {
-                self.add_route(*route).await?;
-            }
-        }
-        Ok(())
+        self.lay(&plan.routes, plan.addresses).await
     }
 
     async fn add_address(&mut self, address: IpNet) -> Result<(), LinkError> {
@@ -210,37 +152,6 @@ impl Link {
         result.map_err(|error| self.failed(action(), error))
     }
 
-    /// Whether a route to exactly `route` leads out through this interface. When the kernel won't tell, it does not.
-    async fn leads_here(&self, route: IpNet) -> bool {
-        let mut filter = RouteMessage::default();
-        filter.header.address_family = self.route_message(route).header.address_family;
-        let mut routes = std::pin::pin!(self.netlink.routes().get(filter).execute());
-        while let Ok(Some(message)) = routes.try_next().await {
-            let is_same = message.header.table == RouteHeader::RT_TABLE_MAIN
-                && message.header.destination_prefix_length == route.prefix_len()
-                && message
-                    .attributes
-                    .contains(&RouteAttribute::Destination(RouteAddress::from(route.addr())));
-            if is_same && message.attributes.contains(&RouteAttribute::Oif(self.index)) {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn route_message(&self, route: IpNet) -> RouteMessage {
-        let builder = RouteMessageBuilder::<IpAddr>::new()
-            .output_interface(self.index)
-            .destination_prefix(route.network(), route.prefix_len())
-            .expect("an IpNet's prefix length fits its address family");
-        // IPv4 hosts behind a tunnel are reached without a gateway; IPv6 knows no scopes.
-        if route.addr().is_ipv4() {
-            builder.scope(RouteScope::Link).build()
-        } else {
-            builder.build()
-        }
-    }
-
     fn address_message(&self, address: IpNet) -> AddressMessage {
         let (ip, prefix_len) = (address.addr(), address.prefix_len());
         let mut message = match ip {
@@ -260,18 +171,10 @@ impl Link {
     }
 
     /// `action` ends where the interface's name follows.
-    fn failed(&self, action: String, error: std::io::Error) -> LinkError {
+    pub(super) fn failed(&self, action: String, error: std::io::Error) -> LinkError {
         LinkError::Kernel {
             action: format!("{action} {}", self.name),
             error,
         }
     }
-}
-
-/// What was to be removed is not there, or the whole interface is not.
-fn is_gone(error: &std::io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ESRCH | libc::ENODEV | libc::EADDRNOTAVAIL | libc::ENOENT | libc::ENXIO)
-    )
 }

@@ -98,7 +98,10 @@ fn setting_up_makes_what_was_asked_and_tearing_down_leaves_nothing_of_it() {
                 name: "rw0",
                 mtu: 1381,
                 addresses: &addresses,
-                routes: &routes,
+                routes: Routes {
+                    networks: &routes,
+                    ..Routes::default()
+                },
             };
             let link = set_up(plan).await.unwrap();
 
@@ -111,7 +114,7 @@ fn setting_up_makes_what_was_asked_and_tearing_down_leaves_nothing_of_it() {
             assert!(!show.contains("fe80"), "{show}");
             let show = ip("-4 route show dev rw0");
             for route in ["10.50.0.0/16", "192.0.2.7"] {
-                assert!(show.contains(&format!("{route} proto static scope link")), "{show}");
+                assert!(show.contains(&format!("{route} proto 114 scope link")), "{show}");
             }
             assert!(
                 !show.contains("10.99.0.2"),
@@ -153,7 +156,10 @@ fn a_route_that_leads_elsewhere_is_reported_and_everything_undone() {
                 name: "rw0",
                 mtu: 1420,
                 addresses: &addresses,
-                routes: &routes,
+                routes: Routes {
+                    networks: &routes,
+                    ..Routes::default()
+                },
             };
             let error = set_up(plan).await.err().unwrap();
             assert!(matches!(error, LinkError::RouteTaken { .. }), "{error}");
@@ -177,24 +183,28 @@ fn routes_and_the_mtu_change_while_the_link_is_up() {
             name: "rw0",
             mtu: 1420,
             addresses: &[],
-            routes: &[],
+            routes: Routes::default(),
         };
         let mut link = set_up(plan).await.unwrap();
-        let [route, other] = nets(["10.60.0.0/16", "10.61.0.0/16"]);
+        let networks = nets(["10.60.0.0/16", "10.61.0.0/16"]);
+        let routes = Routes {
+            networks: &networks,
+            ..Routes::default()
+        };
         link.set_mtu(1300).await.unwrap();
-        link.add_route(route).await.unwrap();
-        link.add_route(route).await.unwrap();
         ip("route add 10.61.0.0/16 dev rw0 scope link");
-        link.add_route(other).await.unwrap();
+        link.route(&routes, &[]).await.unwrap();
+        link.route(&routes, &[]).await.unwrap();
         assert!(ip("-o link show rw0").contains("mtu 1300"));
-        link.remove_route(route).await.unwrap();
-        link.remove_route(other).await.unwrap();
+        let show = ip("route show dev rw0");
+        assert!(show.contains("10.60.0.0/16") && show.contains("10.61.0.0/16"), "{show}");
+        link.route(&Routes::default(), &[]).await.unwrap();
         let show = ip("route show dev rw0");
         assert!(!show.contains("10.60.0.0/16"), "{show}");
         assert!(show.contains("10.61.0.0/16"), "not ours, not removed: {show}");
 
         // The interface may be gone before it is torn down.
-        link.add_route(route).await.unwrap();
+        link.route(&routes, &[]).await.unwrap();
         ip("link del rw0");
         link.tear_down().await.unwrap();
     });
@@ -210,30 +220,140 @@ fn the_automatic_mtu_follows_the_routes_to_the_endpoints() {
         ip("link set rw0 up");
         ip("route add 10.3.0.0/16 dev far0 mtu 1300");
         let remote = |text: &str| [text.parse::<IpAddr>().unwrap()];
-        assert_eq!(auto_mtu(remote("10.2.0.7"), None, false, false).await.unwrap(), 1340);
-        assert_eq!(auto_mtu(remote("10.2.0.7"), Some(7), false, false).await.unwrap(), 1340);
-        assert_eq!(auto_mtu(remote("fd02::7"), None, false, true).await.unwrap(), 1320);
-        assert_eq!(auto_mtu(remote("10.3.0.1"), None, false, false).await.unwrap(), 1240);
         assert_eq!(
-            auto_mtu(remote("203.0.113.1"), None, false, false).await.unwrap(),
+            auto_mtu(remote("10.2.0.7"), None, None, false, false).await.unwrap(),
+            1340
+        );
+        assert_eq!(
+            auto_mtu(remote("10.2.0.7"), Some(7), None, false, false).await.unwrap(),
+            1340
+        );
+        assert_eq!(
+            auto_mtu(remote("fd02::7"), None, None, false, true).await.unwrap(),
+            1320
+        );
+        assert_eq!(
+            auto_mtu(remote("10.3.0.1"), None, None, false, false).await.unwrap(),
+            1240
+        );
+        assert_eq!(
+            auto_mtu(remote("203.0.113.1"), None, None, false, false).await.unwrap(),
             MTU_DEFAULT,
             "no route"
         );
-        assert_eq!(auto_mtu([], None, false, false).await.unwrap(), MTU_DEFAULT);
+        assert_eq!(auto_mtu([], None, None, false, false).await.unwrap(), MTU_DEFAULT);
     });
 }
 
-#[tokio::test(flavor = "current_thread")]
-async fn a_default_route_is_refused() {
-    let routes = nets(["0.0.0.0/0"]);
-    let plan = Plan {
-        index: 1,
-        name: "lo",
-        mtu: 1420,
-        addresses: &[],
-        routes: &routes,
-    };
-    assert!(matches!(set_up(plan).await, Err(LinkError::DefaultRoute(_))));
+/// Both families' rules.
+fn rules() -> String {
+    ip("-4 rule show") + &ip("-6 rule show")
+}
+
+#[test]
+fn a_default_route_leads_all_but_the_tunnels_own_packets_into_it() {
+    in_namespace(
+        "a_default_route_leads_all_but_the_tunnels_own_packets_into_it",
+        || async {
+            let index = make_pair();
+            ip("link add lan0 type veth peer name lan1");
+            ip("link set lan0 up");
+            ip("link set lan1 up");
+            ip("address add 192.0.2.1/24 dev lan0");
+            ip("route add default via 192.0.2.254");
+            let before = rules();
+            let (addresses, networks) = (nets(["10.99.0.1/24"]), nets(["0.0.0.0/0", "::/0", "10.50.0.0/16"]));
+            let exclude = nets(["198.51.100.0/24", "10.50.7.0/24"]);
+            let mut routes = Routes {
+                networks: &networks,
+                exclude: &exclude,
+                ..Routes::default()
+            };
+            let policy = policy_for(&routes, None)
+                .await
+                .unwrap()
+                .expect("a default route needs one");
+            assert_eq!((policy.mark, policy.table), (51820, 51820));
+            routes.policy = Some(policy);
+            let plan = Plan {
+                index,
+                name: "rw0",
+                mtu: 1420,
+                addresses: &addresses,
+                routes,
+            };
+            if Command::new("nft").arg("--version").output().is_err() {
+                return println!("skipped: no nft");
+            }
+            let mut link = set_up(plan).await.unwrap();
+            let way = |arguments: &str| ip(&format!("route get {arguments}"));
+            for inside in ["203.0.113.1", "10.50.1.1", "2001:db8::1"] {
+                assert!(way(inside).contains("dev rw0"), "{}", way(inside));
+            }
+            for outside in ["203.0.113.1 mark 51820", "198.51.100.7", "10.50.7.1", "192.0.2.9"] {
+                assert!(way(outside).contains("dev lan0"), "{outside}: {}", way(outside));
+            }
+            let another = Routes { policy: None, ..routes };
+            let refused = policy_for(&another, None).await;
+            assert!(matches!(refused, Err(LinkError::SecondDefault { family: "IPv4" })));
+            assert_eq!(
+                remove_leftovers("other0").await.unwrap(),
+                [""; 0],
+                "nothing of a tunnel that runs"
+            );
+
+            link.route(
+                &Routes {
+                    networks: &networks[2..],
+                    ..Routes::default()
+                },
+                &addresses,
+            )
+            .await
+            .unwrap();
+            assert_eq!(rules(), before);
+            assert!(way("203.0.113.1").contains("dev lan0") && way("10.50.1.1").contains("dev rw0"));
+            link.route(&routes, &addresses).await.unwrap();
+            assert!(way("203.0.113.1").contains("dev rw0"));
+            link.tear_down().await.unwrap();
+            assert_eq!((rules(), ip("route show table all proto 114")), (before, String::new()));
+        },
+    );
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_found_and_removed() {
+    in_namespace("what_a_killed_daemon_left_is_found_and_removed", || async {
+        let before = rules();
+        let networks = nets(["0.0.0.0/0", "::/0"]);
+        let exclude = nets(["198.51.100.0/24", "2001:db8::/32"]);
+        let index = make_pair();
+        let mut routes = Routes {
+            networks: &networks,
+            exclude: &exclude,
+            ..Routes::default()
+        };
+        routes.policy = policy_for(&routes, Some(7)).await.unwrap();
+        assert_eq!(routes.policy, Some(Policy { mark: 7, table: 7 }));
+        if Command::new("nft").arg("--version").output().is_err() {
+            return println!("skipped: no nft");
+        }
+        let plan = Plan {
+            index,
+            name: "rw0",
+            mtu: 1420,
+            addresses: &[],
+            routes,
+        };
+        let link = set_up(plan).await.unwrap();
+        ip("link del rw0");
+        std::mem::forget(link);
+        assert_ne!(rules(), before);
+        let removed = remove_leftovers("rw0").await.unwrap();
+        assert_eq!(removed.len(), 4 + 2 + 1, "{removed:?}");
+        assert_eq!((rules(), ip("route show table all proto 114")), (before, String::new()));
+        assert_eq!(remove_leftovers("rw0").await.unwrap(), [""; 0]);
+    });
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! send      sendmmsg, and what to do when it is refused  receive, received  recvmmsg, and what it said
 //! ring      io_uring and its buffers     probe          why it is refused
 //! wake      eventfd     cpu  pinning     clock  the time     watch  inotify     daemon  going to the background
+//! device    one interface for a socket
 //! ```
 
 mod address;
@@ -14,6 +15,7 @@ pub mod clock;
 mod cmsg;
 pub mod cpu;
 pub mod daemon;
+pub mod device;
 pub mod engine;
 mod errno;
 mod gather;

@@ -1,6 +1,7 @@
 //! The UDP sockets: one REUSEPORT group on one port, one socket per worker, dual-stack where the machine has IPv6.
 
 use super::address::{Family, SockAddr};
+use super::device::{self, DeviceName};
 use super::option;
 use super::send::{Outgoing, SendBatch};
 use crate::proto::endpoint::Endpoint;
@@ -21,6 +22,8 @@ pub struct UdpOptions {
     pub gro: bool,
     /// SO_MARK: the firewall mark of what is sent; 0 for none. Needs CAP_NET_ADMIN.
     pub mark: u32,
+    /// SO_BINDTODEVICE: the one interface that carries them.
+    pub device: Option<DeviceName>,
 }
 
 impl Default for UdpOptions {
@@ -29,6 +32,7 @@ impl Default for UdpOptions {
             gso: true,
             gro: true,
             mark: 0,
+            device: None,
         }
     }
 }
@@ -57,8 +61,8 @@ pub struct UdpSocket {
 /// Binds `n` sockets to `port` of every address of the machine; to port 0: one that the kernel chooses.
 ///
 /// # Errors
-/// `EADDRINUSE`: somebody has the port, another ringway included. `EPERM`: `options.mark` without CAP_NET_ADMIN. What
-/// socket(2), setsockopt(2) and bind(2) say.
+/// `EADDRINUSE`: somebody has the port, another ringway included. `EPERM`: `options.mark` without CAP_NET_ADMIN. `ENODEV`:
+/// there is no `options.device`. What socket(2), setsockopt(2) and bind(2) say.
 ///
 /// # Panics
 /// When `n` is 0.
@@ -156,6 +160,9 @@ fn configure(socket: BorrowedFd<'_>, family: Family, options: UdpOptions) -> io:
     if options.mark != 0 {
         set(libc::SOL_SOCKET, libc::SO_MARK, options.mark.cast_signed())?;
     }
+    if let Some(device) = options.device {
+        device::bind(socket, device)?;
+    }
     // UDP_SEGMENT exists since 4.18, UDP_GRO since 5.0.
     let gso = options.gso && option::get(socket, libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
     let gro = options.gro && set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
@@ -232,21 +239,24 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// The MTU of the path to `remote` for packets with `mark` (0: none), as far as the kernel knows it: the route's, or what
-/// ICMP taught. Bytes of a whole IP
-/// packet.
+/// The MTU of the path to `remote` for a socket with these `options`, as far as the kernel knows it: the route's, or what
+/// ICMP taught. Bytes of a whole IP packet.
 ///
 /// # Errors
 /// `ENETUNREACH`, `EHOSTUNREACH`: no route. What connect(2) says.
-pub fn path_mtu(remote: SocketAddr, mark: u32) -> io::Result<u32> {
+pub fn path_mtu(remote: SocketAddr, options: UdpOptions) -> io::Result<u32> {
     let any: IpAddr = if remote.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {
         Ipv6Addr::UNSPECIFIED.into()
     };
     let socket = std::net::UdpSocket::bind((any, 0))?;
-    if mark != 0 {
-        option::set(socket.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &mark.cast_signed())?;
+    if options.mark != 0 {
+        let mark = options.mark.cast_signed();
+        option::set(socket.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &mark)?;
+    }
+    if let Some(device) = options.device {
+        device::bind(socket.as_fd(), device)?;
     }
     socket.connect(remote)?;
     let (level, name) = match remote {

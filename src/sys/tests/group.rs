@@ -136,6 +136,7 @@ fn a_group_has_the_options_it_was_asked_for() {
                 gso: false,
                 gro: false,
                 mark: 0,
+                device: None,
             },
         )
         .unwrap();
@@ -177,9 +178,15 @@ fn single_datagrams_leave_outside_of_the_engines_too() {
 fn the_path_mtu_is_that_of_the_route() {
     in_namespace(|| {
         ip("link set lo mtu 1380");
-        assert_eq!(udp::path_mtu("127.0.0.1:9".parse().unwrap(), 0).unwrap(), 1380);
-        assert_eq!(udp::path_mtu("[::1]:9".parse().unwrap(), 0).unwrap(), 1380);
-        let error = udp::path_mtu("203.0.113.1:9".parse().unwrap(), 0).unwrap_err();
+        assert_eq!(
+            udp::path_mtu("127.0.0.1:9".parse().unwrap(), UdpOptions::default()).unwrap(),
+            1380
+        );
+        assert_eq!(
+            udp::path_mtu("[::1]:9".parse().unwrap(), UdpOptions::default()).unwrap(),
+            1380
+        );
+        let error = udp::path_mtu("203.0.113.1:9".parse().unwrap(), UdpOptions::default()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH));
     });
 }
