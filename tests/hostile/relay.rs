@@ -23,9 +23,10 @@ use crate::lab::{Lab, UNDERLAY_V4};
 pub(crate) const RELAY_PORTS: [u16; 2] = [PORT + 1, PORT + 2];
 /// Every so manieth data message comes with a copy: one that was changed, cut or lengthened before it, or the same after it.
 const DATA_PER_TRICK: u64 = 16;
-/// Every so manieth data message waits until so many others have passed.
+/// Every so manieth data message waits until so many others have passed, or none comes for [`SILENCE`].
 const DATA_PER_DELAY: u64 = 50;
 const DELAY: usize = 5;
+const SILENCE: Duration = Duration::from_millis(50);
 /// Data messages from the beginning that come again at the end, when the replay window is far beyond them.
 const KEPT: usize = 100;
 /// Data messages that pass in one direction before these count as old: the replay window is 8,192 wide.
@@ -79,9 +80,10 @@ impl Relay {
             scope.spawn(move || {
                 let mut buffer = vec![0; 65_536];
                 while !self.stop.load(Ordering::Relaxed) {
-                    // An error is the time limit, or the answer of a port where nobody listens yet.
-                    if let Ok(len) = receive.recv(&mut buffer) {
-                        direction.carry(&buffer[..len]);
+                    match receive.recv(&mut buffer) {
+                        Ok(len) => direction.carry(&buffer[..len]),
+                        // The time limit, or the answer of a port where nobody listens yet.
+                        Err(_) => direction.release(),
                     }
                 }
                 direction.release();
@@ -94,9 +96,7 @@ impl Relay {
 fn bind(address: (&str, u16)) -> UdpSocket {
     let socket = UdpSocket::bind(address).expect("nobody else is there");
     setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20)).expect("CAP_NET_ADMIN");
-    socket
-        .set_read_timeout(Some(Duration::from_millis(50)))
-        .expect("not zero");
+    socket.set_read_timeout(Some(SILENCE)).expect("not zero");
     socket
 }
 
@@ -207,7 +207,7 @@ impl Direction<'_> {
         }
     }
 
-    /// Nothing waits for ever.
+    /// Nothing waits for successors that do not come.
     fn release(&mut self) {
         for (_, late) in std::mem::take(&mut self.delayed) {
             self.pass(&late);
