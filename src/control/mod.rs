@@ -39,6 +39,7 @@ use runtime::Runtime;
 use signals::Signals;
 use state::State;
 use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
 
 use crate::config::{self, PrivateKey, PublicKey};
 use crate::path::drops::Drop;
@@ -264,7 +265,7 @@ impl Control {
     /// Gives every worker a doorman who knows our public key.
     fn post_doormen(&self) -> Result<(), ControlError> {
         let (public_key, doormen) = (self.device.public_key(), self.workers.len() as u8);
-        self.broadcast(|| Command::Doorman(Box::new(Doorman::new(public_key, doormen, random))))
+        self.broadcast(|| Command::Doorman(Box::new(Doorman::new(public_key, doormen, drawing_ahead()))))
     }
 
     /// How many workers there are.
@@ -678,6 +679,25 @@ impl Control {
 
     fn broadcast(&self, command: impl Fn() -> Command) -> Result<(), ControlError> {
         self.workers.iter().try_for_each(|worker| self.tell(worker, command()))
+    }
+}
+
+/// As [`random`], for one who often wants a few bytes: draws from the kernel for many calls at once.
+fn drawing_ahead() -> impl FnMut(&mut [u8]) + Send {
+    let mut pool = Zeroizing::new([0; 1024]);
+    let mut used = pool.len();
+    move |bytes| {
+        if bytes.len() > pool.len() - used {
+            random(&mut pool[..]);
+            used = 0;
+        }
+        // What does not fit an empty pool is nothing that a doorman asks for, but must not be less random.
+        let Some(drawn) = pool.get_mut(used..used + bytes.len()) else {
+            return random(bytes);
+        };
+        bytes.copy_from_slice(drawn);
+        drawn.fill(0);
+        used += bytes.len();
     }
 }
 

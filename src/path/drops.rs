@@ -82,7 +82,7 @@ drop_reasons! {
     HandshakeQueueFull = "handshake_queue_full",
     /// mac1 is wrong: the sender does not know our public key.
     BadMac1 = "bad_mac1",
-    /// Under load, and mac2 is missing: a cookie reply went out instead.
+    /// Under load, and mac2 is missing: a cookie reply went out instead, unless too many did.
     CookieDemanded = "cookie_demanded",
     /// Under load, and mac2 is wrong.
     BadMac2 = "bad_mac2",

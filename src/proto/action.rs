@@ -91,10 +91,10 @@ pub enum Rejected {
     /// mac1 is wrong: the sender does not know our public key.
     #[error("mac1 is wrong")]
     BadMac1,
-    /// Under load, and without mac2; a cookie reply was sent.
+    /// Under load, and without mac2; a cookie reply was sent, unless too many were.
     #[error("a cookie was demanded")]
     CookieDemanded,
-    /// Under load, and mac2 is wrong or out of date; a cookie reply was sent.
+    /// Under load, and mac2 is wrong or out of date; a cookie reply was sent, unless too many were.
     #[error("mac2 is wrong")]
     BadMac2,
     /// Too many handshakes from this source, or from this peer.

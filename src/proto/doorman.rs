@@ -12,7 +12,7 @@ use super::action::Rejected;
 use super::context::Random;
 use super::cookie::CookieSecret;
 use super::mac;
-use super::ratelimit::{Gate, Verdict};
+use super::ratelimit::{Gate, Replies, Verdict};
 use super::suite::Suite;
 use super::time::Time;
 use crate::wire::message::{Body, COOKIE_REPLY_LEN, HandshakeMessage, MAC_LEN, Macs};
@@ -22,7 +22,7 @@ use crate::wire::message::{Body, COOKIE_REPLY_LEN, HandshakeMessage, MAC_LEN, Ma
 pub struct TurnedAway {
     /// Why.
     pub reason: Rejected,
-    /// The cookie reply that its sender is to get.
+    /// The cookie reply that its sender is to get, unless too many do.
     pub reply: Option<[u8; COOKIE_REPLY_LEN]>,
 }
 
@@ -74,6 +74,7 @@ pub(super) struct Door {
     mac1_key: [u8; 32],
     cookie_key: [u8; 32],
     gate: Gate,
+    replies: Replies,
     cookies: CookieSecret,
 }
 
@@ -86,6 +87,7 @@ impl Door {
             mac1_key: mac::mac1_key(&public_key),
             cookie_key: mac::cookie_key(&public_key),
             gate: Gate::new(hash_key, doors),
+            replies: Replies::new(hash_key, doors),
             cookies: CookieSecret::default(),
         }
     }
@@ -104,7 +106,8 @@ impl Door {
         }
     }
 
-    /// Lets a message whose mac1 is valid in, or makes a cookie reply. It came in `suite` from the index `sender`.
+    /// Lets a message whose mac1 is valid in, or makes a cookie reply, unless too many were made. It came in `suite` from the
+    /// index `sender`.
     pub(super) fn admit(
         &mut self,
         now: Time,
@@ -122,6 +125,9 @@ impl Door {
             Verdict::DemandCookie if is_bare => Rejected::CookieDemanded,
             Verdict::DemandCookie => Rejected::BadMac2,
         };
+        if !self.replies.allow(now, from) {
+            return Err(reason.into());
+        }
         let head = (suite.is_native(), sender);
         let reply = self.cookies.reply(now, head, from, macs.mac1, &self.cookie_key, random);
         Err(TurnedAway {

@@ -23,6 +23,7 @@ pub mod mac;
 mod noise;
 mod peer;
 pub mod ratelimit;
+mod recent;
 pub mod replay;
 mod resolver;
 pub mod session;

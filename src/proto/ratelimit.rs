@@ -9,8 +9,9 @@
 #![forbid(unsafe_code)]
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use super::recent::Recent;
 use super::time::Time;
 
 /// Handshakes without a cookie from one source: enough for an office full of peers behind one NAT, and a few percent
@@ -28,6 +29,19 @@ pub const TOTAL: Rate = Rate {
 pub const PROVEN: Rate = Rate {
     per_second: 20,
     burst: 5,
+};
+
+/// Cookie replies to whoever is turned away. One costs more than the rest of what a bogus message does: a flood from forged
+/// sources must not turn into as many replies.
+pub const FIRST_REPLIES: Rate = Rate {
+    per_second: 2_000,
+    burst: 2_000,
+};
+/// Cookie replies to sources that were turned away a few seconds before, as an honest initiator was that tries again: forged
+/// sources that are drawn at random hardly ever are. So whoever gets no reply to its first initiation gets one to its second.
+pub const REPEATED_REPLIES: Rate = Rate {
+    per_second: 4_000,
+    burst: 4_000,
 };
 
 /// Buckets of each kind: 64 KiB.
@@ -164,6 +178,39 @@ impl Gate {
     }
 }
 
+/// Decides who gets a cookie reply.
+pub(super) struct Replies {
+    hash_key: [u8; 16],
+    first: Bucket,
+    first_rate: Rate,
+    repeated: Bucket,
+    repeated_rate: Rate,
+    turned_away: Recent,
+}
+
+impl Replies {
+    /// One of `gates`, as [`Gate::new`].
+    pub(super) fn new(hash_key: [u8; 16], gates: u8) -> Replies {
+        Replies {
+            hash_key,
+            first: Bucket::default(),
+            first_rate: FIRST_REPLIES.shared(gates),
+            repeated: Bucket::default(),
+            repeated_rate: REPEATED_REPLIES.shared(gates),
+            turned_away: Recent::default(),
+        }
+    }
+
+    /// Whether `source`, which is turned away, gets a reply.
+    pub(super) fn allow(&mut self, now: Time, source: SocketAddr) -> bool {
+        let mut hasher = DefaultHasher::new();
+        self.hash_key.hash(&mut hasher);
+        (source.ip().to_canonical(), source.port()).hash(&mut hasher);
+        let again = self.turned_away.insert(now, hasher.finish());
+        self.first.take(now, self.first_rate) || again && self.repeated.take(now, self.repeated_rate)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
@@ -245,6 +292,29 @@ mod tests {
             [0, 1, 0],
             "a mapped address is the IPv4 address"
         );
+    }
+
+    #[test]
+    fn in_a_flood_from_forged_sources_whoever_asks_again_gets_a_reply() {
+        let mut replies = Replies::new([5; 16], 1);
+        let source = |number: u32| SocketAddr::from((Ipv4Addr::from(number), 9));
+        let answered = (0..50_000)
+            .filter(|&number| replies.allow(START, source(number)))
+            .count();
+        assert!(
+            answered >= FIRST_REPLIES.burst as usize && answered < 2 * FIRST_REPLIES.burst as usize,
+            "{answered}"
+        );
+        let honest = source(60_000);
+        assert!(!replies.allow(START, honest));
+        let mut later = START;
+        for second in 1..=5 {
+            later = START + Duration::from_secs(second);
+            for number in 0..50_000 {
+                replies.allow(later, source(second as u32 * 100_000 + number));
+            }
+        }
+        assert!(replies.allow(later, honest));
     }
 
     #[test]

@@ -234,7 +234,7 @@ fn gets_in_during_a_flood(suite: Suite) {
     thread::scope(|scope| {
         let _over = SetOnDrop(&over);
         scope.spawn(|| {
-            flood.run(10_000.0, |_, elapsed| {
+            flood.run(5_000.0, |_, elapsed| {
                 !over.load(Ordering::Relaxed) && elapsed < 3 * PATIENCE
             })
         });
