@@ -265,8 +265,9 @@ fn join(a: (&Namespace, &str), b: (&Namespace, &str), of_a: [&str; 2], of_b: [&s
     run(&[
         "ip", "link", "add", a.1, "netns", &a.0.name, "type", "veth", "peer", "name", b.1, "netns", &b.0.name,
     ]);
-    for ((host, interface), addresses) in [(a, of_a), (b, of_b)] {
-        for address in addresses {
+    for ((host, interface), addresses, link_local) in [(a, of_a, "fe80::1/64"), (b, of_b, "fe80::2/64")] {
+        // A router asks for its neighbours from a link-local address, or not at all.
+        for address in addresses.into_iter().chain([link_local]) {
             host.ip(&["address", "add", address, "dev", interface, "nodad"]);
         }
         // Addresses of the kernel's making come when they like.

@@ -1,6 +1,6 @@
 //! Runs of datagrams from one engine to another over the loopback.
 
-use super::lab::{BOTH, Kind, Station, as_udp, in_namespace, with_each_engine};
+use super::lab::{BOTH, Kind, Station, as_udp, in_namespace, wait_until_gone, with_each_engine};
 use crate::path::gso::Slots as _;
 use crate::proto::endpoint::{Endpoint, Local};
 use crate::sys::address::Family;
@@ -333,10 +333,6 @@ fn an_engine_may_go_while_its_buffers_are_held_and_its_requests_run() {
                 .all(|buffer| buffer.received().segment >= 500)
         );
         // Nothing keeps the interfaces alive: not even a ring that the kernel has yet to take apart.
-        let interfaces = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-        assert!(
-            !interfaces.contains(&a_device) && !interfaces.contains(&b_device),
-            "{interfaces}"
-        );
+        wait_until_gone(&[&a_device, &b_device]);
     });
 }

@@ -5,7 +5,7 @@
 //!   TcpListener - rwt0 (.1) -- engine - 127.0.0.1:a <> b - engine -- rwt0 (.2) - TcpStream
 //! ```
 
-use super::lab::{Kind, enter_fresh_namespace, in_namespace, ip, with_each_engine};
+use super::lab::{Kind, enter_fresh_namespace, in_namespace, ip, wait_until_gone, with_each_engine};
 use crate::path::coalesce::{self, Coalescer, Group};
 use crate::path::gso::Slots as _;
 use crate::path::segment::{Checksums, Segments};
@@ -264,8 +264,7 @@ fn a_forwarder_that_is_stopped_under_load_leaves_nothing_behind() {
             stop.store(true, Ordering::Relaxed);
             waker.wake();
             worker.join().unwrap();
-            let interfaces = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-            assert!(!interfaces.contains("rwt"), "{interfaces}");
+            wait_until_gone(&["rwt"]);
         }
     });
 }

@@ -75,6 +75,20 @@ pub(super) fn ip(arguments: &str) {
     );
 }
 
+/// Waits until this thread's namespace has no interface whose name contains any of `names`. Mostly it has none at once:
+/// a child that another test is just starting holds copies of all descriptors until it executes its program.
+pub(super) fn wait_until_gone(names: &[&str]) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let interfaces = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        if !names.iter().any(|name| interfaces.contains(name)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{interfaces}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// An engine with its TUN and one socket.
 pub(super) struct Station {
     pub(super) engine: Box<dyn Engine>,

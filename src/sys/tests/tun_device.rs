@@ -1,6 +1,6 @@
 //! The TUN itself, and both engines reading and writing it.
 
-use super::lab::{Station, as_tun, in_namespace, ip, with_each_engine};
+use super::lab::{Station, as_tun, in_namespace, ip, wait_until_gone, with_each_engine};
 use crate::path::coalesce::{self, Coalescer, Group};
 use crate::path::gso::Slots as _;
 use crate::path::segment::{Checksums, Segments};
@@ -71,8 +71,7 @@ fn a_device_has_the_queues_and_offloads_it_was_asked_for() {
         .unwrap();
         assert_eq!(plain.offloads, Offloads::NONE);
         drop((device, plain));
-        let interfaces = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-        assert!(!interfaces.contains("rw"), "{interfaces}");
+        wait_until_gone(&["rw"]);
     });
 }
 
