@@ -300,7 +300,9 @@ pub(super) mod tests {
             LOW_44 - 8..LOW_44 + 9,
             MOST - 4..MOST,
             0..MOST
-        ];
+        ]
+        // Unoptimised, sixteen unboxed ones do not fit a test's stack.
+        .boxed();
         [limb.clone(), limb.clone(), limb]
     }
 
