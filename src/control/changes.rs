@@ -229,6 +229,8 @@ impl Control {
                 .try_for_each(|worker| worker.socket.set_mark(mark))
                 .map_err(failed)?;
             self.udp_options.mark = mark;
+            // Other rules may hold for this mark.
+            self.ask_for_routes();
         }
         Ok(())
     }

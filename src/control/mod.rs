@@ -10,8 +10,10 @@ pub mod changes;
 pub mod client;
 pub mod dump;
 mod latency_log;
+mod path_mtu;
 mod peers;
 mod report;
+mod routes;
 pub mod runtime;
 pub mod server;
 pub mod socket;
@@ -29,6 +31,7 @@ use dump::Dump;
 use ipnet::IpNet;
 use latency_log::LatencyLog;
 use peers::Peers;
+use routes::RouteReporter;
 use runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -56,8 +59,6 @@ const ORDERS_MAX: usize = 32;
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// DSCP AF41 for handshakes, as WireGuard marks them (drivers/net/wireguard/messages.h, HANDSHAKE_DSCP).
 const HANDSHAKE_TOS: u8 = 0x88;
-/// How long one peer's path MTU is not asked for again.
-const PATH_MTU_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the tunnel ended.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +187,8 @@ pub struct Control {
     allowed: AllowedIps,
     /// Peers were removed, of which workers may have reported since.
     removed: bool,
+    /// Tells of routes, once the loop runs.
+    routes: Option<RouteReporter>,
     latency_since: SystemTime,
     started: SystemTime,
     drops: BTreeMap<&'static str, u64>,
@@ -211,6 +214,7 @@ impl Control {
             peers: Peers::default(),
             allowed: AllowedIps::default(),
             removed: false,
+            routes: None,
             latency_since: SystemTime::now(),
             started: SystemTime::now(),
             drops: BTreeMap::new(),
@@ -266,6 +270,9 @@ impl Control {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let news = self.reports.news.clone();
+        self.routes = RouteReporter::start()
+            .inspect_err(|error| tracing::warn!(%error, "peers follow to new links only after a silence"))
+            .ok();
         loop {
             self.act()?;
             let deadline = self
@@ -287,6 +294,7 @@ impl Control {
                     // Under a flood there is always news: let sockets, signals and clocks have their turn too.
                     tokio::task::yield_now().await;
                 }
+                news = RouteReporter::next(&mut self.routes) => self.hear(news)?,
                 () = tokio::time::sleep(pause.min(Duration::from_secs(3600))) => {}
             }
             self.time_passes();
@@ -454,7 +462,11 @@ impl Control {
                     self.forget_path_mtu(peer);
                     self.device.roamed(peer, endpoint);
                 }
-                Report::PathTooSmall(peer) => self.path_too_small(peer, now.mono),
+                Report::PathTooSmall(peer) => {
+                    if self.peers.get(peer).is_some_and(|peer| peer.path_mtu.may_ask(now.mono)) {
+                        self.ask_path_mtu(peer, now.mono);
+                    }
+                }
                 Report::Rtt(peer, rtt) => self.peers.record_rtt(peer, rtt),
                 Report::Goodbye(peer) => tracing::debug!(peer = %self.peers.name(peer), "peer goes down"),
                 Report::Handshake { .. } => {}
@@ -466,8 +478,10 @@ impl Control {
                 break;
             };
             let now = self.now();
-            if let Err(rejected) = self.device.handle_datagram(now, from, &datagram) {
-                self.count(rejected.into());
+            match self.device.handle_datagram(now, from, &datagram) {
+                Ok(Some(peer)) => self.peers.received(peer, datagram.len()),
+                Ok(None) => {}
+                Err(rejected) => self.count(rejected.into()),
             }
         }
         if more {
@@ -489,6 +503,9 @@ impl Control {
                 // A worker that has died ends the loop by itself.
                 let _ = self.tell_owner(peer, Command::Echo(peer));
             }
+            for peer in busy.path_mtu {
+                self.ask_path_mtu(peer, now.mono);
+            }
         }
         if self.device.poll_timeout().is_some_and(|due| due <= now.mono) {
             self.device.handle_timeout(now);
@@ -496,33 +513,34 @@ impl Control {
     }
 
     /// Asks the kernel what the path to the peer carries, and bounds the peer's packets to it.
-    fn path_too_small(&mut self, peer: PeerId, now: Time) {
-        let Some(remote) = self
-            .device
-            .peer(peer)
-            .and_then(|info| info.endpoint)
-            .map(|endpoint| endpoint.remote)
-        else {
+    fn ask_path_mtu(&mut self, id: PeerId, now: Time) {
+        let endpoint = self.device.peer(id).and_then(|info| info.endpoint);
+        let (Some(endpoint), Some(peer)) = (endpoint, self.peers.get_mut(id)) else {
             return;
         };
-        if !self.peers.may_ask_path_mtu(peer, now, PATH_MTU_INTERVAL) {
-            return;
-        }
+        let remote = endpoint.remote;
         match udp::path_mtu(remote, self.udp_options.mark) {
             Ok(outer) => {
-                let mtu = inner_mtu(outer, &remote);
-                tracing::info!(peer = %self.peers.name(peer), outer, inner = mtu, "the path to the peer is smaller");
-                self.peers.set_path_mtu(peer, Some(mtu));
-                let _ = self.broadcast(|| Command::PathMtu(peer, mtu));
+                if peer
+                    .path_mtu
+                    .learn(now, inner_mtu(outer, &remote), self.facts.mtu as usize)
+                {
+                    let inner = peer.path_mtu.known();
+                    tracing::info!(peer = %peer.label(), outer, inner, "the path to the peer has another MTU");
+                    let _ = self.broadcast(|| Command::PathMtu(id, inner.unwrap_or(usize::MAX)));
+                }
             }
-            Err(error) => tracing::debug!(peer = %self.peers.name(peer), %error, "cannot ask for the path MTU"),
+            Err(error) => {
+                peer.path_mtu.not_told(now);
+                tracing::debug!(peer = %peer.label(), %error, "cannot ask for the path MTU");
+            }
         }
     }
 
-    /// The peer has moved: what its old path carried says nothing about the new one.
-    fn forget_path_mtu(&mut self, peer: PeerId) {
-        if self.peers.set_path_mtu(peer, None).is_some() {
-            let _ = self.broadcast(|| Command::PathMtu(peer, usize::MAX));
+    /// The peer has moved.
+    fn forget_path_mtu(&mut self, id: PeerId) {
+        if self.peers.get_mut(id).is_some_and(|peer| peer.path_mtu.forget()) {
+            let _ = self.broadcast(|| Command::PathMtu(id, usize::MAX));
         }
     }
 

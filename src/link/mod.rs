@@ -10,6 +10,7 @@ mod netlink;
 mod setup;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::io;
 
@@ -17,6 +18,7 @@ use ipnet::IpNet;
 
 pub use mtu::{MTU_DEFAULT, Underlay, auto_mtu, tunnel_mtu};
 pub use setup::{Link, Plan, prepare, set_up};
+pub use watch::{RouteWatch, Routes};
 
 /// Why the interface could not be brought into the state that was asked for.
 #[derive(Debug, thiserror::Error)]

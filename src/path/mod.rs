@@ -7,6 +7,7 @@ mod ecn;
 pub mod forward;
 pub mod gso;
 pub mod icmp;
+mod loops;
 mod peer;
 pub mod peers;
 pub mod report;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::endpoint::SessionId;
+use super::index::Base;
 use super::limits::{REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_TIMEOUT};
 use super::replay::{ReplayError, ReplayWindow};
 use super::suite::Suite;
@@ -201,6 +202,12 @@ impl SealHalf {
         .bytes()
     }
 
+    /// Whether `receiver` is an index of the peer's in this session, whichever lane it names.
+    #[inline]
+    pub fn is_for(&self, receiver: u32) -> bool {
+        Base::of(receiver) == Base::of(self.receiver)
+    }
+
     /// Whether the session is too old to seal anything (REJECT_AFTER_TIME).
     #[inline]
     pub fn is_expired(&self, now: Time) -> bool {
@@ -283,6 +290,12 @@ impl OpenHalf {
         Ok(plaintext)
     }
 
+    /// Whether `counter` is the newest of all that were opened. What came late says nothing about where the peer is.
+    #[inline]
+    pub fn is_newest(&self, counter: u64) -> bool {
+        self.window.is_newest(counter)
+    }
+
     /// What can be refused without looking at the ciphertext.
     #[inline]
     fn refuses(&self, now: Time, header: &DataHeader) -> Result<(), OpenError> {
@@ -321,6 +334,19 @@ fn associated_data(suite: Suite, header: &[u8; DATA_HEADER_LEN]) -> &[u8] {
         Suite::Native => header,
         Suite::WireGuard => &[],
     }
+}
+
+/// An opening half of a session that nobody else is part of.
+#[cfg(test)]
+pub(crate) fn open_half(session: SessionId, index: u32) -> OpenHalf {
+    let facts = SessionFacts {
+        suite: Suite::Native,
+        session,
+        created: Time::default(),
+        initiator: true,
+    };
+    let aead = Aead::new(facts.suite.algorithm(), crate::crypto::Choice::Auto, &[9; 32]);
+    OpenHalf::new(facts, index, aead)
 }
 
 #[cfg(test)]

@@ -29,13 +29,13 @@ use std::time::Duration;
 use crate::path::coalesce::{Coalescer, Group};
 use crate::path::drops::Drop;
 use crate::path::gso::{Batches, SEND_LEN_MAX, Slots};
-use crate::path::peer::PeerPath;
+use crate::path::peer::{PeerPath, Room};
 use crate::path::peers::PeerTable;
 use crate::path::report::{Handover, Received, Report};
 use crate::path::route::{RouteTable, Routes};
 use crate::path::segment::{Checksums, Segments};
 use crate::path::sessions::Openers;
-use crate::path::{ecn, icmp};
+use crate::path::{ecn, icmp, loops};
 use crate::proto::{GROUP, PeerId, SessionId, Suite, Time};
 use crate::stats::counters::WorkerCounters;
 use crate::wire::control::Control;
@@ -61,6 +61,7 @@ pub struct Forwarder<S> {
     routes: Arc<RouteTable<PeerId>>,
     peers: PeerTable,
     openers: Openers,
+    pending_room: Room,
     coalescer: Coalescer,
     /// Datagrams on their way out.
     pub batches: Batches<S>,
@@ -90,6 +91,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             routes: Arc::new(Routes::new().table()),
             peers: PeerTable::new(worker),
             openers: Openers::default(),
+            pending_room: Room::default(),
             coalescer,
             batches,
             groups: Vec::new(),
@@ -165,7 +167,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let peer = self.peers.get_mut(id).ok_or(one(Drop::NoRoute))?;
         let endpoint = peer.endpoint.ok_or(one(Drop::NoEndpoint))?;
         let Some(seal) = peer.current.as_mut().filter(|seal| !seal.is_expired(now)) else {
-            let dropped = peer.pending.push(frame);
+            let dropped = peer.pending.push(frame, &mut self.pending_room);
             self.counters.dropped(Drop::PendingFull, dropped);
             want_session(peer, id, now, &mut self.reports);
             return Ok(());
@@ -178,6 +180,9 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let mut segments = Segments::parse(frame, checksums).map_err(one)?;
         if DATA_OVERHEAD + segments.largest() > SEND_LEN_MAX {
             return Err((Drop::TooBig, segments.remaining() as u64));
+        }
+        if loops::leads_back(ip, &endpoint.remote, seal) {
+            return Err((Drop::RoutingLoop, segments.remaining() as u64));
         }
         self.counters.tun_read_packets.add(segments.remaining() as u64);
         if segments.largest() > peer.mtu {
@@ -280,12 +285,15 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let results = opener.half.open_group(now, &headers, segment, group);
         let (id, session) = (opener.peer, opener.half.session());
         let wants_rekey = opener.half.wants_rekey(now);
+        let newest = headers.iter().map(|header| header.counter);
+        let newest = newest.filter(|&counter| opener.half.is_newest(counter)).max();
         let each = group.chunks_mut(segment).zip(&headers).zip(results).enumerate();
         for (index, ((datagram, header), result)) in each {
             let opened = result.map(|text| Opened {
                 id,
                 session,
                 wants_rekey,
+                newest: Some(header.counter) == newest,
                 text,
             });
             let outcome = match opened {
@@ -339,6 +347,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             id,
             session,
             wants_rekey,
+            newest: opener.half.is_newest(header.counter),
             text,
         };
         self.accept(now, received, home, &header, opened, datagram, slots)
@@ -360,6 +369,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             id,
             session,
             wants_rekey,
+            newest,
             text,
         } = opened;
         let peer = self.peers.get_mut(id).ok_or(Drop::UnknownIndex)?;
@@ -367,9 +377,8 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             want_session(peer, id, now, &mut self.reports);
         }
         peer.count_received(now, datagram.len() as u64);
-        if peer.endpoint != Some(received.from) {
-            peer.endpoint = Some(received.from);
-            self.reports.push(Report::Roamed(id, received.from));
+        if newest && let Some(endpoint) = peer.heard_from(received.from) {
+            self.reports.push(Report::Roamed(id, endpoint));
         }
         if peer.promote(session) {
             self.reports.push(Report::Confirmed(id, session));
@@ -520,7 +529,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
-        for frame in peer.pending.take() {
+        for frame in peer.pending.take(&mut self.pending_room) {
             if let Err((reason, packets)) = self.try_outbound(now, &frame, slots) {
                 self.counters.dropped(reason, packets);
             }
@@ -533,6 +542,8 @@ struct Opened {
     id: PeerId,
     session: SessionId,
     wants_rekey: bool,
+    /// Nothing newer has come on the same lane: so it tells where the peer is.
+    newest: bool,
     /// The plaintext within the datagram.
     text: Range<usize>,
 }

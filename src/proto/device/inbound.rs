@@ -7,7 +7,7 @@
 use super::Device;
 use crate::proto::action::Rejected;
 use crate::proto::cookie::Cookie;
-use crate::proto::endpoint::Endpoint;
+use crate::proto::endpoint::{Endpoint, PeerId};
 use crate::proto::handshake::Asked;
 use crate::proto::index::Base;
 use crate::proto::mac;
@@ -18,18 +18,19 @@ use crate::proto::time::{Now, Time};
 use crate::wire::message::{Body, COOKIE_LEN, COOKIE_NONCE_LEN, HandshakeMessage, MAC_LEN, Macs, TAG_LEN};
 
 impl Device {
-    /// Takes in a datagram that is no data message: initiations, responses and cookie replies of both suites.
+    /// Takes in a datagram that is no data message: initiations, responses and cookie replies of both suites. Tells
+    /// which peer it was authentically from; a cookie reply is not.
     ///
     /// # Errors
     /// [`Rejected`] says why nothing came of it. The caller counts that; there is nothing else to do.
-    pub fn handle_datagram(&mut self, now: Now, from: Endpoint, datagram: &[u8]) -> Result<(), Rejected> {
+    pub fn handle_datagram(&mut self, now: Now, from: Endpoint, datagram: &[u8]) -> Result<Option<PeerId>, Rejected> {
         let message = HandshakeMessage::parse(datagram).ok_or(Rejected::BadMessage)?;
         let suite = Suite::from_native(message.native);
         match message.body {
             Body::Initiation { sender, noise, macs } => {
                 self.check_mac1(&macs)?;
                 self.admit(now.mono, from, suite, sender, &macs)?;
-                self.initiation(now, from, suite, sender, noise)
+                self.initiation(now, from, suite, sender, noise).map(Some)
             }
             Body::Response {
                 sender,
@@ -43,13 +44,13 @@ impl Device {
                 if !first {
                     self.admit(now.mono, from, suite, sender, &macs)?;
                 }
-                self.response(now, from, (sender, receiver), noise)
+                self.response(now, from, (sender, receiver), noise).map(Some)
             }
             Body::CookieReply {
                 receiver,
                 nonce,
                 sealed,
-            } => self.cookie_reply(now.mono, receiver, nonce, sealed),
+            } => self.cookie_reply(now.mono, receiver, nonce, sealed).map(|()| None),
         }
     }
 
@@ -92,7 +93,7 @@ impl Device {
         suite: Suite,
         sender: u32,
         noise: &[u8],
-    ) -> Result<(), Rejected> {
+    ) -> Result<PeerId, Rejected> {
         let ephemeral = self.context.draw_key();
         let asked = Asked::read(self.context.means(suite), ephemeral, sender, noise).map_err(|error| match error {
             NoiseError::UnknownPeer => Rejected::UnknownPeer,
@@ -103,7 +104,7 @@ impl Device {
         self.with_peer(peer, |peer, context| {
             verdict = peer.answer(context, now, from, suite, asked)
         });
-        verdict
+        verdict.map(|()| peer)
     }
 
     /// Whether a response in `suite` to `receiver` is waited for, and is the first one.
@@ -126,7 +127,7 @@ impl Device {
         from: Endpoint,
         (sender, receiver): (u32, u32),
         noise: &[u8],
-    ) -> Result<(), Rejected> {
+    ) -> Result<PeerId, Rejected> {
         let peer = self
             .context
             .indices
@@ -137,7 +138,7 @@ impl Device {
         self.with_peer(peer, |peer, context| {
             verdict = peer.finish(context, now, from, (sender, receiver), noise);
         });
-        verdict
+        verdict.map(|()| peer)
     }
 
     /// A peer under load wants to see a cookie in our next message. It says nothing about where the peer is.
