@@ -113,7 +113,8 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    fn new(name: String) -> Namespace {
+    /// Makes it. A name that begins with that of a lab's namespace is swept with it when a run is killed.
+    pub(crate) fn new(name: String) -> Namespace {
         run(&["ip", "netns", "add", &name]);
         let namespace = Namespace { name };
         namespace.ip(&["link", "set", "lo", "up"]);
