@@ -2,6 +2,7 @@
 
 mod sim;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ringway::proto::limits::{
@@ -602,6 +603,114 @@ fn an_address_of_ours_that_was_refused_is_not_used_until_the_peer_moves_or_the_r
         Some(at(elsewhere, cable)),
         "another way"
     );
+}
+
+// Addresses of names.
+
+fn name_says(world: &mut World, end: usize, addresses: &[SocketAddr]) {
+    world.with_device(end, |device, peer, now| {
+        device.set_candidates(now, peer, addresses.to_vec())
+    });
+}
+
+/// Where end 0 sent its initiations.
+fn asked_at(world: &World) -> Vec<SocketAddr> {
+    let is_initiation = |kind: u8| kind == NATIVE_INITIATION || kind == WG_INITIATION;
+    let from_0 = world.wire.iter().filter(|flight| flight.from == world.ends[0].address);
+    from_0
+        .filter(|flight| is_initiation(flight.bytes[0]))
+        .map(|flight| flight.to)
+        .collect()
+}
+
+#[test]
+fn an_unanswered_peer_is_asked_at_all_addresses_of_its_name_in_turn() {
+    for (choice, _) in SINGLE {
+        let mut world = World::pair(choice);
+        world.keep_wire = true;
+        let [nobody, moved] = ["203.0.113.1:7", "[2001:db8::9]:9"].map(|text| text.parse().unwrap());
+        world.ends[1].address = moved;
+        name_says(&mut world, 0, &[home(1), nobody, moved]);
+        let payload = world.send(0);
+        world.run(2 * (REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER_MAX) + Duration::from_secs(1));
+        assert_eq!(asked_at(&world), [home(1), nobody, moved]);
+        assert_eq!(world.ends[0].saw(&Seen::Unanswered), 2);
+        assert!(world.delivered(1, payload), "data follows the answer");
+        assert_eq!(world.ends[0].endpoint.unwrap().remote, moved);
+    }
+}
+
+#[test]
+fn addresses_are_tried_round_and_round() {
+    let mut world = World::pair(SuiteChoice::Native);
+    world.keep_wire = true;
+    world.network.cut = [true, true];
+    let other: SocketAddr = "203.0.113.1:7".parse().unwrap();
+    name_says(&mut world, 0, &[other, home(1)]);
+    world.send(0);
+    world.run(4 * (REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER_MAX));
+    assert_eq!(asked_at(&world)[..4], [home(1), other, home(1), other]);
+}
+
+#[test]
+fn an_address_that_the_name_says_anew_is_asked_next() {
+    let mut world = World::pair(SuiteChoice::Native);
+    world.keep_wire = true;
+    let [nobody, moved] = ["203.0.113.1:7", "203.0.113.2:7"].map(|text| text.parse().unwrap());
+    name_says(&mut world, 0, &[home(1), nobody]);
+    world.ends[1].address = moved;
+    world.send(0);
+    world.run(Duration::from_secs(1));
+    name_says(&mut world, 0, &[home(1), nobody, moved]);
+    world.run(REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER_MAX);
+    assert_eq!(asked_at(&world), [home(1), moved]);
+    assert_eq!(world.flows(), [true, true]);
+}
+
+#[test]
+fn a_lost_rekey_looks_elsewhere_while_data_stays_where_it_is() {
+    let mut world = connected(SuiteChoice::Native);
+    world.keep_wire = true;
+    let other: SocketAddr = "203.0.113.1:7".parse().unwrap();
+    name_says(&mut world, 0, &[home(1), other]);
+    world.run(REKEY_AFTER_TIME);
+    world.network.cut = [true, true];
+    world.send(0);
+    world.network.cut = [false, false];
+    world.run(REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER_MAX);
+    assert_eq!(asked_at(&world), [home(1), other]);
+    assert_eq!(world.flows(), [true, true], "on the session that is there");
+    world.run(REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER_MAX);
+    assert_eq!(asked_at(&world), [home(1), other, home(1)]);
+    assert_eq!(world.ends[0].saw(&done(Suite::Native, true, 2)), 2);
+}
+
+#[test]
+fn where_a_peer_was_heard_counts_more_than_its_name() {
+    let mut world = connected(SuiteChoice::Native);
+    let moved: SocketAddr = "203.0.113.2:7".parse().unwrap();
+    world.ends[1].address = moved;
+    world.send(1);
+    world.run_seconds(1);
+    name_says(&mut world, 0, &[home(1)]);
+    world.run(REJECT_AFTER_TIME);
+    world.keep_wire = true;
+    assert_eq!(world.flows(), [true, true]);
+    assert_eq!(asked_at(&world), [moved]);
+}
+
+#[test]
+fn a_first_address_opens_the_way_at_once_where_keepalives_want_it() {
+    let mut setups = Setup::pair(SuiteChoice::Native);
+    setups[0].knows_endpoint = false;
+    setups[1].knows_endpoint = false;
+    setups[0].keepalive = Some(Duration::from_secs(25));
+    let mut world = World::new(&setups, 1);
+    world.run_seconds(7);
+    assert_eq!(initiations(&world, 0), 0);
+    name_says(&mut world, 0, &[home(1)]);
+    world.run_seconds(1);
+    assert_eq!(world.flows(), [true, true]);
 }
 
 // Replays, clocks, restarts.

@@ -168,6 +168,7 @@ addresses = ["{self.v4[me]}/24", "{self.v6[me]}/64"]
 workers = {number}
 io = "{self.io}"
 control_socket = "{control}"
+state_dir = "{control}.state"
 {further}
 [[peer]]
 name = "{"ab"[other]}"

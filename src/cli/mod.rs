@@ -19,7 +19,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, Config, LoadError, Loaded, Located};
 use exit::{Exit, Failure};
@@ -72,6 +72,11 @@ enum Command {
     Status(status::Options),
     /// Show how long packets take inside a running tunnel, by stage
     Latency(latency::Options),
+}
+
+/// The command line as clap knows it, for man pages and completions.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// The whole program: reads the command line, carries it out, and gives its exit code. `run` runs a tunnel until it is
@@ -154,7 +159,6 @@ fn load(path: &Path) -> Result<Loaded, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {

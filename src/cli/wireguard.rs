@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
@@ -48,6 +48,11 @@ Environment:
 
 /// Variables by which wireguard-go's own daemon hands descriptors down, and some service managers too.
 const UNSUPPORTED: [&str; 2] = ["WG_TUN_FD", "WG_UAPI_FD"];
+
+/// The command line as clap knows it, for man pages and completions.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
 
 /// The whole program: reads the command line, goes to the background, and has `run` run the tunnel.
 pub fn main<E: Error + 'static>(
@@ -149,8 +154,6 @@ fn parse_workers(text: &str) -> Result<Workers, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -1,7 +1,7 @@
 //! Where a peer is, as the file has it: an address or a host name, and a port.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 /// A peer's address as the file has it. Names are resolved when the tunnel runs, because their addresses change.
@@ -23,6 +23,14 @@ pub enum Host {
 }
 
 impl HostPort {
+    /// The address, where it is one and no name.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::Address(address) => Some((address, self.port).into()),
+            Host::Name(_) => None,
+        }
+    }
+
     /// In the form that `std::net::ToSocketAddrs` and `tokio::net::lookup_host` take.
     pub fn to_lookup(&self) -> (String, u16) {
         (self.host.to_string(), self.port)

@@ -31,7 +31,7 @@ pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use problem::{LoadError, Located, Problem};
 pub use types::{
     Config, Crypto, Hooks, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, Suite, Table, UnknownWord, WireGuard,
-    Workers, default_control_socket,
+    Workers, default_control_socket, default_state_dir,
 };
 
 /// A configuration that is right, and what is unwise about it.

@@ -85,6 +85,7 @@ pub struct RawInterface {
     pub post_up: Vec<At<String>>,
     pub pre_down: Vec<At<String>>,
     pub post_down: Vec<At<String>>,
+    pub state_dir: Option<At<String>>,
 }
 
 /// One peer.

@@ -4,7 +4,9 @@ use std::fmt::{self, Display, Write as _};
 
 use zeroize::Zeroizing;
 
-use super::types::{Config, Crypto, Interface, Io, Mtu, Peer, Suite, Table, Workers, default_control_socket};
+use super::types::{
+    Config, Crypto, Interface, Io, Mtu, Peer, Suite, Table, Workers, default_control_socket, default_state_dir,
+};
 
 /// The configuration as a TOML file, with its keys in it: as secret as they are. Values at their defaults are left out.
 pub fn to_toml(config: &Config) -> Zeroizing<String> {
@@ -51,6 +53,13 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     }
     if let Some(path) = &interface.latency_log {
         writeln!(out, "latency_log = {}", quoted(path.display()))?;
+    }
+    if let Some(path) = interface
+        .state_dir
+        .as_ref()
+        .filter(|path| Some(*path) != default_state_dir().as_ref())
+    {
+        writeln!(out, "state_dir = {}", quoted(path.display()))?;
     }
     let offloads = interface.offloads;
     let switches = [

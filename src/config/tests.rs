@@ -81,6 +81,7 @@ fn every_key_is_read() {
         post_up = ["ip route add 10.9.0.0/16 dev %i", 'echo "up"']
         pre_down = ["a"]
         post_down = ["b"]
+        state_dir = "state"
 
         [[peer]]
         name = "b"
@@ -127,6 +128,7 @@ fn every_key_is_read() {
                 pre_down: vec!["a".into()],
                 post_down: vec!["b".into()],
             },
+            state_dir: Some("/etc/rw/state".into()),
         },
         peers: vec![
             Peer {
@@ -183,6 +185,7 @@ fn what_is_not_given_has_its_documented_default() {
         pin: true,
         table: Table::Auto,
         hooks: Hooks::default(),
+        state_dir: default_state_dir(),
     };
     assert_eq!(
         config,
@@ -662,6 +665,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     pin,
                     table: if off { Table::Off } else { Table::Auto },
                     hooks,
+                    state_dir: default_state_dir(),
                     name,
                 }
             },

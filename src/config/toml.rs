@@ -59,6 +59,7 @@ const INTERFACE_KEYS: &[&str] = &[
     "post_up",
     "pre_down",
     "post_down",
+    "state_dir",
 ];
 
 /// The keys of `[[peer]]`.
@@ -137,6 +138,7 @@ impl Reader<'_> {
             post_up: section.texts("post_up"),
             pre_down: section.texts("pre_down"),
             post_down: section.texts("post_down"),
+            state_dir: section.text("state_dir"),
             place,
         }
     }

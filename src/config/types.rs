@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -18,6 +19,22 @@ pub const RUN_DIR: &str = "/run/ringway";
 /// The control socket of the interface `name` where nothing else is configured.
 pub fn default_control_socket(name: &str) -> PathBuf {
     PathBuf::from(format!("{RUN_DIR}/{name}.sock"))
+}
+
+/// Where state is kept where nothing else is configured: the directory that systemd gives (`StateDirectory=`), for root
+/// `/var/lib/ringway`, for others `ringway` in their own state directory (XDG base directory specification).
+pub fn default_state_dir() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(given) = variable("STATE_DIRECTORY") {
+        return std::env::split_paths(&given).next();
+    }
+    // Its owner is the process's effective user.
+    if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
+        return Some("/var/lib/ringway".into());
+    }
+    let state = variable("XDG_STATE_HOME").map(PathBuf::from);
+    let state = state.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".local/state")));
+    state.map(|state| state.join("ringway"))
 }
 
 /// One tunnel interface and its peers.
@@ -62,6 +79,8 @@ pub struct Interface {
     pub table: Table,
     /// Commands to run when the tunnel comes up and goes down.
     pub hooks: Hooks,
+    /// Where what must outlive a restart is kept, as `NAME.state`. `None`: nowhere.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Commands for `sh -c`, each list in order. `%i` in them stands for the interface's name, as in wg-quick.

@@ -16,7 +16,9 @@ use super::key::PublicKey;
 use super::keyfile::KeyFileError;
 use super::problem::Problem;
 use super::raw::{At, NumberOrWord, Place, RawConfig, RawInterface, RawPeer, Secret};
-use super::types::{Config, Hooks, Interface, Mtu, OffloadSwitches, Peer, Table, Workers, default_control_socket};
+use super::types::{
+    Config, Hooks, Interface, Mtu, OffloadSwitches, Peer, Table, Workers, default_control_socket, default_state_dir,
+};
 use super::values;
 
 /// Least MTU: what every IPv4 host must be able to receive (RFC 791, section 3.2).
@@ -85,7 +87,10 @@ impl Validation<'_> {
         let has_ipv6 = addresses.iter().any(|address| address.addr().is_ipv6());
         let mtu = self.mtu(raw.mtu.as_ref(), has_ipv6);
         let control_socket = self.control_socket(raw.control_socket.as_ref());
-        let latency_log = self.latency_log(raw.latency_log.as_ref());
+        let latency_log = raw
+            .latency_log
+            .as_ref()
+            .and_then(|at| self.path(at, "write the path of the log, for example \"/var/log/rw0.hlog\""));
         let listen_port = self.number(
             raw.listen_port.as_ref(),
             0..=0xffff,
@@ -105,6 +110,10 @@ impl Validation<'_> {
             post_up: self.commands(&raw.post_up),
             pre_down: self.commands(&raw.pre_down),
             post_down: self.commands(&raw.post_down),
+        };
+        let state_dir = match &raw.state_dir {
+            Some(at) => self.path(at, "write the path of a directory, for example \"/var/lib/ringway\""),
+            None => default_state_dir(),
         };
         let flag = |raw: &Option<At<bool>>| raw.as_ref().is_none_or(|at| at.value);
 
@@ -129,6 +138,7 @@ impl Validation<'_> {
             pin: flag(&raw.pin),
             table,
             hooks,
+            state_dir,
             name,
         })
     }
@@ -289,10 +299,11 @@ impl Validation<'_> {
         Some(path)
     }
 
-    fn latency_log(&mut self, raw: Option<&At<String>>) -> Option<PathBuf> {
-        let at = raw?;
+    /// `right`: what would be right where it is no path.
+    fn path(&mut self, at: &At<String>, right: &str) -> Option<PathBuf> {
         if at.value.is_empty() || at.value.contains('\0') {
-            self.refuse(at, "write the path of the log, for example \"/var/log/rw0.hlog\"");
+            self.refuse(at, right);
+            return None;
         }
         Some(self.beside_file(&at.value))
     }

@@ -46,14 +46,15 @@ pub struct PeerChanges {
     pub remove: bool,
     /// Change it if it exists, but do not add it.
     pub update_only: bool,
-    /// What people call it.
-    pub name: Option<String>,
+    /// What people call it; `Some(None)` takes the name away.
+    pub name: Option<Option<String>>,
     /// Mixed into its handshakes; `Some(None)` takes it away.
     pub preshared_key: Option<Option<PresharedKey>>,
-    /// Where it is.
+    /// Where it is. Takes any host name away.
     pub endpoint: Option<SocketAddr>,
-    /// The host and port that `endpoint` was looked up from.
-    pub host: Option<HostPort>,
+    /// Where it is by the configuration; a host name is looked up, now and whenever handshakes go unanswered. `Some(None)`:
+    /// it does not say any more, so the peer is where it was heard last.
+    pub host: Option<Option<HostPort>>,
     /// Keepalive interval; `Some(None)` switches keepalives off.
     pub persistent_keepalive: Option<Option<Duration>>,
     /// The protocol to speak.
@@ -91,13 +92,12 @@ impl PeerChanges {
         }
     }
 
-    /// The peer is as configured, and at `endpoint`.
-    pub fn configured(peer: &config::Peer, endpoint: Option<SocketAddr>) -> PeerChanges {
+    /// The peer is as configured.
+    pub fn configured(peer: &config::Peer) -> PeerChanges {
         PeerChanges {
-            name: peer.name.clone(),
+            name: Some(peer.name.clone()),
             preshared_key: Some(peer.preshared_key.clone()),
-            endpoint,
-            host: peer.endpoint.clone(),
+            host: Some(peer.endpoint.clone()),
             persistent_keepalive: Some(peer.persistent_keepalive),
             suite: Some(peer.suite),
             replace_allowed_ips: true,
@@ -260,8 +260,30 @@ impl Control {
         Ok(())
     }
 
+    /// Where the changes say that the peer is, if that is an address.
+    fn address(changes: &PeerChanges) -> Option<SocketAddr> {
+        let configured = changes.host.iter().flatten().next();
+        changes.endpoint.or_else(|| configured?.address())
+    }
+
+    /// Has the peer's name looked up, or forgets the name that it had. `moves`: the answer is where the peer is, even if it
+    /// was heard of elsewhere.
+    fn follow_host(&mut self, id: PeerId, changes: &PeerChanges, moves: bool) {
+        if changes.endpoint.is_none() && changes.host.is_none() {
+            return;
+        }
+        match changes.host.iter().flatten().next() {
+            Some(host) if host.address().is_none() => self.names.insert(id, host.clone(), moves, self.now().mono),
+            _ => {
+                self.names.remove(id);
+                self.device.set_candidates(self.now(), id, Vec::new());
+            }
+        }
+    }
+
     /// `None`: it is ourselves, which is passed over, so that all machines of a mesh can share one list of peers.
     fn add_peer(&mut self, changes: &PeerChanges) -> Result<Option<PeerId>, ControlError> {
+        let endpoint = Self::address(changes);
         let config = PeerConfig {
             public_key: changes.public_key.0,
             preshared_key: changes
@@ -270,7 +292,7 @@ impl Control {
                 .flatten()
                 .next()
                 .map(PresharedKey::to_bytes),
-            endpoint: changes.endpoint,
+            endpoint,
             persistent_keepalive: changes.persistent_keepalive.flatten(),
             suite: peers::suite_choice(changes.suite.unwrap_or(self.suite)),
         };
@@ -281,15 +303,18 @@ impl Control {
             Err(AddPeerError::OwnKey) => return Ok(None),
             Err(AddPeerError::Exists(id)) => return Ok(Some(id)),
         };
+        if let Some(state) = &mut self.state {
+            self.device.restore_timestamps(id, state.of_new(&changes.public_key));
+        }
         let new = Arc::new(NewPeer {
-            endpoint: changes.endpoint.map(Endpoint::new),
+            endpoint: endpoint.map(Endpoint::new),
             cells: PeerCells::new(self.workers.len()),
         });
         let mut peer = Peer::new(changes.public_key, new.clone());
-        peer.name = changes.name.clone();
-        peer.host = changes.host.clone();
+        peer.name = changes.name.clone().flatten();
         self.peers.insert(id, peer);
         self.broadcast(|| Command::AddPeer(id, new.clone()))?;
+        self.follow_host(id, changes, false);
         Ok(Some(id))
     }
 
@@ -299,23 +324,21 @@ impl Control {
                 .preshared_key
                 .as_ref()
                 .map(|key| key.as_ref().map(PresharedKey::to_bytes)),
-            endpoint: changes.endpoint,
+            endpoint: Self::address(changes),
             persistent_keepalive: changes.persistent_keepalive,
             suite: changes.suite.map(peers::suite_choice),
         };
         let now = self.now();
         self.device.update_peer(now, id, update);
-        let Some(peer) = self.peers.get_mut(id) else { return };
-        if changes.name.is_some() {
-            peer.name = changes.name.clone();
-        }
-        if changes.endpoint.is_some() {
-            peer.host = changes.host.clone();
+        self.follow_host(id, changes, true);
+        if let (Some(peer), Some(name)) = (self.peers.get_mut(id), &changes.name) {
+            peer.name = name.clone();
         }
     }
 
     fn remove_peer(&mut self, id: PeerId) -> Result<(), ControlError> {
         self.device.remove_peer(id);
+        self.names.remove(id);
         self.allowed.clear(id);
         self.peers.remove(id);
         self.removed = true;

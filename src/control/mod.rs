@@ -10,13 +10,17 @@ pub mod changes;
 pub mod client;
 pub mod dump;
 mod latency_log;
+mod lookup;
+mod names;
 mod path_mtu;
 mod peers;
 mod report;
 mod routes;
 pub mod runtime;
 pub mod server;
+pub mod signals;
 pub mod socket;
+mod state;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,16 +34,19 @@ use changes::{ChangeError, Changes, PeerChanges};
 use dump::Dump;
 use ipnet::IpNet;
 use latency_log::LatencyLog;
+use lookup::Lookups;
+use names::{Names, Question};
 use peers::Peers;
 use routes::RouteReporter;
 use runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use signals::Signals;
+use state::State;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::{self, Host, HostPort, PrivateKey};
+use crate::config::{self, PrivateKey, PublicKey};
 use crate::path::drops::Drop;
 use crate::path::report::Report;
-use crate::proto::{Action, Device, Endpoint, Now, PeerId, Suite, Time};
+use crate::proto::{Action, Device, Endpoint, Now, PeerId, PeerUpdate, Suite, Time, Timestamps};
 use crate::stats::counters::WorkerCounters;
 use crate::stats::latency::StageHistograms;
 use crate::sys::tun_mtu::TunMtu;
@@ -59,6 +66,8 @@ const ORDERS_MAX: usize = 32;
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// DSCP AF41 for handshakes, as WireGuard marks them (drivers/net/wireguard/messages.h, HANDSHAKE_DSCP).
 const HANDSHAKE_TOS: u8 = 0x88;
+/// How long the names of endpoints may take when the tunnel comes up, before it goes on without those that are missing.
+const FIRST_LOOKUPS_MAX: Duration = Duration::from_secs(3);
 
 /// Why the tunnel ended.
 #[derive(Debug, thiserror::Error)]
@@ -185,6 +194,9 @@ pub struct Control {
     died: mpsc::UnboundedReceiver<ControlError>,
     peers: Peers,
     allowed: AllowedIps,
+    names: Names,
+    lookups: Lookups,
+    state: Option<State>,
     /// Peers were removed, of which workers may have reported since.
     removed: bool,
     /// Tells of routes, once the loop runs.
@@ -213,6 +225,9 @@ impl Control {
             died: workforce.died,
             peers: Peers::default(),
             allowed: AllowedIps::default(),
+            names: Names::default(),
+            lookups: Lookups::new(),
+            state: None,
             removed: false,
             routes: None,
             latency_since: SystemTime::now(),
@@ -241,22 +256,33 @@ impl Control {
         self.broadcast(|| Command::TunMtu(mtu.into()))
     }
 
-    /// Makes configured peers known to everybody.
+    /// Makes configured peers known to everybody, and waits a moment for the addresses of those that have names. What
+    /// does not come in time is looked up while the tunnel runs.
     pub async fn add_peers(&mut self, peers: &[config::Peer]) -> Result<(), ChangeError> {
-        let mut changes = Changes::default();
-        for peer in peers {
-            let endpoint = match &peer.endpoint {
-                Some(endpoint) => resolve(endpoint).await,
-                None => None,
-            };
-            changes.peers.push(PeerChanges::configured(peer, endpoint));
+        self.apply(Changes {
+            peers: peers.iter().map(PeerChanges::configured).collect(),
+            ..Changes::default()
+        })?;
+        let deadline = tokio::time::Instant::now() + FIRST_LOOKUPS_MAX;
+        while self.names.any_untried() {
+            self.begin_lookups();
+            match tokio::time::timeout_at(deadline, self.lookups.answer()).await {
+                Ok((question, result)) => self.looked_up(&question, result),
+                Err(_) => break,
+            }
         }
-        self.apply(changes)
+        Ok(self.act()?)
     }
 
-    /// Runs the tunnel until SIGINT, SIGTERM or a failure.
-    pub async fn run(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<(), ControlError> {
-        match self.run_on(orders).await {
+    /// Keeps in the file at `path` what must outlive this run, and goes on from what an earlier one left there. To be
+    /// called before peers are added.
+    pub fn keep_state(&mut self, runtime: Runtime, path: &Path) {
+        self.state = Some(State::open(runtime, path));
+    }
+
+    /// Runs the tunnel until `signals` or a failure end it.
+    pub async fn run(&mut self, orders: &mut mpsc::Receiver<Order>, signals: &mut Signals) -> Result<(), ControlError> {
+        match self.run_on(orders, signals).await {
             // Its mailbox closes first; then it says why it ended.
             Err(ControlError::Worker(cause)) => match tokio::time::timeout(LAST_WORDS_MAX, self.died.recv()).await {
                 Ok(Some(cause)) => Err(cause),
@@ -266,9 +292,7 @@ impl Control {
         }
     }
 
-    async fn run_on(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<(), ControlError> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+    async fn run_on(&mut self, orders: &mut mpsc::Receiver<Order>, signals: &mut Signals) -> Result<(), ControlError> {
         let news = self.reports.news.clone();
         self.routes = RouteReporter::start()
             .inspect_err(|error| tracing::warn!(%error, "peers follow to new links only after a silence"))
@@ -281,14 +305,16 @@ impl Control {
                 .into_iter()
                 .chain(self.next_sample)
                 .chain(self.next_log)
+                .chain(self.names.poll_timeout())
+                .chain(self.state.as_ref().and_then(State::poll_timeout))
                 .min();
             let pause = deadline.map_or(Duration::MAX, |deadline| deadline - self.now().mono);
             tokio::select! {
                 biased;
-                _ = interrupt.recv() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
+                () = signals.end() => return Ok(()),
                 Some(cause) = self.died.recv() => return Err(cause),
                 Some(order) = orders.recv() => self.obey(order)?,
+                (question, result) = self.lookups.answer() => self.looked_up(&question, result),
                 () = news.notified() => {
                     self.take_reports();
                     // Under a flood there is always news: let sockets, signals and clocks have their turn too.
@@ -322,14 +348,17 @@ impl Control {
         }
     }
 
-    /// Tells native peers goodbye and ends the workers.
-    pub fn stop(&mut self) {
+    /// Tells native peers goodbye, ends the workers, and writes what must outlive this run.
+    pub async fn stop(&mut self) {
         for id in self.peers.ids() {
             // Workers that have died need not hear it.
             let _ = self.tell_owner(id, Command::Goodbye(id));
         }
         for worker in &self.workers {
             let _ = worker.port.send(Command::Stop);
+        }
+        if let Some(state) = self.state.take() {
+            state.finish(self.timestamps()).await;
         }
     }
 
@@ -401,6 +430,7 @@ impl Control {
                     self.forget_path_mtu(peer);
                     self.broadcast(|| Command::Endpoint(peer, endpoint))?;
                 }
+                Action::Unanswered { peer } => self.names.unanswered(peer, worker::time_now()),
                 Action::HandshakeGivenUp { peer } => {
                     tracing::info!(peer = %self.peers.name(peer), "no answer to handshakes; giving up until traffic");
                     self.broadcast(|| Command::GiveUp(peer))?;
@@ -413,6 +443,7 @@ impl Control {
                 } => {
                     tracing::info!(peer = %self.peers.name(peer), ?suite, initiator, remote_lanes, "handshake done");
                     self.peers.handshake_done(peer, suite, remote_lanes, SystemTime::now());
+                    self.names.handshake_done(peer, worker::time_now());
                     self.next_sample.get_or_insert(worker::time_now() + SAMPLE_INTERVAL);
                 }
             }
@@ -435,6 +466,9 @@ impl Control {
     fn transmit(&mut self, peer: Option<PeerId>, to: &Endpoint, datagram: &[u8]) {
         if self.private_key.is_none() {
             return;
+        }
+        if let Some(state) = self.state.as_mut().filter(|_| peer.is_some()) {
+            state.touch(worker::time_now());
         }
         let Some(worker) = self.workers.first() else { return };
         match worker.socket.send_to(to, HANDSHAKE_TOS, datagram) {
@@ -510,6 +544,59 @@ impl Control {
         if self.device.poll_timeout().is_some_and(|due| due <= now.mono) {
             self.device.handle_timeout(now);
         }
+        self.begin_lookups();
+        if let Some(mut state) = self.state.take() {
+            if state.poll_timeout().is_some_and(|due| due <= now.mono) {
+                state.write(now.mono, self.timestamps());
+            }
+            self.state = Some(state);
+        }
+    }
+
+    /// What must outlive a restart.
+    fn timestamps(&self) -> impl Iterator<Item = (PublicKey, Timestamps)> + '_ {
+        self.peers
+            .iter()
+            .filter_map(|(id, peer)| Some((peer.public_key, self.device.timestamps(id)?)))
+    }
+
+    /// Begins the look-ups whose time has come.
+    fn begin_lookups(&mut self) {
+        while let Some(question) = self.names.next(worker::time_now()) {
+            self.lookups.begin(question);
+        }
+    }
+
+    /// Takes in where a peer's name says that it is.
+    fn looked_up(&mut self, question: &Question, result: io::Result<Vec<SocketAddr>>) {
+        let mut random = [0];
+        // Without randomness the look-ups are merely not spread.
+        let _ = getrandom::fill(&mut random);
+        let now = self.now();
+        let peer = self.peers.name(question.peer);
+        let addresses = result.unwrap_or_else(|error| {
+            tracing::warn!(peer, host = %question.host, %error, "cannot look up the endpoint; trying again");
+            Vec::new()
+        });
+        let jitter = f64::from(random[0]) / 255.0;
+        let Some(mut found) = self.names.answered(question, addresses, now.mono, jitter) else {
+            return;
+        };
+        let info = self.device.peer(question.peer);
+        if let Some(info) = info.filter(|info| info.last_handshake.is_some() && !found.moves)
+            && let Some(endpoint) = info.endpoint
+        {
+            names::prefer_family(&mut found.addresses, endpoint.remote);
+        }
+        tracing::debug!(peer, host = %question.host, addresses = ?found.addresses, "looked up");
+        if found.moves {
+            let update = PeerUpdate {
+                endpoint: found.addresses.first().copied(),
+                ..PeerUpdate::default()
+            };
+            self.device.update_peer(now, question.peer, update);
+        }
+        self.device.set_candidates(now, question.peer, found.addresses);
     }
 
     /// Asks the kernel what the path to the peer carries, and bounds the peer's packets to it.
@@ -566,18 +653,4 @@ fn inner_mtu(outer: u32, remote: &SocketAddr) -> usize {
     const UDP_HEADER_LEN: usize = 8;
     let ip_header_len = if remote.is_ipv4() { 20 } else { 40 };
     (outer as usize).saturating_sub(ip_header_len + UDP_HEADER_LEN + crate::wire::message::DATA_OVERHEAD)
-}
-
-/// The endpoint's address; of a name's addresses the first, as wg does.
-async fn resolve(endpoint: &HostPort) -> Option<SocketAddr> {
-    match &endpoint.host {
-        Host::Address(address) => Some((*address, endpoint.port).into()),
-        Host::Name(name) => match tokio::net::lookup_host((name.as_str(), endpoint.port)).await {
-            Ok(mut addresses) => addresses.next(),
-            Err(error) => {
-                tracing::warn!(%name, %error, "cannot resolve the endpoint; waiting for the peer to speak first");
-                None
-            }
-        },
-    }
 }

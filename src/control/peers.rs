@@ -8,7 +8,7 @@ use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
 use super::path_mtu::PathMtu;
-use crate::config::{self, HostPort, PublicKey};
+use crate::config::{self, PublicKey};
 use crate::path::peers::NewPeer;
 use crate::proto::{Device, Local, Now, PeerId, Suite, SuiteChoice, Time, Traffic};
 use crate::stats::counters::PeerSnapshot;
@@ -21,8 +21,6 @@ const ECHO_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Peer {
     pub(super) name: Option<String>,
     pub(super) public_key: PublicKey,
-    /// Where the configuration says that it is.
-    pub(super) host: Option<HostPort>,
     /// What workers know of it too, its counters among it.
     shared: Arc<NewPeer>,
     pub(super) handshake: Option<Handshake>,
@@ -167,7 +165,6 @@ impl Peer {
         Peer {
             name: None,
             public_key,
-            host: None,
             shared,
             handshake: None,
             rtt: None,

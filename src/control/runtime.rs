@@ -4,9 +4,10 @@
 //! latency log is written without blocking the thread that answers handshakes. Where the kernel refuses io_uring, the
 //! same futures run on plain tokio and the file is written by its blocking pool.
 
-use std::future::Future;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 /// Which runtime the control thread runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,16 +19,66 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// Runs `main` to its end on this thread.
-    pub fn block_on<T>(self, main: impl Future<Output = T>) -> io::Result<T> {
-        match self {
-            Runtime::Uring => Ok(tokio_uring::start(main)),
-            Runtime::Tokio => {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                Ok(tokio::task::LocalSet::new().block_on(&runtime, main))
+    /// Runs `main` to its end on this thread, and tells it which runtime it got: plain tokio too where the kernel grants
+    /// no ring any more, because workers or others have taken what there was.
+    pub fn block_on<T>(self, main: impl AsyncFnOnce(Runtime) -> T) -> io::Result<T> {
+        if self == Runtime::Uring {
+            match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+                Ok(runtime) => return Ok(runtime.block_on(main(Runtime::Uring))),
+                Err(error) => tracing::warn!(%error, "no ring for the control thread; it goes on with plain tokio"),
             }
         }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(tokio::task::LocalSet::new().block_on(&runtime, main(Runtime::Tokio)))
     }
+}
+
+/// Puts a file with these bytes, for its owner only, in the place of `path`: whatever happens, either the old or the new
+/// one is there, whole. Makes the directory that it lies in where there is none.
+pub async fn replace_file(runtime: Runtime, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.exists()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    let written = match runtime {
+        Runtime::Uring => {
+            let file = tokio_uring::fs::File::from_std(file);
+            let mut result = file.write_all_at(bytes, 0).await.0;
+            if result.is_ok() {
+                result = file.sync_all().await;
+            }
+            file.close().await?;
+            match result {
+                Ok(()) => tokio_uring::fs::rename(&new, path).await,
+                Err(error) => Err(error),
+            }
+        }
+        Runtime::Tokio => {
+            let (new, path) = (new.clone(), path.to_owned());
+            let write = move || {
+                let mut file = file;
+                file.write_all(&bytes)?;
+                file.sync_all()?;
+                std::fs::rename(new, path)
+            };
+            let written = tokio::task::spawn_blocking(write).await;
+            written.map_err(io::Error::other).flatten()
+        }
+    };
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(&new);
+    }
+    written
 }
 
 /// A file that grows at its end.
@@ -71,25 +122,56 @@ impl LogFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn each_runtime(name: &str, test: impl AsyncFn(Runtime, &Path)) {
+        for runtime in [Runtime::Uring, Runtime::Tokio] {
+            let path = std::env::temp_dir().join(format!("ringway-{name}-{runtime:?}-{}", std::process::id()));
+            std::fs::create_dir(&path).expect("a directory");
+            runtime
+                .block_on(async |granted| {
+                    if granted != runtime {
+                        println!("skipped on {runtime:?}: the kernel grants no io_uring");
+                    }
+                    test(granted, &path).await;
+                })
+                .expect("a runtime starts");
+            std::fs::remove_dir_all(&path).expect("it can be removed");
+        }
+    }
 
     #[test]
     fn appended_lines_follow_each_other_on_both_runtimes() {
-        for runtime in [Runtime::Uring, Runtime::Tokio] {
-            let path = std::env::temp_dir().join(format!("ringway-log-{runtime:?}-{}", std::process::id()));
-            let written = std::panic::catch_unwind(|| {
-                runtime.block_on(async {
-                    let mut log = LogFile::create(runtime, &path).await?;
-                    log.append(b"one\n".to_vec()).await?;
-                    log.append(b"two\n".to_vec()).await
-                })
-            });
-            let Ok(written) = written else {
-                println!("skipped on {runtime:?}: the kernel grants no io_uring");
-                continue;
-            };
-            written.expect("the runtime starts").expect("the file can be written");
+        each_runtime("log", async |runtime, folder| {
+            let path = folder.join("log");
+            let mut log = LogFile::create(runtime, &path).await.expect("a file");
+            log.append(b"one\n".to_vec()).await.expect("written");
+            log.append(b"two\n".to_vec()).await.expect("written");
             assert_eq!(std::fs::read(&path).expect("the file exists"), b"one\ntwo\n");
-            std::fs::remove_file(&path).expect("the file can be removed");
-        }
+        });
+    }
+
+    #[test]
+    fn a_replaced_file_is_whole_private_and_alone_on_both_runtimes() {
+        each_runtime("replace", async |runtime, folder| {
+            let path = folder.join("new/file");
+            for text in ["a long first version", "short"] {
+                replace_file(runtime, &path, text.into()).await.expect("written");
+                assert_eq!(std::fs::read_to_string(&path).expect("there"), text);
+            }
+            let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let beside = path.with_file_name("directory");
+            std::fs::create_dir(&beside).expect("a directory");
+            replace_file(runtime, &beside, b"x".to_vec())
+                .await
+                .expect_err("a directory is in the way");
+            assert_eq!(
+                std::fs::read_dir(path.parent().expect("a folder"))
+                    .expect("there")
+                    .count(),
+                2
+            );
+        });
     }
 }

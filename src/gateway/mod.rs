@@ -23,6 +23,7 @@ use crate::config::{Config, Mtu, Suite, Table};
 use crate::control::changes::ChangeError;
 use crate::control::runtime::Runtime;
 use crate::control::server::Server;
+use crate::control::signals::Signals;
 use crate::control::socket::SocketError;
 use crate::control::{self, Control, ControlError, Facts};
 use crate::crypto;
@@ -99,21 +100,18 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
         suite: Suite::Auto,
     };
     let runtime = parts.runtime();
-    let result = parts.run(identity, async |control| {
-        serve(control, &config, ifindex, runtime, ready).await
+    let result = parts.run(identity, async |control, signals, runtime| {
+        serve(control, signals, &config, ifindex, runtime, ready).await
     });
     // The interface is gone.
-    runtime.block_on(hooks::run_down(
-        "post_down",
-        &interface.hooks.post_down,
-        &interface.name,
-    ))?;
+    runtime.block_on(async |_| hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await)?;
     result
 }
 
 /// Runs the tunnel between its link's coming up and going down.
 async fn serve(
     control: &mut Control,
+    signals: &mut Signals,
     config: &Config,
     ifindex: u32,
     runtime: Runtime,
@@ -122,7 +120,14 @@ async fn serve(
     let server = Server::bind(&config.interface.control_socket).await?;
     let hooks = &config.interface.hooks;
     let name = control.facts().name.clone();
-    hooks::run("pre_up", &hooks.pre_up, &name).await?;
+    tokio::select! {
+        biased;
+        () = signals.end() => return Ok(()),
+        result = hooks::run("pre_up", &hooks.pre_up, &name) => result?,
+    }
+    if let Some(folder) = &config.interface.state_dir {
+        control.keep_state(runtime, &folder.join(format!("{name}.state")));
+    }
     control.add_peers(&config.peers).await?;
     let mtu = tunnel_mtu(control, config).await?;
     control.set_tun_mtu(mtu)?;
@@ -159,7 +164,7 @@ async fn serve(
         }
     };
     let result = tokio::select! {
-        result = control.run(&mut orders) => result.map_err(RunError::from),
+        result = control.run(&mut orders, signals) => result.map_err(RunError::from),
         () = server.serve(orders_in) => Ok(()),
         error = post_up => Err(error.into()),
     };

@@ -9,6 +9,7 @@ use super::{RunError, retry, workers};
 use crate::config::{Interface, Io, PrivateKey, Suite, Workers};
 use crate::control::api::OffloadReport;
 use crate::control::runtime::Runtime;
+use crate::control::signals::Signals;
 use crate::control::{self, Control, Facts, Settings, Workforce};
 use crate::crypto::{self, Algorithm};
 use crate::link;
@@ -144,11 +145,12 @@ impl Parts {
         self.runtime
     }
 
-    /// Runs `serve` on the control thread, which is the calling one, and takes everything down when it ends.
+    /// Runs `serve` on the control thread, which is the calling one, and takes everything down when it ends. The signals
+    /// that end a tunnel are taken before `serve` makes anything that would outlive the process.
     pub(super) fn run(
         self,
         identity: Identity,
-        serve: impl AsyncFnOnce(&mut Control) -> Result<(), RunError>,
+        serve: impl AsyncFnOnce(&mut Control, &mut Signals, Runtime) -> Result<(), RunError>,
     ) -> Result<(), RunError> {
         let settings = Settings {
             private_key: identity.private_key,
@@ -157,10 +159,11 @@ impl Parts {
             suite: identity.suite,
             mtu: self.mtu,
         };
-        let result = self.runtime.block_on(async {
+        let result = self.runtime.block_on(async |runtime| {
+            let mut signals = Signals::install()?;
             let mut control = Control::new(settings, self.facts, self.protocol, self.workforce);
-            let result = serve(&mut control).await;
-            control.stop();
+            let result = serve(&mut control, &mut signals, runtime).await;
+            control.stop().await;
             result
         });
         for thread in self.threads {

@@ -34,6 +34,7 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         pin: true,
         table: Table::Off,
         hooks: Hooks::default(),
+        state_dir: None,
     };
     let parts = Parts::assemble(&interface)?;
     let ifindex = parts.ifindex;
@@ -42,7 +43,7 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         addresses: Vec::new(),
         suite: options.suite,
     };
-    parts.run(identity, async |control| {
+    parts.run(identity, async |control, signals, _| {
         let name = control.facts().name.clone();
         link::prepare(ifindex, &name, link::MTU_DEFAULT).await?;
         control.set_tun_mtu(link::MTU_DEFAULT)?;
@@ -61,7 +62,7 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
             }
         };
         tokio::select! {
-            result = control.run(&mut orders) => match result {
+            result = control.run(&mut orders, signals) => match result {
                 Ok(()) | Err(ControlError::InterfaceRemoved) => Ok(()),
                 Err(error) => Err(error.into()),
             },

@@ -58,6 +58,12 @@ pub enum Action {
         /// Where.
         endpoint: Endpoint,
     },
+    /// Nobody answered the latest initiation within REKEY_TIMEOUT, and another one is due: what is known of where the
+    /// peer is may be old. See [`Device::set_candidates`](super::Device::set_candidates).
+    Unanswered {
+        /// By whom.
+        peer: PeerId,
+    },
     /// No handshake came about in REKEY_ATTEMPT_TIME, or there is no endpoint to try: drop the packets that wait.
     HandshakeGivenUp {
         /// With whom.

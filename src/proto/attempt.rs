@@ -1,6 +1,8 @@
 //! Asking a peer for a session: initiations, their repetition, and the response.
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
+
 use super::action::{Action, Rejected};
 use super::context::{Context, LocalIndex};
 use super::endpoint::Endpoint;
@@ -17,6 +19,8 @@ use super::timers::Timer;
 pub(super) struct Attempt {
     /// When data was last waiting for it: it is given up REKEY_ATTEMPT_TIME later.
     wanted: Time,
+    /// Which of the places where the peer may be is asked: see [`Peer::place_to_ask`].
+    place: usize,
     /// The initiations that a response may still answer: those of the latest round.
     asked: Vec<Asking>,
 }
@@ -70,6 +74,10 @@ impl Peer {
                 self.forget_local_address(context);
                 // The peer may have become something else: ask in every suite that it may use.
                 self.remembered = None;
+                if let Some(attempt) = &mut self.attempt {
+                    attempt.place += 1;
+                }
+                context.actions.push_back(Action::Unanswered { peer: self.id });
                 self.ask(context, now);
             }
         }
@@ -134,6 +142,7 @@ impl Peer {
     fn begin(&mut self, context: &mut Context, now: Now) {
         self.attempt = Some(Box::new(Attempt {
             wanted: now.mono,
+            place: 0,
             asked: Vec::new(),
         }));
         self.ask(context, now);
@@ -164,8 +173,30 @@ impl Peer {
         }
     }
 
+    /// Where the next initiation goes: first to where the peer was last, then to each other address of its name in turn.
+    /// Only handshakes go there. Data follows once one was answered, so a lost initiation moves no session.
+    fn place_to_ask(&self) -> Option<Endpoint> {
+        let last = self.endpoint?;
+        let others = || self.candidates.iter().filter(|&&candidate| candidate != last.remote);
+        let place = self.attempt.as_ref().map_or(0, |attempt| attempt.place) % (others().count() + 1);
+        match place.checked_sub(1).and_then(|nth| others().nth(nth)) {
+            Some(&other) => Some(Endpoint::new(other)),
+            None => Some(last),
+        }
+    }
+
+    /// Sees to it that the next round of a handshake under way asks at `candidate`.
+    pub(super) fn ask_next_at(&mut self, candidate: SocketAddr) {
+        let last = self.endpoint.map(|endpoint| endpoint.remote);
+        let mut others = self.candidates.iter().filter(|&&other| Some(other) != last);
+        if let (Some(nth), Some(attempt)) = (others.position(|&other| other == candidate), &mut self.attempt) {
+            // The round begins with one place further.
+            attempt.place = nth;
+        }
+    }
+
     fn initiate(&mut self, context: &mut Context, now: Now, suite: Suite) {
-        let Some(endpoint) = self.endpoint else { return };
+        let Some(endpoint) = self.place_to_ask() else { return };
         let timestamp = Tai64n::newer_than(self.timestamp_sent, now.unix);
         let index = context.allocate(self.id, suite);
         let ephemeral = context.draw_key();

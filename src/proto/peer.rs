@@ -3,6 +3,7 @@
 //! How it asks for sessions is in `attempt`, how it answers in `answer`.
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -28,6 +29,8 @@ pub(super) struct Peer {
     pub(super) endpoint: Option<Endpoint>,
     /// Our address that the peer where it is may use, but that it is not answered from.
     refused_source: Option<Local>,
+    /// Where it may be too: the addresses of its name.
+    pub(super) candidates: Box<[SocketAddr]>,
     pub(super) persistent_keepalive: Option<Duration>,
     pub(super) choice: SuiteChoice,
 
@@ -76,6 +79,7 @@ impl Peer {
             preshared_key: config.preshared_key,
             endpoint: config.endpoint.map(Endpoint::new),
             refused_source: None,
+            candidates: Box::default(),
             persistent_keepalive: None,
             choice: config.suite,
             remembered: None,
@@ -156,6 +160,28 @@ impl Peer {
                 peer: self.id,
                 endpoint,
             });
+        }
+    }
+
+    /// Learns where else the peer may be. Where nothing is known of it yet, it is at the first of them.
+    pub(super) fn set_candidates(&mut self, context: &mut Context, now: Now, candidates: Vec<SocketAddr>) {
+        let is_new = |candidate: &&SocketAddr| !self.candidates.contains(candidate);
+        let news = candidates.iter().find(is_new).copied();
+        self.candidates = candidates.into();
+        match (self.endpoint, self.candidates.first()) {
+            (None, Some(&first)) => {
+                self.set_endpoint(context, Endpoint::new(first));
+                // The keepalive that opens the NAT has waited for this.
+                if self.persistent_keepalive.is_some() {
+                    self.timers.set(Timer::PersistentKeepalive, now.mono);
+                }
+            }
+            // What the name did not say before is asked next.
+            _ => {
+                if let Some(news) = news {
+                    self.ask_next_at(news);
+                }
+            }
         }
     }
 

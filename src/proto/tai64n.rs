@@ -42,13 +42,25 @@ impl Tai64n {
         self.0
     }
 
+    /// The timestamp so many seconds later.
+    pub fn plus_seconds(self, seconds: u64) -> Tai64n {
+        let (own, nanos) = self.parts();
+        Tai64n::from_parts(own.saturating_add(seconds), nanos)
+    }
+
     fn next(self) -> Tai64n {
-        let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3] = self.0;
-        let seconds = u64::from_be_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
-        match u32::from_be_bytes([n0, n1, n2, n3]) {
-            nanos if nanos < 999_999_999 => Tai64n::from_parts(seconds, nanos + 1),
-            _ => Tai64n::from_parts(seconds.saturating_add(1), 0),
+        match self.parts() {
+            (seconds, nanos) if nanos < 999_999_999 => Tai64n::from_parts(seconds, nanos + 1),
+            (seconds, _) => Tai64n::from_parts(seconds.saturating_add(1), 0),
         }
+    }
+
+    fn parts(self) -> (u64, u32) {
+        let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3] = self.0;
+        (
+            u64::from_be_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
+            u32::from_be_bytes([n0, n1, n2, n3]),
+        )
     }
 
     fn from_parts(seconds: u64, nanos: u32) -> Tai64n {

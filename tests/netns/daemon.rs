@@ -233,6 +233,7 @@ workers = {workers}
 io = "{io}"
 control_socket = "{control}"
 latency_log = "{control}.hlog"
+state_dir = "{control}.state"
 
 [[peer]]
 name = "other"

@@ -112,6 +112,7 @@ pub enum Seen {
     },
     Promoted,
     GivenUp,
+    Unanswered,
     Keepalive,
     Received {
         kind: u8,
@@ -627,6 +628,7 @@ impl World {
                     }
                 }
                 Action::Endpoint { endpoint, .. } => this.endpoint = Some(endpoint),
+                Action::Unanswered { .. } => this.note(time, Seen::Unanswered),
                 Action::HandshakeGivenUp { .. } => {
                     this.waiting.clear();
                     this.note(time, Seen::GivenUp);

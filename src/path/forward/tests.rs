@@ -263,6 +263,7 @@ impl Host {
             Action::Retire { peer, session } => each.for_each(|worker| worker.retire(peer, session)),
             Action::SendKeepalive { peer } => self.workers[0].send_keepalive(now.mono, peer, &mut self.memory),
             Action::Endpoint { peer, endpoint } => each.for_each(|worker| worker.set_endpoint(peer, endpoint)),
+            Action::Unanswered { .. } => {}
             Action::HandshakeGivenUp { peer } => each.for_each(|worker| worker.give_up(peer)),
             Action::HandshakeDone { .. } => {}
         }

@@ -43,7 +43,7 @@ pub struct PeerConfig {
 pub struct PeerUpdate {
     /// The preshared key, or none.
     pub preshared_key: Option<Option<Zeroizing<[u8; 32]>>>,
-    /// The endpoint to send to from here on.
+    /// The endpoint to send to from here on; candidates that were named before are forgotten.
     pub endpoint: Option<SocketAddr>,
     /// The persistent keepalive, or none.
     pub persistent_keepalive: Option<Option<Duration>>,

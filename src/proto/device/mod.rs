@@ -8,6 +8,7 @@ mod config;
 mod inbound;
 mod peers;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use x25519_dalek::StaticSecret;
@@ -93,6 +94,7 @@ impl Device {
     pub fn update_peer(&mut self, now: Now, peer: PeerId, update: PeerUpdate) -> bool {
         self.with_peer(peer, |peer, context| {
             if let Some(endpoint) = update.endpoint {
+                peer.candidates = Box::default();
                 peer.set_endpoint(context, Endpoint::new(endpoint));
             }
             if let Some(choice) = update.suite {
@@ -105,6 +107,13 @@ impl Device {
                 peer.set_persistent_keepalive(now.mono, interval);
             }
         })
+    }
+
+    /// Says where else a peer may be: the addresses of its name, the likeliest first; none forgets what was said before.
+    /// A peer that nothing is known of is at the first of them. For others they count only while handshakes go unanswered
+    /// ([`Action::Unanswered`]): each further initiation then goes to the next one. False if there is no such peer.
+    pub fn set_candidates(&mut self, now: Now, peer: PeerId, candidates: Vec<SocketAddr>) -> bool {
+        self.with_peer(peer, |peer, context| peer.set_candidates(context, now, candidates))
     }
 
     /// Removes a peer and retires its sessions; false if there is none.

@@ -296,7 +296,10 @@ impl World {
                     this.sending = this.sending.filter(|&sending| sending != session);
                 }
                 Action::Endpoint { endpoint, .. } => assert_ne!(endpoint.remote, this.address, "never ourselves"),
-                Action::SendKeepalive { .. } | Action::HandshakeGivenUp { .. } | Action::HandshakeDone { .. } => {}
+                Action::SendKeepalive { .. }
+                | Action::Unanswered { .. }
+                | Action::HandshakeGivenUp { .. }
+                | Action::HandshakeDone { .. } => {}
             }
         }
         assert!(this.seals.len() <= 3, "{} sessions", this.seals.len());

@@ -1,0 +1,113 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_ringway_global_optspecs
+    string join \n v/verbose log-level= h/help V/version
+end
+
+function __fish_ringway_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_ringway_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_ringway_using_subcommand
+    set -l cmd (__fish_ringway_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c ringway -n "__fish_ringway_needs_command" -l log-level -d 'Log messages of this level and above [default: info]' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''"
+complete -c ringway -n "__fish_ringway_needs_command" -s v -l verbose -d 'Log more: debug messages; twice: everything short of single packets'
+complete -c ringway -n "__fish_ringway_needs_command" -s h -l help -d 'Print help'
+complete -c ringway -n "__fish_ringway_needs_command" -s V -l version -d 'Print version'
+complete -c ringway -n "__fish_ringway_needs_command" -f -a "run" -d 'Run a tunnel in the foreground until SIGINT or SIGTERM'
+complete -c ringway -n "__fish_ringway_needs_command" -f -a "check" -d 'Check a configuration and the key files that it names, without running it'
+complete -c ringway -n "__fish_ringway_needs_command" -f -a "convert" -d 'Write a configuration of wg-quick\'s as TOML to standard output, with the keys that are in it'
+complete -c ringway -n "__fish_ringway_needs_command" -f -a "genkey" -d 'Make a private key and write it to standard output'
+complete -c ringway -n "__fish_ringway_needs_command" -f -a "pubkey" -d 'Read a private key from standard input and write its public key to standard output'
+complete -c ringway -n "__fish_ringway_needs_command" -f -a "genpsk" -d 'Make a preshared key and write it to standard output'
+complete -c ringway -n "__fish_ringway_needs_command" -f -a "status" -d 'Show running tunnels: peers, workers, offloads, drops'
+complete -c ringway -n "__fish_ringway_needs_command" -f -a "latency" -d 'Show how long packets take inside a running tunnel, by stage'
+complete -c ringway -n "__fish_ringway_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c ringway -n "__fish_ringway_using_subcommand run" -l log-level -d 'Log messages of this level and above [default: info]' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''"
+complete -c ringway -n "__fish_ringway_using_subcommand run" -s v -l verbose -d 'Log more: debug messages; twice: everything short of single packets'
+complete -c ringway -n "__fish_ringway_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c ringway -n "__fish_ringway_using_subcommand check" -l log-level -d 'Log messages of this level and above [default: info]' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''"
+complete -c ringway -n "__fish_ringway_using_subcommand check" -s v -l verbose -d 'Log more: debug messages; twice: everything short of single packets'
+complete -c ringway -n "__fish_ringway_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c ringway -n "__fish_ringway_using_subcommand convert" -l log-level -d 'Log messages of this level and above [default: info]' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''"
+complete -c ringway -n "__fish_ringway_using_subcommand convert" -s v -l verbose -d 'Log more: debug messages; twice: everything short of single packets'
+complete -c ringway -n "__fish_ringway_using_subcommand convert" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c ringway -n "__fish_ringway_using_subcommand genkey" -l log-level -d 'Log messages of this level and above [default: info]' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''"
+complete -c ringway -n "__fish_ringway_using_subcommand genkey" -s v -l verbose -d 'Log more: debug messages; twice: everything short of single packets'
+complete -c ringway -n "__fish_ringway_using_subcommand genkey" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c ringway -n "__fish_ringway_using_subcommand pubkey" -l log-level -d 'Log messages of this level and above [default: info]' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''"
+complete -c ringway -n "__fish_ringway_using_subcommand pubkey" -s v -l verbose -d 'Log more: debug messages; twice: everything short of single packets'
+complete -c ringway -n "__fish_ringway_using_subcommand pubkey" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c ringway -n "__fish_ringway_using_subcommand genpsk" -l log-level -d 'Log messages of this level and above [default: info]' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''"
+complete -c ringway -n "__fish_ringway_using_subcommand genpsk" -s v -l verbose -d 'Log more: debug messages; twice: everything short of single packets'
+complete -c ringway -n "__fish_ringway_using_subcommand genpsk" -s h -l help -d 'Print help'
+complete -c ringway -n "__fish_ringway_using_subcommand status" -l log-level -d 'Log messages of this level and above [default: info]' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''"
+complete -c ringway -n "__fish_ringway_using_subcommand status" -l json -d 'Write one JSON object per tunnel, each on a line of its own'
+complete -c ringway -n "__fish_ringway_using_subcommand status" -l watch -d 'Show it again every second, until interrupted'
+complete -c ringway -n "__fish_ringway_using_subcommand status" -s v -l verbose -d 'Log more: debug messages; twice: everything short of single packets'
+complete -c ringway -n "__fish_ringway_using_subcommand status" -s h -l help -d 'Print help'
+complete -c ringway -n "__fish_ringway_using_subcommand latency" -l hlog -d 'Write the histograms to FILE too, as a log that HdrHistogram\'s tools read' -r -F
+complete -c ringway -n "__fish_ringway_using_subcommand latency" -l log-level -d 'Log messages of this level and above [default: info]' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''"
+complete -c ringway -n "__fish_ringway_using_subcommand latency" -l json -d 'Write one JSON object, whole histograms included'
+complete -c ringway -n "__fish_ringway_using_subcommand latency" -l reset -d 'Begin a new interval afterwards'
+complete -c ringway -n "__fish_ringway_using_subcommand latency" -s v -l verbose -d 'Log more: debug messages; twice: everything short of single packets'
+complete -c ringway -n "__fish_ringway_using_subcommand latency" -s h -l help -d 'Print help'
+complete -c ringway -n "__fish_ringway_using_subcommand help; and not __fish_seen_subcommand_from run check convert genkey pubkey genpsk status latency help" -f -a "run" -d 'Run a tunnel in the foreground until SIGINT or SIGTERM'
+complete -c ringway -n "__fish_ringway_using_subcommand help; and not __fish_seen_subcommand_from run check convert genkey pubkey genpsk status latency help" -f -a "check" -d 'Check a configuration and the key files that it names, without running it'
+complete -c ringway -n "__fish_ringway_using_subcommand help; and not __fish_seen_subcommand_from run check convert genkey pubkey genpsk status latency help" -f -a "convert" -d 'Write a configuration of wg-quick\'s as TOML to standard output, with the keys that are in it'
+complete -c ringway -n "__fish_ringway_using_subcommand help; and not __fish_seen_subcommand_from run check convert genkey pubkey genpsk status latency help" -f -a "genkey" -d 'Make a private key and write it to standard output'
+complete -c ringway -n "__fish_ringway_using_subcommand help; and not __fish_seen_subcommand_from run check convert genkey pubkey genpsk status latency help" -f -a "pubkey" -d 'Read a private key from standard input and write its public key to standard output'
+complete -c ringway -n "__fish_ringway_using_subcommand help; and not __fish_seen_subcommand_from run check convert genkey pubkey genpsk status latency help" -f -a "genpsk" -d 'Make a preshared key and write it to standard output'
+complete -c ringway -n "__fish_ringway_using_subcommand help; and not __fish_seen_subcommand_from run check convert genkey pubkey genpsk status latency help" -f -a "status" -d 'Show running tunnels: peers, workers, offloads, drops'
+complete -c ringway -n "__fish_ringway_using_subcommand help; and not __fish_seen_subcommand_from run check convert genkey pubkey genpsk status latency help" -f -a "latency" -d 'Show how long packets take inside a running tunnel, by stage'
+complete -c ringway -n "__fish_ringway_using_subcommand help; and not __fish_seen_subcommand_from run check convert genkey pubkey genpsk status latency help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
