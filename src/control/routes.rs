@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -16,6 +17,10 @@ use super::{Control, ControlError};
 use crate::link::{LinkError, RouteWatch, Routes};
 use crate::proto::{Local, PeerId};
 use crate::worker::mailbox::Command;
+
+/// How long after a change the next one is looked at: on a router whose routes never rest, what follows from them may not
+/// take all of this thread's time.
+const HOLD_OFF: Duration = Duration::from_millis(500);
 
 /// Where the route to a peer leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +43,10 @@ pub(super) enum RouteNews {
 pub(super) struct RouteReporter {
     news: mpsc::UnboundedReceiver<RouteNews>,
     questions: mpsc::UnboundedSender<Question>,
+    /// Questions that have no answer yet.
+    unanswered: usize,
+    /// Something has changed since they were asked.
+    ask_again: bool,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -68,6 +77,8 @@ impl RouteReporter {
         Ok(RouteReporter {
             news,
             questions,
+            unanswered: 0,
+            ask_again: false,
             tasks: [tokio::spawn(watching), tokio::spawn(asking)],
         })
     }
@@ -77,6 +88,9 @@ impl RouteReporter {
         if let Some(reporter) = reporter
             && let Some(news) = reporter.news.recv().await
         {
+            if matches!(news, RouteNews::Leads(..)) {
+                reporter.unanswered -= 1;
+            }
             return news;
         }
         std::future::pending().await
@@ -125,13 +139,26 @@ impl Control {
                 }
                 Ok(())
             }
-            RouteNews::Leads(question, leads) => self.judge_source(question, &leads),
+            RouteNews::Leads(question, leads) => {
+                self.judge_source(question, &leads)?;
+                let is_last = |reporter: &&mut RouteReporter| reporter.unanswered == 0;
+                if let Some(reporter) = self.routes.as_mut().filter(is_last)
+                    && std::mem::take(&mut reporter.ask_again)
+                {
+                    self.ask_for_routes();
+                }
+                Ok(())
+            }
         }
     }
 
-    /// Asks for the routes of all peers that have an address of ours.
-    pub(super) fn ask_for_routes(&self) {
-        let Some(reporter) = &self.routes else { return };
+    /// Asks for the routes of all peers that have an address of ours; one round at a time.
+    pub(super) fn ask_for_routes(&mut self) {
+        let Some(reporter) = &mut self.routes else { return };
+        if reporter.unanswered > 0 {
+            reporter.ask_again = true;
+            return;
+        }
         for (id, peer) in self.peers.iter() {
             let Some(endpoint) = self.device.peer(id).and_then(|info| info.endpoint) else {
                 continue;
@@ -146,7 +173,9 @@ impl Control {
                 mark: self.udp_options.mark,
             };
             // Where the task has ended, answers leave from where they left.
-            let _ = reporter.questions.send(question);
+            if reporter.questions.send(question).is_ok() {
+                reporter.unanswered += 1;
+            }
         }
     }
 
