@@ -27,8 +27,8 @@ impl Nat {
         lab.a.ip(&["link", "delete", UNDERLAY]);
         let router = Namespace::new(format!("{}-r", lab.a.name));
         for (host, own, far, address, gateway) in [
-            (&lab.a, "inside", "up", "10.5.0.2/24", "10.5.0.1/24"),
-            (&lab.b, "outside", "up", "198.51.100.2/24", "198.51.100.1/24"),
+            (&lab.a, "inside", "eth0", "10.5.0.2/24", "10.5.0.1/24"),
+            (&lab.b, "outside", "eth0", "198.51.100.2/24", "198.51.100.1/24"),
         ] {
             router.ip(&[
                 "link", "add", own, "type", "veth", "peer", "name", far, "netns", &host.name,

@@ -32,7 +32,7 @@ fn a_peer_is_followed_to_other_addresses_families_and_ports_under_traffic() {
                     pair.endpoint(End::B).starts_with(expected)
                 });
                 transfer.wait_for_progress();
-                every_lane_follows(&lab, &pair, pair.v4[1]);
+                every_lane_follows(&lab, &pair, pair.v4[1], suite);
             };
             transfer.wait_for_progress();
             // Another address: what is sent to the old one is lost from here on.
@@ -71,8 +71,8 @@ fn a_peer_is_followed_to_other_addresses_families_and_ports_under_traffic() {
     }
 }
 
-/// Datagrams of many flows come back, over both workers of b.
-fn every_lane_follows(lab: &Lab, pair: &Pair, to: IpAddr) {
+/// Datagrams of many flows come back, over both lanes of b.
+fn every_lane_follows(lab: &Lab, pair: &Pair, to: IpAddr, suite: &str) {
     let sent = || {
         let workers = status(&pair.b)["workers"].take();
         let workers = workers.as_array().expect("a list").clone();
@@ -88,7 +88,11 @@ fn every_lane_follows(lab: &Lab, pair: &Pair, to: IpAddr) {
     let after = sent();
     assert_eq!(after.len(), 2);
     let each_has = before.iter().zip(&after).all(|(before, after)| after > before);
-    assert!(each_has, "a worker of b has sent nothing: {before:?}, {after:?}");
+    // A WireGuard session has one lane, and the TUN gives answers to the worker that brought the question.
+    assert!(
+        each_has || suite == "wireguard",
+        "a worker of b has sent nothing: {before:?}, {after:?}"
+    );
 }
 
 #[test]
