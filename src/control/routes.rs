@@ -63,8 +63,11 @@ impl RouteReporter {
         let (news_in, news) = mpsc::unbounded_channel();
         let (questions, mut questions_out) = mpsc::unbounded_channel::<Question>();
         let changed = news_in.clone();
-        let watching =
-            async move { while watch.changed().await.is_some() && changed.send(RouteNews::Changed).is_ok() {} };
+        let watching = async move {
+            while watch.changed().await.is_some() && changed.send(RouteNews::Changed).is_ok() {
+                tokio::time::sleep(HOLD_OFF).await;
+            }
+        };
         let asking = async move {
             while let Some(question) = questions_out.recv().await {
                 let (remote, source) = (question.remote.ip(), question.source.address);
