@@ -429,6 +429,9 @@ impl Control {
                 Action::Endpoint { peer, endpoint } => {
                     self.forget_path_mtu(peer);
                     self.broadcast(|| Command::Endpoint(peer, endpoint))?;
+                    if endpoint.local.is_some() {
+                        self.ask_for_route(peer);
+                    }
                 }
                 Action::Unanswered { peer } => self.names.unanswered(peer, worker::time_now()),
                 Action::HandshakeGivenUp { peer } => {

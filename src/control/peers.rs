@@ -8,9 +8,10 @@ use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
 use super::path_mtu::PathMtu;
+use super::routes::Source;
 use crate::config::{self, PublicKey};
 use crate::path::peers::NewPeer;
-use crate::proto::{Device, Local, Now, PeerId, Suite, SuiteChoice, Time, Traffic};
+use crate::proto::{Device, Now, PeerId, Suite, SuiteChoice, Time, Traffic};
 use crate::stats::counters::PeerSnapshot;
 use crate::stats::latency::{Stage, StageHistogram};
 
@@ -27,8 +28,8 @@ pub(super) struct Peer {
     /// Allocated with the first echo that comes back.
     pub(super) rtt: Option<Box<StageHistogram>>,
     pub(super) path_mtu: PathMtu,
-    /// Our address that it is not answered from, because the route to it left that address's interface.
-    pub(super) refused_source: Option<Local>,
+    /// Our address that it uses.
+    pub(super) source: Source,
     handshake_bytes_sent: u64,
     handshake_bytes_received: u64,
     sampled: PeerSnapshot,
@@ -169,7 +170,7 @@ impl Peer {
             handshake: None,
             rtt: None,
             path_mtu: PathMtu::default(),
-            refused_source: None,
+            source: Source::default(),
             handshake_bytes_sent: 0,
             handshake_bytes_received: 0,
             sampled: PeerSnapshot::default(),

@@ -2,9 +2,12 @@
 //!
 //! An answer leaves from the address that was asked. When the route to the peer moves to another interface (a cable is
 //! plugged in beside the radio, a link dies), that address belongs to a link that the packets do not take any more: it is
-//! refused, the kernel chooses the new link's, and the peer follows to it. The kernel's WireGuard compares
-//! whenever it looks the route up; here the kernel tells of changes, and then the routes of those peers are looked at that
-//! have such an address.
+//! refused, the kernel chooses the new link's, and the peer follows to it. An address whose packets never came in where the
+//! answers go out is left alone: it does not stand and fall with a link (that of a router's loopback interface, or of the
+//! other uplink, which a NAT before the peer insists on).
+//!
+//! The kernel's WireGuard compares the interfaces whenever it looks the route up. Here the route is looked up when a peer
+//! comes to another address of ours, and when the kernel tells of a change.
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,10 +46,6 @@ pub(super) enum RouteNews {
 pub(super) struct RouteReporter {
     news: mpsc::UnboundedReceiver<RouteNews>,
     questions: mpsc::UnboundedSender<Question>,
-    /// Questions that have no answer yet.
-    unanswered: usize,
-    /// Something has changed since they were asked.
-    ask_again: bool,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -80,8 +79,6 @@ impl RouteReporter {
         Ok(RouteReporter {
             news,
             questions,
-            unanswered: 0,
-            ask_again: false,
             tasks: [tokio::spawn(watching), tokio::spawn(asking)],
         })
     }
@@ -91,13 +88,29 @@ impl RouteReporter {
         if let Some(reporter) = reporter
             && let Some(news) = reporter.news.recv().await
         {
-            if matches!(news, RouteNews::Leads(..)) {
-                reporter.unanswered -= 1;
-            }
             return news;
         }
         std::future::pending().await
     }
+}
+
+/// What is known of the address of ours that one peer uses.
+#[derive(Debug, Default)]
+pub(super) struct Source {
+    /// Packets from there came in to this address by the interface that the answers left by.
+    settled: Option<(SocketAddr, Local)>,
+    refused: Option<Local>,
+    asking: Asking,
+}
+
+/// One question at a time for each peer, however often it moves.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Asking {
+    #[default]
+    No,
+    Yes,
+    /// Something has changed since the question was asked.
+    Again,
 }
 
 /// What to do about an address of ours.
@@ -111,20 +124,27 @@ enum Verdict {
     Allow,
 }
 
-/// `source` is where packets of a peer came to; `refused`: it is not answered from; `leads`: by which interface packets
-/// from it leave.
-fn judge(source: &Local, refused: bool, leads: &io::Result<u32>) -> Verdict {
-    match leads {
-        Ok(interface) if *interface == source.interface => match refused {
-            true => Verdict::Allow,
-            false => Verdict::Leave,
-        },
-        _ if refused => Verdict::Leave,
-        Ok(_) => Verdict::Refuse,
-        // It is not ours any more.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Verdict::Refuse,
-        // No route at all, perhaps for a moment: then nothing leaves from any address.
-        Err(_) => Verdict::Leave,
+impl Source {
+    /// Packets from `remote` come to `source`, and those from `source` to `remote` leave by the interface `leads`. `used`:
+    /// answers leave from it.
+    fn judge(&mut self, remote: SocketAddr, source: Local, used: bool, leads: &io::Result<u32>) -> Verdict {
+        let holds = matches!(leads, Ok(interface) if *interface == source.interface);
+        // No route at all, perhaps for a moment: then nothing leaves from any address. EINVAL: it is not ours any more.
+        let is_lost = match leads {
+            Ok(_) => !holds,
+            Err(error) => error.raw_os_error() == Some(libc::EINVAL),
+        };
+        if holds {
+            self.settled = Some((remote, source));
+        }
+        if used && is_lost && self.settled == Some((remote, source)) {
+            self.refused = Some(source);
+            return Verdict::Refuse;
+        }
+        if !used && holds && self.refused.take_if(|refused| *refused == source).is_some() {
+            return Verdict::Allow;
+        }
+        Verdict::Leave
     }
 }
 
@@ -142,43 +162,39 @@ impl Control {
                 }
                 Ok(())
             }
-            RouteNews::Leads(question, leads) => {
-                self.judge_source(question, &leads)?;
-                let is_last = |reporter: &&mut RouteReporter| reporter.unanswered == 0;
-                if let Some(reporter) = self.routes.as_mut().filter(is_last)
-                    && std::mem::take(&mut reporter.ask_again)
-                {
-                    self.ask_for_routes();
-                }
-                Ok(())
-            }
+            RouteNews::Leads(question, leads) => self.judge_source(question, &leads),
         }
     }
 
-    /// Asks for the routes of all peers that have an address of ours; one round at a time.
+    /// Asks for the routes of all peers that have an address of ours.
     pub(super) fn ask_for_routes(&mut self) {
-        let Some(reporter) = &mut self.routes else { return };
-        if reporter.unanswered > 0 {
-            reporter.ask_again = true;
+        for id in self.peers.ids() {
+            self.ask_for_route(id);
+        }
+    }
+
+    /// Asks for the peer's route from the address that its packets come to, if there is one.
+    pub(super) fn ask_for_route(&mut self, id: PeerId) {
+        let endpoint = self.device.peer(id).and_then(|info| info.endpoint);
+        let (Some(reporter), Some(endpoint), Some(peer)) = (&self.routes, endpoint, self.peers.get_mut(id)) else {
+            return;
+        };
+        let Some(source) = endpoint.local.or(peer.source.refused) else {
+            return;
+        };
+        if peer.source.asking != Asking::No {
+            peer.source.asking = Asking::Again;
             return;
         }
-        for (id, peer) in self.peers.iter() {
-            let Some(endpoint) = self.device.peer(id).and_then(|info| info.endpoint) else {
-                continue;
-            };
-            let Some(source) = endpoint.local.or(peer.refused_source) else {
-                continue;
-            };
-            let question = Question {
-                peer: id,
-                remote: endpoint.remote,
-                source,
-                mark: self.udp_options.mark,
-            };
-            // Where the task has ended, answers leave from where they left.
-            if reporter.questions.send(question).is_ok() {
-                reporter.unanswered += 1;
-            }
+        let question = Question {
+            peer: id,
+            remote: endpoint.remote,
+            source,
+            mark: self.udp_options.mark,
+        };
+        // Where the task has ended, answers leave from where they left.
+        if reporter.questions.send(question).is_ok() {
+            peer.source.asking = Asking::Yes;
         }
     }
 
@@ -193,25 +209,32 @@ impl Control {
         let (Some(endpoint), Some(peer)) = (endpoint, self.peers.get_mut(id)) else {
             return Ok(());
         };
-        let refused = endpoint.local.is_none() && peer.refused_source == Some(source);
-        if endpoint.remote != remote || !refused && endpoint.local != Some(source) {
+        let again = std::mem::take(&mut peer.source.asking) == Asking::Again;
+        let used = endpoint.local == Some(source);
+        let verdict = match endpoint.remote == remote && (used || endpoint.local.is_none()) {
+            true => peer.source.judge(remote, source, used, leads),
             // It has moved since.
-            return Ok(());
-        }
-        let (refused_source, what) = match judge(&source, refused, leads) {
-            Verdict::Leave => return Ok(()),
-            Verdict::Refuse => (
-                Some(source),
-                "answering from another address: the route has left this one's interface",
-            ),
-            Verdict::Allow => (None, "the route is back at this address's interface"),
+            false => Verdict::Leave,
         };
-        tracing::debug!(peer = %peer.label(), address = %source.address, "{what}");
-        peer.refused_source = refused_source;
-        self.device.refuse_source(id, refused_source);
-        self.broadcast(|| Command::RefuseSource(id, refused_source))?;
-        // The peer follows to where it hears from; an idle tunnel would leave it with the old address.
-        self.tell_owner(id, Command::Keepalive(id))
+        let refused = match verdict {
+            Verdict::Leave => None,
+            Verdict::Refuse => Some(Some(source)),
+            Verdict::Allow => Some(None),
+        };
+        if let Some(refused) = refused {
+            tracing::debug!(
+                peer = %peer.label(), address = %source.address, interface = source.interface, ?leads, ?verdict,
+                "the route to the peer has another interface"
+            );
+            self.device.refuse_source(id, refused);
+            self.broadcast(|| Command::RefuseSource(id, refused))?;
+            // The peer follows to where it hears from; an idle tunnel would leave it with the old address.
+            self.tell_owner(id, Command::Keepalive(id))?;
+        }
+        if again {
+            self.ask_for_route(id);
+        }
+        Ok(())
     }
 }
 
@@ -219,22 +242,65 @@ impl Control {
 mod tests {
     use super::*;
 
+    const ADDRESS: Local = Local {
+        address: std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
+        interface: 3,
+    };
+
+    fn errno(errno: i32) -> io::Result<u32> {
+        Err(io::Error::from_raw_os_error(errno))
+    }
+
+    fn remote(port: u16) -> SocketAddr {
+        ([198, 51, 100, 1], port).into()
+    }
+
+    /// A source whose route was by its interface.
+    fn settled() -> Source {
+        let mut source = Source::default();
+        assert_eq!(source.judge(remote(1), ADDRESS, true, &Ok(3)), Verdict::Leave);
+        source
+    }
+
     #[test]
     fn an_address_is_refused_when_the_route_leaves_its_interface_and_allowed_when_it_comes_back() {
-        let source = Local {
-            address: [192, 0, 2, 1].into(),
-            interface: 3,
-        };
-        let errno = |errno| Err(io::Error::from_raw_os_error(errno));
-        let table = [
-            (Ok(3), Verdict::Leave, Verdict::Allow),
-            (Ok(4), Verdict::Refuse, Verdict::Leave),
-            (errno(libc::EINVAL), Verdict::Refuse, Verdict::Leave),
-            (errno(libc::ENETUNREACH), Verdict::Leave, Verdict::Leave),
-        ];
-        for (leads, while_used, while_refused) in table {
-            assert_eq!(judge(&source, false, &leads), while_used, "{leads:?}");
-            assert_eq!(judge(&source, true, &leads), while_refused, "{leads:?}");
+        for (lost, verdict) in [
+            (Ok(4), Verdict::Refuse),
+            (errno(libc::EINVAL), Verdict::Refuse),
+            (errno(libc::ENETUNREACH), Verdict::Leave),
+        ] {
+            let mut source = settled();
+            assert_eq!(source.judge(remote(1), ADDRESS, true, &lost), verdict, "{lost:?}");
         }
+        let mut source = settled();
+        assert_eq!(source.judge(remote(1), ADDRESS, true, &Ok(4)), Verdict::Refuse);
+        for still in [Ok(4), Ok(5), errno(libc::EINVAL), errno(libc::ENETUNREACH)] {
+            assert_eq!(source.judge(remote(1), ADDRESS, false, &still), Verdict::Leave);
+        }
+        assert_eq!(source.judge(remote(1), ADDRESS, false, &Ok(3)), Verdict::Allow);
+        assert_eq!(source.judge(remote(1), ADDRESS, false, &Ok(3)), Verdict::Leave, "once");
+    }
+
+    #[test]
+    fn an_address_whose_answers_never_left_where_its_packets_came_in_is_left_alone() {
+        let mut source = Source::default();
+        for leads in [Ok(4), Ok(5), errno(libc::EINVAL), Ok(4)] {
+            assert_eq!(source.judge(remote(1), ADDRESS, true, &leads), Verdict::Leave);
+        }
+        let mut source = settled();
+        let other = Local {
+            interface: 7,
+            ..ADDRESS
+        };
+        assert_eq!(
+            source.judge(remote(1), other, true, &Ok(3)),
+            Verdict::Leave,
+            "by another link"
+        );
+        assert_eq!(
+            source.judge(remote(2), ADDRESS, true, &Ok(4)),
+            Verdict::Leave,
+            "from elsewhere"
+        );
     }
 }

@@ -103,6 +103,8 @@ fn a_transfer_goes_on_over_another_link_when_the_route_moves_and_comes_back_with
             arrives_from("192.0.2.1");
             transfer.finish();
         });
+        // b's address is on no link, so it is b's on all of them.
+        assert_eq!(host_of(&pair.endpoint(End::A)), "203.0.113.2");
         // A peer that is looked for after a silence is found by a handshake.
         assert_eq!(pair.latest_handshake(), handshake, "{suite}: it never came to silence");
     }
