@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lab import measure, process, udpgen
+from lab import flood, measure, process, udpgen
 from lab.netns import UNDERLAY, Lab
 from lab.tunnels import OVERHEAD, Shape, Tunnel
 
@@ -27,11 +27,12 @@ class Measurement:
     label: str
     metrics: tuple[Metric, ...]
     overhead_s: float  # what it takes beside the seconds asked for
-    timed: bool = True  # whether it takes those
+    runs: int = 1  # how often it takes those
+    everywhere: bool = True  # in every case that does not say what it measures
 
     def duration_s(self, seconds: int) -> float:
         """About how long it takes."""
-        return self.overhead_s + (seconds if self.timed else 0)
+        return self.overhead_s + self.runs * seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Case:
     mtu: int = 1500  # of the underlay
     uso: bool = True  # the underlay's tx-udp-segmentation
     idle_peers: int = 0
+    forged_sources: bool = False
     measurements: tuple[str, ...] | None = None
     tunnels: tuple[str, ...] | None = None
 
@@ -55,6 +57,8 @@ class Case:
         if not self.uso:
             for end in lab.ends:
                 end.run("ethtool", "-K", UNDERLAY, "tx-udp-segmentation", "off")
+        if self.forged_sources:
+            flood.prepare(lab)
 
     def shape(self) -> Shape:
         """What it asks of tunnels."""
@@ -62,10 +66,14 @@ class Case:
 
 
 _CORE = ("bare", "native-uring-1", "native-uring-2", "wireguard-uring-2", "wireguard-go")
+_RINGWAYS = ("native-uring-2", "wireguard-uring-2")
+_HANDSHAKING = (*_RINGWAYS, "wireguard-go")
 CASES = (
     Case("plain", "MTU 1500"),
     Case("uso_off", "outer USO off", uso=False, measurements=("tcp_1", "tcp_4", "udp_1300"), tunnels=_CORE),
     Case("mtu_9000", "outer MTU 9000", mtu=9000, measurements=("tcp_1", "tcp_4", "rtt_bulk"), tunnels=_CORE),
+    Case("flood", f"{flood.RATE:,} bogus initiations/s", forged_sources=True, measurements=("flood",), tunnels=_HANDSHAKING),
+    Case("peers_10000", "10,000 peers", idle_peers=9_999, measurements=("tcp_1", "tcp_4", "ping"), tunnels=_RINGWAYS),
     Case("peers_1000", "1,000 peers", idle_peers=999, measurements=("tcp_1", "udp_64", "ping"), tunnels=_CORE),
 )
 
@@ -88,16 +96,26 @@ def _udp(key: str, size: int, gso: bool) -> Measurement:
     return Measurement(key, label, (Metric(key, label, "packet/s", True),), 0.8)
 
 
+_FLOOD_LABELS = {"no_mac1": "without mac1", "mac1": "with mac1", "unknown_key": "from unknown keys"}
+_FLOOD = tuple(
+    metric
+    for key, label in _FLOOD_LABELS.items()
+    for metric in (
+        Metric(f"flood_{key}", f"TCP, 1 stream, under initiations {label}", "bit/s", True),
+        Metric(f"flood_{key}_kept", f"of what it is beside initiations {label}", "%", True),
+    )
+)
 MEASUREMENTS = (
     *(_tcp(m) for m in _TCP),
     *(_udp(key, size, gso) for key, (size, gso) in _UDP.items()),
-    Measurement("ping", "ping, idle", (Metric("ping_idle", "ping, idle, average", "ns", False),), 1.2, timed=False),
+    Measurement("ping", "ping, idle", (Metric("ping_idle", "ping, idle, average", "ns", False),), 1.2, runs=0),
     Measurement(
         "rtt_bulk",
         "round trips under one bulk stream",
         tuple(Metric(f"rtt_bulk_{key}", f"RTT under one bulk stream, {label}", "ns", False) for key, label in _RTT_BULK_PERCENTILES),
         1.5,
     ),
+    Measurement("flood", "throughput under floods", _FLOOD, 6.0, runs=2 * len(flood.KINDS), everywhere=False),
 )
 # Not measured by a run of its own: known when a tunnel is taken down.
 RSS = Metric("rss", "peak RSS, the larger daemon", "B", False)
@@ -112,7 +130,7 @@ class Outcome:
     detail: dict
 
 
-def run(key: str, tunnel: Tunnel, server: udpgen.Server, seconds: int, flows: int, progress) -> Outcome:
+def run(key: str, tunnel: Tunnel, server: udpgen.Server, floodgen: str, seconds: int, flows: int, progress) -> Outcome:
     """Runs a measurement."""
     if key in _UDP:
         size, gso = _UDP[key]
@@ -120,6 +138,8 @@ def run(key: str, tunnel: Tunnel, server: udpgen.Server, seconds: int, flows: in
         return Outcome({key: blast["pps"]}, blast)
     if key == "ping":
         return Outcome({"ping_idle": measure.ping_average_ms(tunnel, 100) * 1e6}, {})
+    if key == "flood":
+        return Outcome(*flood.run(tunnel, floodgen, seconds, progress))
     if key == "rtt_bulk":
         return _rtt_bulk(tunnel, server, seconds, progress)
     result = measure.run(tunnel, next(m for m in _TCP if m.key == key), seconds, progress)

@@ -57,7 +57,7 @@ def main() -> int:
         fingerprint = machine.fingerprint(build.REPOSITORY)
         result = _empty_result(plan, options, fingerprint, isolate.enter())
         _announce(plan, result)
-        interrupted = _run(plan, programs["udpgen"], options.output, result)
+        interrupted = _run(plan, programs, options.output, result)
         result["figures"] = [f.as_dict() for f in figures.summarise(result["runs"], REFERENCE, BASE)]
         _write(result, options)
         if options.self and not interrupted:
@@ -93,6 +93,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--json", metavar="FILE", help="write the report there too")
     add("--binary", metavar="FILE", help="a ringway to measure instead of building one")
     add("--udpgen", metavar="FILE", help="the generator to use instead of building it")
+    add("--floodgen", metavar="FILE", help="the generator of floods to use instead of building it")
     add("--peers", metavar="DIRECTORY", default="/opt/peers/bin", help="where others' programs are, before PATH (default: %(default)s)")
     add("--output", metavar="DIRECTORY", default=f"{build.REPOSITORY}/target/compare", help="(default: target/compare)")
     options = parser.parse_args()
@@ -110,8 +111,8 @@ def _indented_table(text: str) -> str:
 
 
 def _programs(options: argparse.Namespace) -> dict[str, str]:
-    given = {name: os.path.abspath(path) for name, path in (("ringway", options.binary), ("udpgen", options.udpgen)) if path}
-    targets = {"ringway": "--bins", "udpgen": "--example=udpgen"}
+    given = {name: os.path.abspath(path) for name, path in (("ringway", options.binary), ("udpgen", options.udpgen), ("floodgen", options.floodgen)) if path}
+    targets = {"ringway": "--bins", "udpgen": "--example=udpgen", "floodgen": "--example=floodgen"}
     missing = [target for name, target in targets.items() if name not in given]
     if missing:
         heading("Building (release)")
@@ -131,7 +132,7 @@ def _plan(options: argparse.Namespace, directory: contenders.Directory) -> Plan:
     for case in (c for c in CASES if c.key in wanted):
         fixed = options.tunnels or options.quick or options.self or case.tunnels is None
         tunnels = [c for c in chosen if fixed or c.name in case.tunnels]
-        keys = options.measurements or case.measurements or [m.key for m in MEASUREMENTS]
+        keys = options.measurements or case.measurements or [m.key for m in MEASUREMENTS if m.everywhere]
         steps.append((case, tunnels, [m for m in MEASUREMENTS if m.key in keys]))
     return Plan(steps, options.rounds, options.seconds, options.flows)
 
@@ -170,7 +171,7 @@ def _announce(plan: Plan, result: dict) -> None:
         say(f"  Other programs are busy here (load average {result['load_average_before']:.1f}): figures will be low and spread.")
 
 
-def _run(plan: Plan, generator: str, output: str, result: dict) -> bool:
+def _run(plan: Plan, programs: dict[str, str], output: str, result: dict) -> bool:
     """Fills `result`; true when Ctrl-C ended it early (what was measured until then stays)."""
     try:
         for turn in range(plan.rounds):
@@ -182,14 +183,14 @@ def _run(plan: Plan, generator: str, output: str, result: dict) -> bool:
                     first = turn % len(tunnels)
                     for contender in tunnels[first:] + tunnels[:first]:
                         tunnel = contender.tunnel(lab, output, case.shape())
-                        _run_tunnel(plan, case, contender, tunnel, measurements, generator, turn, result)
+                        _run_tunnel(plan, case, contender, tunnel, measurements, programs, turn, result)
     except KeyboardInterrupt:
         say("\ninterrupted; the lab is gone")
         return True
     return False
 
 
-def _run_tunnel(plan, case, contender, tunnel: Tunnel, measurements, generator: str, turn: int, result: dict) -> None:
+def _run_tunnel(plan, case, contender, tunnel: Tunnel, measurements, programs: dict[str, str], turn: int, result: dict) -> None:
     """Every measurement of one tunnel. What fails is noted and does not end the comparison."""
 
     def note(measurement: str, **rest) -> None:
@@ -197,14 +198,16 @@ def _run_tunnel(plan, case, contender, tunnel: Tunnel, measurements, generator: 
 
     say(f"  {contender.label}")
     try:
-        with tunnel, udpgen.Server(tunnel, generator, plan.flows) as server:
+        with tunnel, udpgen.Server(tunnel, programs["udpgen"], plan.flows) as server:
             result["described"].setdefault(contender.name, tunnel.describe())
             for measurement in measurements:
                 progress = terminal.Progress(f"  {measurement.label}")
                 progress.update(0, 0)
                 before = _cpu_ticks()
                 try:
-                    outcome = cases.run(measurement.key, tunnel, server, plan.seconds, plan.flows, progress.update)
+                    outcome = cases.run(
+                        *(measurement.key, tunnel, server, programs["floodgen"], plan.seconds, plan.flows, progress.update)
+                    )
                 except Failed as error:
                     progress.done(f"failed: {str(error).splitlines()[0]}")
                     note(measurement.key, error=str(error))

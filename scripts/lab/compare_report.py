@@ -17,6 +17,8 @@ def value_text(value: float, unit: str) -> str:
         return terminal.rate(value, unit)
     if unit == "s/GB":
         return f"{value:.2f} s"
+    if unit == "%":
+        return f"{value:.0f} %"
     if unit == "B":
         return terminal.mebibytes(round(value))
     return f"{value / 1e6:.2f} ms" if value >= 1e6 else f"{terminal.microseconds(value)} µs"

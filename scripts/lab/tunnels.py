@@ -185,6 +185,10 @@ suite = "{self.suite}"
         """What `ringway status --json` of end 0 (a) or 1 (b) says."""
         return json.loads(self._tool("status", self._sockets[end], "--json"))
 
+    def public_key(self, end: int) -> str:
+        """Of end 0 (a) or 1 (b)."""
+        return self.status(end)["public_key"]
+
     def reset_latency(self) -> None:
         """Begins a new interval in both daemons' histograms."""
         for control in self._sockets:
@@ -238,6 +242,10 @@ class Wireguard(Tunnel):
             end.ip("address", "add", f"{self.v6[me]}/64", "dev", name, "nodad")
         # Not every daemon chooses an MTU that its packets fit the underlay with; wg-quick does.
         end.ip("link", "set", name, "mtu", str(self.shape.mtu or self.lab.mtu - OVERHEAD), "up")
+
+    def public_key(self, end: int) -> str:
+        """Of end 0 (a) or 1 (b)."""
+        return process.run(["wg", "show", self.interfaces[end], "public-key"]).strip()
 
 
 class Mixed(Tunnel):

@@ -196,6 +196,7 @@ impl Control {
         }
         self.private_key = key;
         self.device.set_private_key(secret);
+        self.post_doormen()?;
         self.act()
     }
 
@@ -211,7 +212,7 @@ impl Control {
         let outboxes = group.sockets.iter().map(UdpSocket::try_clone);
         let outboxes: Vec<_> = outboxes.collect::<io::Result<_>>().map_err(failed)?;
         for ((worker, socket), outbox) in self.workers.iter_mut().zip(group.sockets).zip(outboxes) {
-            worker.socket = outbox;
+            worker.replace_socket(outbox);
             let moved = worker.port.send(Command::ReplaceUdp(socket));
             moved.map_err(|gone| ControlError::Worker(gone.to_string()))?;
         }

@@ -46,13 +46,13 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::{self, PrivateKey, PublicKey};
 use crate::path::drops::Drop;
 use crate::path::report::Report;
-use crate::proto::{Action, Device, Endpoint, Now, PeerId, PeerUpdate, Suite, Time, Timestamps};
+use crate::proto::{Action, Device, Doorman, Endpoint, Now, PeerId, PeerUpdate, Suite, Time, Timestamps};
 use crate::stats::counters::WorkerCounters;
 use crate::stats::latency::StageHistograms;
 use crate::sys::tun_mtu::TunMtu;
 use crate::sys::udp::{self, UdpOptions, UdpSocket};
-use crate::worker;
 use crate::worker::mailbox::{Command, Reports, WorkerGone, WorkerPort};
+use crate::worker::{self, HANDSHAKE_TOS};
 
 /// How often the workers' tallies are read for the protocol's timers, whose shortest period is 5 s.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
@@ -64,8 +64,6 @@ const HANDSHAKES_PER_TURN: usize = 32;
 const ORDERS_MAX: usize = 32;
 /// How long a worker that has closed its mailbox may take to say why.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
-/// DSCP AF41 for handshakes, as WireGuard marks them (drivers/net/wireguard/messages.h, HANDSHAKE_DSCP).
-const HANDSHAKE_TOS: u8 = 0x88;
 /// How long the names of endpoints may take when the tunnel comes up, before it goes on without those that are missing.
 const FIRST_LOOKUPS_MAX: Duration = Duration::from_secs(3);
 
@@ -101,6 +99,8 @@ pub struct WorkerInfo {
     histograms: StageHistograms,
     /// An empty set for the next read.
     spare: Box<StageHistograms>,
+    /// What the kernel said when its drops at the socket were last counted.
+    socket_drops: u32,
 }
 
 impl WorkerInfo {
@@ -123,7 +123,24 @@ impl WorkerInfo {
             io_reason,
             histograms,
             spare,
+            socket_drops: 0,
         }
+    }
+
+    /// Counts what the kernel has dropped at the socket since the last time. Nobody else writes to that counter.
+    fn count_socket_drops(&mut self) {
+        let Ok(drops) = self.socket.drops() else { return };
+        let news = drops.wrapping_sub(std::mem::replace(&mut self.socket_drops, drops));
+        if news > 0 {
+            self.counters.dropped(Drop::SocketFull, news.into());
+        }
+    }
+
+    /// Answers leave on `socket` from here on, a descriptor of the socket that the worker is about to move to.
+    fn replace_socket(&mut self, socket: UdpSocket) {
+        self.count_socket_drops();
+        self.socket = socket;
+        self.socket_drops = 0;
     }
 }
 
@@ -212,7 +229,7 @@ pub struct Control {
 impl Control {
     /// Takes over a tunnel whose workers run.
     pub fn new(settings: Settings, facts: Facts, device: Device, workforce: Workforce) -> Control {
-        Control {
+        let control = Control {
             private_key: settings.private_key,
             addresses: settings.addresses,
             udp_options: settings.udp_options,
@@ -236,7 +253,16 @@ impl Control {
             next_sample: None,
             latency_log: None,
             next_log: None,
-        }
+        };
+        // A worker that has died ends the loop by itself.
+        let _ = control.post_doormen();
+        control
+    }
+
+    /// Gives every worker a doorman who knows our public key.
+    fn post_doormen(&self) -> Result<(), ControlError> {
+        let (public_key, doormen) = (self.device.public_key(), self.workers.len() as u8);
+        self.broadcast(|| Command::Doorman(Box::new(Doorman::new(public_key, doormen, random))))
     }
 
     /// What is true of the tunnel.
@@ -511,11 +537,23 @@ impl Control {
         }
         more |= self.reports.handshakes.len() > HANDSHAKES_PER_TURN;
         for _ in 0..HANDSHAKES_PER_TURN {
-            let Ok((_, Report::Handshake { from, datagram })) = self.reports.handshakes.try_recv() else {
+            let Ok((
+                _,
+                Report::Handshake {
+                    from,
+                    datagram,
+                    admitted,
+                },
+            )) = self.reports.handshakes.try_recv()
+            else {
                 break;
             };
             let now = self.now();
-            match self.device.handle_datagram(now, from, &datagram) {
+            let taken = match admitted {
+                true => self.device.handle_admitted(now, from, &datagram),
+                false => self.device.handle_datagram(now, from, &datagram),
+            };
+            match taken {
                 Ok(Some(peer)) => self.peers.received(peer, datagram.len()),
                 Ok(None) => {}
                 Err(rejected) => self.count(rejected.into()),
@@ -534,6 +572,7 @@ impl Control {
     fn time_passes(&mut self) {
         let now = self.now();
         if self.next_sample.is_some_and(|due| due <= now.mono) {
+            self.workers.iter_mut().for_each(WorkerInfo::count_socket_drops);
             let busy = self.peers.sample(&mut self.device, now);
             self.next_sample = busy.any_session.then(|| now.mono + SAMPLE_INTERVAL);
             for peer in busy.echo {
@@ -649,6 +688,11 @@ impl Control {
     fn broadcast(&self, command: impl Fn() -> Command) -> Result<(), ControlError> {
         self.workers.iter().try_for_each(|worker| self.tell(worker, command()))
     }
+}
+
+/// Fills `bytes` from the kernel's random source.
+pub fn random(bytes: &mut [u8]) {
+    getrandom::fill(bytes).expect("the kernel's random source does not fail once it was seeded");
 }
 
 /// The largest inner packet that one unfragmented datagram over a path of `outer` bytes carries.

@@ -205,6 +205,6 @@ pub(super) fn suite_choice(suite: config::Suite) -> SuiteChoice {
 /// A key that nobody knows.
 pub(super) fn random_secret() -> StaticSecret {
     let mut bytes = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut bytes[..]).expect("the kernel's random source does not fail once it was seeded");
+    super::random(&mut bytes[..]);
     StaticSecret::from(*bytes)
 }

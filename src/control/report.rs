@@ -42,6 +42,7 @@ impl Control {
     fn status(&mut self) -> Result<StatusReport, NoAnswer> {
         self.collect_histograms()?;
         let engines = self.engine_counters()?;
+        self.workers.iter_mut().for_each(WorkerInfo::count_socket_drops);
         Ok(StatusReport {
             name: self.facts.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),

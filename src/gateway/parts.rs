@@ -98,7 +98,7 @@ impl Parts {
                 lanes: count as u8,
                 crypto: interface.crypto,
             },
-            |bytes| getrandom::fill(bytes).expect("the kernel's random source does not fail once it was seeded"),
+            control::random,
         );
         let facts = Facts {
             name: device.name.clone(),

@@ -15,6 +15,7 @@ use crate::path::gso::Batches;
 use crate::stats::counters::WorkerCounters;
 use crate::sys::cpu::Core;
 use crate::sys::engine::Engine;
+use crate::sys::outbox::Outbox;
 use crate::sys::plain::Plain;
 use crate::sys::tun::{self, TunQueue};
 use crate::sys::udp::UdpSocket;
@@ -57,7 +58,7 @@ pub(super) fn start(
     for (number, ((((queue, socket), wake), port), mailbox)) in parts.enumerate() {
         let counters = Arc::new(WorkerCounters::default());
         let core = plan.cores.get(number % plan.cores.len().max(1)).copied();
-        let outbox = socket.try_clone()?;
+        let [replies_leave_by, control_sends_by] = [socket.try_clone()?, socket.try_clone()?];
         let (started_in, started) = bounded(1);
         let thread = Thread {
             number,
@@ -66,6 +67,7 @@ pub(super) fn start(
             core,
             counters: counters.clone(),
             mailbox,
+            outbox: replies_leave_by,
             death: DeathNotice {
                 number,
                 interface_removed: false,
@@ -82,7 +84,7 @@ pub(super) fn start(
             .unwrap_or_else(|_| Err("it panicked".into()))
             .map_err(|cause| RunError::Worker { worker: number, cause })?;
         let cpu = core.map(|core| core.number() as u32);
-        infos.push(WorkerInfo::new(port, counters, outbox, cpu, io, io_reason));
+        infos.push(WorkerInfo::new(port, counters, control_sends_by, cpu, io, io_reason));
     }
     let workforce = Workforce {
         workers: infos,
@@ -100,6 +102,7 @@ struct Thread {
     core: Option<Core>,
     counters: Arc<WorkerCounters>,
     mailbox: Mailbox,
+    outbox: UdpSocket,
     death: DeathNotice,
 }
 
@@ -187,7 +190,14 @@ impl Thread {
             usize::from(MTU_DEFAULT),
             self.counters.clone(),
         );
-        let worker = Worker::new(self.number as u8, engine, forwarder, self.mailbox, self.counters);
+        let worker = Worker::new(
+            self.number as u8,
+            engine,
+            forwarder,
+            self.mailbox,
+            self.counters,
+            Outbox::new(self.outbox),
+        );
         match worker.run() {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => self.death.interface_removed = true,
             Err(error) => tracing::error!(worker = self.number, %error, "the worker cannot go on"),

@@ -54,6 +54,8 @@ drop_reasons! {
     SendFailed = "send_failed",
 
     // In: UDP -> TUN.
+    /// The kernel dropped it at the UDP socket: the receive buffer was full, or the checksum wrong.
+    SocketFull = "socket_full",
     /// Too short, of an unknown type, or with reserved bits set.
     BadMessage = "bad_message",
     /// The receiver index belongs to no session.

@@ -27,6 +27,8 @@ pub enum Report {
         from: Endpoint,
         /// The message.
         datagram: Box<[u8]>,
+        /// A doorman has let it in.
+        admitted: bool,
     },
     /// A packet waits for keys, or keys grow old.
     WantSession(PeerId),

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::limits::{COOKIE_SECRET_LATENCY, COOKIE_SECRET_MAX_AGE};
 use super::mac;
 use super::time::Time;
-use crate::wire::message::{self, COOKIE_LEN, COOKIE_NONCE_LEN, MAC_LEN, Macs, TAG_LEN};
+use crate::wire::message::{self, COOKIE_LEN, COOKIE_NONCE_LEN, COOKIE_REPLY_LEN, MAC_LEN, Macs, TAG_LEN};
 
 /// The changing secret that cookies are made from, so that none has to be remembered.
 #[derive(Default)]
@@ -28,21 +28,21 @@ impl CookieSecret {
         }
     }
 
-    /// The cookie reply to a message from `source` that carried the sender index `receiver` and `mac1`. `public_key`
-    /// is this end's.
+    /// The cookie reply to a message from `source` that carried the sender index `receiver` and `mac1`. `cookie_key`
+    /// is made of this end's public key.
     pub(super) fn reply(
         &mut self,
         now: Time,
         (native, receiver): (bool, u32),
         source: SocketAddr,
         mac1: &[u8; MAC_LEN],
-        public_key: &[u8; 32],
+        cookie_key: &[u8; 32],
         random: &mut dyn FnMut(&mut [u8]),
-    ) -> Vec<u8> {
+    ) -> [u8; COOKIE_REPLY_LEN] {
         let mut nonce = [0; COOKIE_NONCE_LEN];
         random(&mut nonce);
         let cookie = cookie(self.fresh(now, random), source);
-        message::cookie_reply(native, receiver, &nonce, &seal(public_key, &nonce, &cookie, mac1))
+        message::cookie_reply(native, receiver, &nonce, &seal(cookie_key, &nonce, &cookie, mac1))
     }
 
     fn fresh(&mut self, now: Time, random: &mut dyn FnMut(&mut [u8])) -> &[u8; 32] {
@@ -102,7 +102,7 @@ fn cookie(secret: &[u8; 32], source: SocketAddr) -> [u8; COOKIE_LEN] {
 }
 
 fn seal(
-    public_key: &[u8; 32],
+    cookie_key: &[u8; 32],
     nonce: &[u8; COOKIE_NONCE_LEN],
     cookie: &[u8; COOKIE_LEN],
     mac1: &[u8; MAC_LEN],
@@ -110,7 +110,7 @@ fn seal(
     let mut sealed = [0; COOKIE_LEN + TAG_LEN];
     let (text, tag) = sealed.split_at_mut(COOKIE_LEN);
     text.copy_from_slice(cookie);
-    let made = XChaCha20Poly1305::new(&mac::cookie_key(public_key).into())
+    let made = XChaCha20Poly1305::new(cookie_key.into())
         .encrypt_in_place_detached(nonce.into(), mac1, text)
         .expect("only a text of 256 GiB is too long to seal");
     tag.copy_from_slice(&made);
@@ -142,7 +142,7 @@ mod tests {
 
     /// The cookie in a reply that `secret` makes for `source`.
     fn obtain(secret: &mut CookieSecret, now: Time, source: SocketAddr) -> Cookie {
-        let reply = secret.reply(now, (true, 77), source, &MAC1, &OWNER, &mut random());
+        let reply = secret.reply(now, (true, 77), source, &MAC1, &mac::cookie_key(&OWNER), &mut random());
         let parsed = HandshakeMessage::parse(&reply).unwrap();
         let Body::CookieReply {
             receiver: 77,

@@ -12,6 +12,7 @@ mod attempt;
 mod context;
 mod cookie;
 pub mod device;
+pub mod doorman;
 pub mod endpoint;
 mod handshake;
 mod identity;
@@ -36,6 +37,7 @@ mod x25519;
 
 pub use action::{Action, Rejected};
 pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps, Traffic};
+pub use doorman::{Doorman, TurnedAway};
 pub use endpoint::{Endpoint, Local, PeerId, SessionId};
 pub use session::{GROUP, OpenError, OpenHalf, Refused, SealHalf};
 pub use suite::{Suite, SuiteChoice};

@@ -32,6 +32,8 @@ pub const PROVEN: Rate = Rate {
 
 /// Buckets of each kind: 64 KiB.
 const BUCKETS: usize = 4096;
+/// The smallest share of a burst: a handshake, and two that are tried again.
+const BURST_MIN: u32 = 3;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// How often something may happen.
@@ -47,6 +49,19 @@ impl Rate {
     /// Nanoseconds in which one token comes back.
     const fn interval_ns(self) -> u64 {
         NANOS_PER_SECOND / self.per_second as u64
+    }
+
+    /// An equal share for each of `gates`, never quite nothing.
+    const fn shared(self, gates: u8) -> Rate {
+        let gates = if gates == 0 { 1 } else { gates as u32 };
+        Rate {
+            per_second: self.per_second.div_ceil(gates),
+            burst: if self.burst < BURST_MIN * gates {
+                BURST_MIN
+            } else {
+                self.burst / gates
+            },
+        }
     }
 }
 
@@ -106,16 +121,18 @@ pub(super) struct Gate {
     free: PerSource,
     proven: PerSource,
     total: Bucket,
+    total_rate: Rate,
 }
 
 impl Gate {
-    /// `hash_key` is secret and random.
-    pub(super) fn new(hash_key: [u8; 16]) -> Gate {
+    /// One of `gates` that share the rates out among them. `hash_key` is secret and random.
+    pub(super) fn new(hash_key: [u8; 16], gates: u8) -> Gate {
         Gate {
             hash_key,
-            free: PerSource::new(FREE),
-            proven: PerSource::new(PROVEN),
+            free: PerSource::new(FREE.shared(gates)),
+            proven: PerSource::new(PROVEN.shared(gates)),
             total: Bucket::default(),
+            total_rate: TOTAL.shared(gates),
         }
     }
 
@@ -123,7 +140,7 @@ impl Gate {
     pub(super) fn judge(&mut self, now: Time, source: IpAddr, has_cookie: impl FnOnce() -> bool) -> Verdict {
         let slot = self.slot(source);
         // A source beyond its own share does not use up everybody's.
-        if self.free.take(now, slot) && self.total.take(now, TOTAL) {
+        if self.free.take(now, slot) && self.total.take(now, self.total_rate) {
             return Verdict::Admit;
         }
         if !has_cookie() {
@@ -157,7 +174,7 @@ mod tests {
     const START: Time = Time::from_nanos(77 * NANOS_PER_SECOND);
 
     fn gate() -> Gate {
-        Gate::new([3; 16])
+        Gate::new([3; 16], 1)
     }
 
     fn v4(last: u8) -> IpAddr {
@@ -220,7 +237,7 @@ mod tests {
         let admitted: u32 = (0..600).map(|n| tally(&mut gate, START, host(n), 1, false)[0]).sum();
         assert_eq!(admitted, FREE.burst);
 
-        let mut gate = Gate::new([4; 16]);
+        let mut gate = Gate::new([4; 16], 1);
         let mapped = |last| IpAddr::V6(Ipv4Addr::new(192, 0, 2, last).to_ipv6_mapped());
         assert_eq!(tally(&mut gate, START, mapped(1), 500, false), [500, 0, 0]);
         assert_eq!(

@@ -19,6 +19,7 @@ mod errno;
 mod gather;
 mod mapping;
 mod option;
+pub mod outbox;
 pub mod plain;
 mod pool;
 pub mod probe;

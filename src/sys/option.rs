@@ -37,3 +37,17 @@ pub(super) fn get(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i
         Err(io::Error::last_os_error())
     }
 }
+
+/// getsockopt(2) of `N` 32-bit words; those that the kernel has fewer of are 0.
+pub(super) fn get_words<const N: usize>(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<[u32; N]> {
+    let mut words = [0u32; N];
+    let mut len = libc::socklen_t::try_from(size_of_val(&words)).expect("option values are small");
+    let place = words.as_mut_ptr().cast();
+    // SAFETY: place is writable for len bytes, the array's size, during the call, and any bits are words.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, place, &raw mut len) };
+    if result == 0 {
+        Ok(words)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

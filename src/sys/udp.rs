@@ -183,6 +183,18 @@ impl UdpSocket {
         result.map(drop).map_err(io::Error::from_raw_os_error)
     }
 
+    /// Datagrams that the kernel has dropped at this socket since it was made, modulo 2^32: its receive buffer was full, or
+    /// their checksum was wrong.
+    ///
+    /// # Errors
+    /// `ENOPROTOOPT` before Linux 4.12.
+    pub fn drops(&self) -> io::Result<u32> {
+        /// SK_MEMINFO_DROPS of SK_MEMINFO_VARS words (linux/sock_diag.h).
+        const DROPS: usize = 8;
+        let words: [u32; DROPS + 1] = option::get_words(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO)?;
+        Ok(words[DROPS])
+    }
+
     pub(super) fn family(&self) -> Family {
         self.family
     }

@@ -197,12 +197,12 @@ pub fn cookie_reply(
     receiver: u32,
     nonce: &[u8; COOKIE_NONCE_LEN],
     sealed: &[u8; COOKIE_LEN + TAG_LEN],
-) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(COOKIE_REPLY_LEN);
-    bytes.extend_from_slice(&[kind(native, WG_COOKIE_REPLY), 0, 0, 0]);
-    bytes.extend_from_slice(&receiver.to_le_bytes());
-    bytes.extend_from_slice(nonce);
-    bytes.extend_from_slice(sealed);
+) -> [u8; COOKIE_REPLY_LEN] {
+    let mut bytes = [0; COOKIE_REPLY_LEN];
+    bytes[0] = kind(native, WG_COOKIE_REPLY);
+    bytes[4..8].copy_from_slice(&receiver.to_le_bytes());
+    bytes[8..8 + COOKIE_NONCE_LEN].copy_from_slice(nonce);
+    bytes[8 + COOKIE_NONCE_LEN..].copy_from_slice(sealed);
     bytes
 }
 
@@ -290,7 +290,11 @@ mod tests {
             message.extend_from_slice(&[0xa1; MAC_LEN]);
             message.extend_from_slice(&[0xa2; MAC_LEN]);
         }
-        [initiation, response, cookie_reply(native, 7, &[0x33; 24], &[0x44; 32])]
+        [
+            initiation,
+            response,
+            cookie_reply(native, 7, &[0x33; 24], &[0x44; 32]).to_vec(),
+        ]
     }
 
     #[test]

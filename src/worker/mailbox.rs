@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::path::peers::NewPeer;
 use crate::path::report::{Handover, Report};
 use crate::path::route::RouteTable;
-use crate::proto::{Endpoint, Local, OpenHalf, PeerId, SealHalf, SessionId};
+use crate::proto::{Doorman, Endpoint, Local, OpenHalf, PeerId, SealHalf, SessionId};
 use crate::stats::latency::StageHistograms;
 use crate::sys::engine::EngineCounters;
 use crate::sys::udp::UdpSocket;
@@ -29,6 +29,8 @@ const REPORTS_MAX: usize = 4096;
 pub enum Command {
     /// Make a peer known.
     AddPeer(PeerId, Arc<NewPeer>),
+    /// Turn handshake messages away that are not worth the control thread's time.
+    Doorman(Box<Doorman>),
     /// Forget a peer.
     RemovePeer(PeerId),
     /// New allowed IPs of all peers.

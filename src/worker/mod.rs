@@ -26,6 +26,7 @@ use crate::stats::counters::WorkerCounters;
 use crate::stats::latency::{Stage, StageHistograms};
 use crate::sys::clock;
 use crate::sys::engine::{Engine, Event, SendRun, SendSlots, Sent, TxSlot, UdpBuffer, Wait};
+use crate::sys::outbox::Outbox;
 
 /// Completions in one pass from which on its traffic counts as busy.
 const BUSY_EVENTS_MIN: usize = 8;
@@ -43,6 +44,8 @@ const SMALL_PACKETS_WAIT: Wait = Wait::Batch {
 const HANDOVERS_PER_PASS: usize = 16;
 /// How soon a report is tried again that found its channel full.
 const REPORT_RETRY: Duration = Duration::from_millis(1);
+/// DSCP AF41 for handshakes, as WireGuard marks them (drivers/net/wireguard/messages.h, HANDSHAKE_DSCP).
+pub const HANDSHAKE_TOS: u8 = 0x88;
 /// Commands taken in one pass, so that a long list of them does not stop the packets.
 const COMMANDS_PER_PASS: usize = 64;
 
@@ -57,6 +60,8 @@ pub struct Worker<E: Engine> {
     /// The pass's receive buffers; groups refer to their bytes until they are written.
     received: Vec<UdpBuffer>,
     histograms: Box<StageHistograms>,
+    /// Where answers to refused handshakes leave.
+    outbox: Outbox,
     /// Reports that found the channel full and may not be lost.
     unsent: Vec<Report>,
     wait: Wait,
@@ -69,13 +74,14 @@ enum Turn {
 }
 
 impl<E: Engine> Worker<E> {
-    /// Worker `number`, with its engine already set up on the calling thread.
+    /// Worker `number`, with its engine already set up on the calling thread, and an outbox on the engine's socket.
     pub fn new(
         number: u8,
         engine: E,
         forwarder: Forwarder<TxSlot>,
         mailbox: Mailbox,
         counters: Arc<WorkerCounters>,
+        outbox: Outbox,
     ) -> Worker<E> {
         Worker {
             number,
@@ -86,6 +92,7 @@ impl<E: Engine> Worker<E> {
             counters,
             histograms: Box::default(),
             received: Vec::new(),
+            outbox,
             unsent: Vec::new(),
             wait: Wait::Block,
         }
@@ -182,7 +189,10 @@ impl<E: Engine> Worker<E> {
         for _ in 0..COMMANDS_PER_PASS {
             match self.mailbox.commands.try_recv() {
                 Ok(Command::Stop) => return Ok(Turn::Stop),
-                Ok(Command::ReplaceUdp(socket)) => self.engine.replace_udp(socket)?,
+                Ok(Command::ReplaceUdp(socket)) => {
+                    self.outbox = Outbox::new(socket.try_clone()?);
+                    self.engine.replace_udp(socket)?;
+                }
                 Ok(command) => self.obey(now, command),
                 Err(_) => return Ok(Turn::Continue),
             }
@@ -196,6 +206,7 @@ impl<E: Engine> Worker<E> {
         let slots = &mut self.slots;
         match command {
             Command::AddPeer(peer, new) => forwarder.add_peer(peer, new),
+            Command::Doorman(doorman) => forwarder.set_doorman(*doorman),
             Command::RemovePeer(peer) => {
                 forwarder.remove_peer(peer);
                 self.unsent.retain(|report| report.peer() != Some(peer));
@@ -249,7 +260,21 @@ impl<E: Engine> Worker<E> {
                 self.counters.dropped(Drop::MailboxFull, datagrams);
             }
         }
+        self.reply();
         self.report();
+    }
+
+    fn reply(&mut self) {
+        let replies = self.forwarder.replies.iter();
+        let datagrams = replies.map(|reply| (reply.to, &reply.datagram[..]));
+        self.outbox.send(HANDSHAKE_TOS, datagrams, |errno| {
+            let reason = match errno {
+                libc::EAGAIN | libc::ENOBUFS => Drop::SendBufferFull,
+                _ => Drop::SendFailed,
+            };
+            self.counters.dropped(reason, 1);
+        });
+        self.forwarder.replies.clear();
     }
 
     fn send_batches(&mut self, now: Time) {

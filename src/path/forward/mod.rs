@@ -7,7 +7,7 @@
 //! 4. Segments of one size are reserved, written, sealed in place and committed in a batch.
 //!
 //! In, UDP to TUN ([`Forwarder::inbound`]):
-//! 1. The header tells data from handshakes, which go to the control thread.
+//! 1. The header tells data from handshakes, which go past the doorman to the control thread.
 //! 2. The receiver index names the worker and the session's opening half.
 //! 3. The replay window and the tag decide whether the datagram is authentic; it is decrypted in place.
 //! 4. The first authentic datagram of a session confirms it; one from elsewhere moves the peer.
@@ -16,11 +16,14 @@
 //! 7. Packets of one flow are coalesced into a super-packet for the TUN.
 //!
 //! Nothing here does I/O or reads a clock. The worker gives frames and received buffers, and at the pass's end takes
-//! batches, groups, reports and hand-overs.
+//! batches, groups, reports, hand-overs and replies.
 
 mod changes;
+mod handshake;
 #[cfg(test)]
 mod tests;
+
+pub use handshake::CookieReply;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,13 +39,11 @@ use crate::path::route::{RouteTable, Routes};
 use crate::path::segment::{Checksums, Segments};
 use crate::path::sessions::Openers;
 use crate::path::{ecn, icmp, loops};
-use crate::proto::{GROUP, PeerId, SessionId, Suite, Time};
+use crate::proto::{Doorman, GROUP, PeerId, SessionId, Suite, Time};
 use crate::stats::counters::WorkerCounters;
 use crate::wire::control::Control;
 use crate::wire::ip::Ip;
-use crate::wire::message::{
-    DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, FLAG_PARTIAL_CHECKSUM, HandshakeMessage, NATIVE_DATA, TAG_LEN,
-};
+use crate::wire::message::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, FLAG_PARTIAL_CHECKSUM, NATIVE_DATA, TAG_LEN};
 use crate::wire::vnet::VNET_LEN;
 
 /// How often one peer's want of a session is reported while packets wait for it.
@@ -71,6 +72,9 @@ pub struct Forwarder<S> {
     pub reports: Vec<Report>,
     /// Datagrams that belong to other workers.
     pub handovers: Vec<Handover>,
+    /// Answers to handshake messages that were turned away.
+    pub replies: Vec<CookieReply>,
+    doorman: Option<Box<Doorman>>,
     counters: Arc<WorkerCounters>,
     tun_mtu: usize,
 }
@@ -97,6 +101,8 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             groups: Vec::new(),
             reports: Vec::new(),
             handovers: Vec::new(),
+            replies: Vec::new(),
+            doorman: None,
             counters,
             tun_mtu,
         }
@@ -324,14 +330,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         slots: &mut impl Slots<Slot = S>,
     ) -> Result<(), Drop> {
         let Some(header) = DataHeader::parse(datagram) else {
-            if HandshakeMessage::parse(datagram).is_none() {
-                return Err(Drop::BadMessage);
-            }
-            self.reports.push(Report::Handshake {
-                from: received.from,
-                datagram: datagram.into(),
-            });
-            return Ok(());
+            return self.handshake(now, received, datagram);
         };
         let owner = header.receiver as u8 % self.workers;
         if owner != self.worker {

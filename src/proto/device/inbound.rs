@@ -7,15 +7,14 @@
 use super::Device;
 use crate::proto::action::Rejected;
 use crate::proto::cookie::Cookie;
+use crate::proto::doorman::TurnedAway;
 use crate::proto::endpoint::{Endpoint, PeerId};
 use crate::proto::handshake::Asked;
 use crate::proto::index::Base;
-use crate::proto::mac;
 use crate::proto::noise::NoiseError;
-use crate::proto::ratelimit::Verdict;
 use crate::proto::suite::Suite;
 use crate::proto::time::{Now, Time};
-use crate::wire::message::{Body, COOKIE_LEN, COOKIE_NONCE_LEN, HandshakeMessage, MAC_LEN, Macs, TAG_LEN};
+use crate::wire::message::{Body, COOKIE_LEN, COOKIE_NONCE_LEN, HandshakeMessage, Macs, TAG_LEN};
 
 impl Device {
     /// Takes in a datagram that is no data message: initiations, responses and cookie replies of both suites. Tells
@@ -25,20 +24,37 @@ impl Device {
     /// [`Rejected`] says why nothing came of it. The caller counts that; there is nothing else to do.
     pub fn handle_datagram(&mut self, now: Now, from: Endpoint, datagram: &[u8]) -> Result<Option<PeerId>, Rejected> {
         let message = HandshakeMessage::parse(datagram).ok_or(Rejected::BadMessage)?;
+        match message.body {
+            Body::Initiation { sender, macs, .. } => {
+                self.door.check_mac1(&macs)?;
+                self.admit(now.mono, from, Suite::from_native(message.native), sender, &macs)?;
+            }
+            Body::Response { macs, .. } => self.door.check_mac1(&macs)?,
+            Body::CookieReply { .. } => {}
+        }
+        self.take_in(now, from, message)
+    }
+
+    /// As [`Device::handle_datagram`], for one that a [`Doorman`](crate::proto::Doorman) of this device's key has let in.
+    ///
+    /// # Errors
+    /// [`Rejected`], as there.
+    pub fn handle_admitted(&mut self, now: Now, from: Endpoint, datagram: &[u8]) -> Result<Option<PeerId>, Rejected> {
+        let message = HandshakeMessage::parse(datagram).ok_or(Rejected::BadMessage)?;
+        self.take_in(now, from, message)
+    }
+
+    /// A message that deserves attention: an initiation that was admitted, a response with a valid mac1, a cookie reply.
+    fn take_in(&mut self, now: Now, from: Endpoint, message: HandshakeMessage<'_>) -> Result<Option<PeerId>, Rejected> {
         let suite = Suite::from_native(message.native);
         match message.body {
-            Body::Initiation { sender, noise, macs } => {
-                self.check_mac1(&macs)?;
-                self.admit(now.mono, from, suite, sender, &macs)?;
-                self.initiation(now, from, suite, sender, noise).map(Some)
-            }
+            Body::Initiation { sender, noise, .. } => self.initiation(now, from, suite, sender, noise).map(Some),
             Body::Response {
                 sender,
                 receiver,
                 noise,
                 macs,
             } => {
-                self.check_mac1(&macs)?;
                 let first = self.awaited(suite, receiver)?;
                 // Asked for, so no load that others put on us; but only once, lest it be repeated.
                 if !first {
@@ -54,36 +70,17 @@ impl Device {
         }
     }
 
-    fn check_mac1(&self, macs: &Macs<'_>) -> Result<(), Rejected> {
-        let key = mac::mac1_key(self.context.identity.public());
-        match mac::verify(&key, &[macs.before_mac1], macs.mac1) {
-            true => Ok(()),
-            false => Err(Rejected::BadMac1),
-        }
-    }
-
     /// Lets a message whose mac1 is valid pass, or answers with a cookie.
     fn admit(&mut self, now: Time, from: Endpoint, suite: Suite, sender: u32, macs: &Macs<'_>) -> Result<(), Rejected> {
-        let has_cookie = || self.cookies.verify(now, from.remote, macs);
-        match self.gate.judge(now, from.remote.ip(), has_cookie) {
-            Verdict::Admit => Ok(()),
-            Verdict::RateLimited => Err(Rejected::RateLimited),
-            Verdict::DemandCookie => {
-                let reply = self.cookies.reply(
-                    now,
-                    (suite.is_native(), sender),
-                    from.remote,
-                    macs.mac1,
-                    self.context.identity.public(),
-                    &mut self.context.random,
-                );
-                self.context.transmit(from, None, reply);
-                match macs.mac2 == &[0; MAC_LEN] {
-                    true => Err(Rejected::CookieDemanded),
-                    false => Err(Rejected::BadMac2),
+        let random = &mut self.context.random;
+        self.door
+            .admit(now, from.remote, (suite, sender), macs, random)
+            .map_err(|TurnedAway { reason, reply }| {
+                if let Some(reply) = reply {
+                    self.context.transmit(from, None, reply.to_vec());
                 }
-            }
-        }
+                reason
+            })
     }
 
     fn initiation(

@@ -17,12 +17,11 @@ pub use config::{AddPeerError, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, T
 use peers::Peers;
 
 use super::action::Action;
-use super::context::Context;
-use super::cookie::CookieSecret;
+use super::context::{Context, Random};
+use super::doorman::Door;
 use super::endpoint::{Endpoint, Local, PeerId, SessionId};
 use super::identity::Identity;
 use super::peer::Peer;
-use super::ratelimit::Gate;
 use super::time::{Now, Time};
 use super::timers::Schedule;
 
@@ -31,24 +30,21 @@ pub struct Device {
     context: Context,
     peers: Peers,
     schedule: Schedule,
-    gate: Gate,
-    cookies: CookieSecret,
+    door: Door,
 }
 
 impl Device {
     /// A device without peers. `random` fills a slice with unpredictable bytes; it makes ephemeral keys, indices,
     /// nonces and jitter.
     pub fn new(config: DeviceConfig, random: impl FnMut(&mut [u8]) + Send + 'static) -> Device {
-        let mut random = Box::new(random);
-        let mut hash_key = [0; 16];
-        random(&mut hash_key);
+        let mut random: Random = Box::new(random);
         let identity = Arc::new(Identity::new(&config.private_key, config.crypto));
+        let door = Door::new(*identity.public(), 1, &mut random);
         Device {
             context: Context::new(identity, config.lanes, random),
             peers: Peers::default(),
             schedule: Schedule::default(),
-            gate: Gate::new(hash_key),
-            cookies: CookieSecret::default(),
+            door,
         }
     }
 
@@ -177,6 +173,7 @@ impl Device {
             // The new key's first handshake need not wait for the pace of the old one's.
             peer.handshake_sent = None;
         }
+        self.door.set_public_key(identity.public());
         self.context.identity = identity;
     }
 
