@@ -18,7 +18,7 @@ use ringway::proto::{
     Action, Device, DeviceConfig, Endpoint, Now, PeerConfig, PublicKey, SealHalf, StaticSecret, Suite, SuiteChoice,
     Time,
 };
-use ringway::stats::counters::{PeerCells, WorkerCounters};
+use ringway::stats::counters::WorkerCounters;
 use ringway::wire::checksum::Sum;
 use ringway::wire::message::{DATA_HEADER_LEN, DATA_OVERHEAD, TAG_LEN};
 
@@ -115,8 +115,7 @@ fn hub(peers: usize, suite: SuiteChoice) -> Hub {
         let id = hub
             .add_peer(now.mono, peer(public(key(number)), None, suite))
             .expect("all keys differ");
-        let cells = PeerCells::new(1);
-        forwarder.add_peer(id, Arc::new(NewPeer { endpoint: None, cells }));
+        forwarder.add_peer(id, Arc::new(NewPeer::new(None, 1)));
         routes.insert(IpNet::from(IpAddr::from(inner(number))), id);
         spoke.want_session(here, now);
         let (mut to_hub, mut to_spoke) = (Vec::new(), Vec::new());

@@ -95,6 +95,9 @@ impl Block<'_> {
         self.direction("sent", &worker.tx)?;
         self.direction("received", &worker.rx)?;
         self.reasons("dropped", &worker.drops)?;
+        if worker.lane_port_datagrams > 0 {
+            self.line("from its own port", units::count(worker.lane_port_datagrams))?;
+        }
         if worker.mis_steered > 0 {
             self.line("mis-steered", units::count(worker.mis_steered))?;
         }
@@ -295,6 +298,7 @@ mod tests {
                     batch: Summary::default(),
                 },
                 drops: BTreeMap::from([("no_route".into(), 1), ("replayed".into(), 1234)]),
+                lane_port_datagrams: 44,
                 mis_steered: 8,
                 engine: BTreeMap::from([("enobufs_udp".into(), 2)]),
             }],
@@ -375,6 +379,7 @@ worker: 0, syscall on core 2 (kernel.io_uring_disabled is 2)
   sent: 1,210 packets, 1.43 MiB in 40 batches (mean 30.2, median 32, p99 44, max 45 packets)
   received: 5 packets, 500 B
   dropped: 1,234 replayed, 1 no_route
+  from its own port: 44
   mis-steered: 8
   engine: 2 enobufs_udp
 

@@ -72,6 +72,9 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     for (key, _) in switches.iter().filter(|(_, on)| !on) {
         writeln!(out, "{key} = false")?;
     }
+    if interface.lane_ports {
+        writeln!(out, "lane_ports = true")?;
+    }
     if interface.table != Table::Auto {
         writeln!(out, "table = {}", quoted(interface.table))?;
     }

@@ -76,6 +76,7 @@ fn every_key_is_read() {
         tun_tso = false
         tun_uso = false
         pin = false
+        lane_ports = true
         table = "off"
         pre_up = ["true"]
         post_up = ["ip route add 10.9.0.0/16 dev %i", 'echo "up"']
@@ -121,6 +122,7 @@ fn every_key_is_read() {
                 tun_uso: false,
             },
             pin: false,
+            lane_ports: true,
             table: Table::Off,
             hooks: Hooks {
                 pre_up: vec!["true".into()],
@@ -183,6 +185,7 @@ fn what_is_not_given_has_its_documented_default() {
             tun_uso: true,
         },
         pin: true,
+        lane_ports: false,
         table: Table::Auto,
         hooks: Hooks::default(),
         state_dir: default_state_dir(),
@@ -634,7 +637,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
         any::<Option<NonZeroU32>>(),
         prop::option::of("/[ -~éß]{1,30}"),
         any_switches,
-        (any::<bool>(), any::<bool>(), any_hooks()),
+        (any::<(bool, bool)>(), any::<bool>(), any_hooks()),
     )
         .prop_map(
             |(
@@ -646,7 +649,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                 fwmark,
                 socket,
                 offloads,
-                (pin, off, hooks),
+                ((pin, lane_ports), off, hooks),
             )| {
                 addresses.sort();
                 addresses.dedup_by_key(|address| address.addr());
@@ -663,6 +666,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     latency_log: None,
                     offloads,
                     pin,
+                    lane_ports,
                     table: if off { Table::Off } else { Table::Auto },
                     hooks,
                     state_dir: default_state_dir(),

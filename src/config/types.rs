@@ -75,6 +75,9 @@ pub struct Interface {
     pub offloads: OffloadSwitches,
     /// Pin each worker to a core.
     pub pin: bool,
+    /// Let each worker's native data leave from a UDP port of its own, so that network cards spread one peer's traffic over
+    /// their queues.
+    pub lane_ports: bool,
     /// Which routes to make.
     pub table: Table,
     /// Commands to run when the tunnel comes up and goes down.

@@ -149,6 +149,9 @@ pub struct WorkerReport {
     /// Packets dropped, by reason; reasons that never happened are left out.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,
+    /// Data messages that left from the worker's own port (`lane_ports`).
+    #[serde(default)]
+    pub lane_port_datagrams: u64,
     /// Datagrams that arrived here but belong to another worker's session, and were handed over.
     #[serde(default)]
     pub mis_steered: u64,

@@ -14,7 +14,6 @@ use super::{Control, ControlError};
 use crate::config::{self, HostPort, PresharedKey, PrivateKey, PublicKey, Suite};
 use crate::path::peers::NewPeer;
 use crate::proto::{AddPeerError, Endpoint, PeerConfig, PeerId, PeerUpdate};
-use crate::stats::counters::PeerCells;
 use crate::sys::steer;
 use crate::sys::udp::{self, UdpGroup, UdpOptions, UdpSocket};
 use crate::worker::mailbox::Command;
@@ -227,7 +226,8 @@ impl Control {
             // A worker's descriptor and ours are the same socket.
             self.workers
                 .iter()
-                .try_for_each(|worker| worker.socket.set_mark(mark))
+                .flat_map(|worker| std::iter::once(&worker.socket).chain(&worker.lane_socket))
+                .try_for_each(|socket| socket.set_mark(mark))
                 .map_err(failed)?;
             self.udp_options.mark = mark;
             // Other rules may hold for this mark.
@@ -307,10 +307,7 @@ impl Control {
         if let Some(state) = &mut self.state {
             self.device.restore_timestamps(id, state.of_new(&changes.public_key));
         }
-        let new = Arc::new(NewPeer {
-            endpoint: endpoint.map(Endpoint::new),
-            cells: PeerCells::new(self.workers.len()),
-        });
+        let new = Arc::new(NewPeer::new(endpoint.map(Endpoint::new), self.workers.len()));
         let mut peer = Peer::new(changes.public_key, new.clone());
         peer.name = changes.name.clone().flatten();
         self.peers.insert(id, peer);

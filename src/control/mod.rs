@@ -89,6 +89,8 @@ pub struct WorkerInfo {
     counters: Arc<WorkerCounters>,
     /// Its UDP socket, on which handshake answers leave.
     socket: UdpSocket,
+    /// The socket on its lane's own port, if it has one.
+    lane_socket: Option<UdpSocket>,
     /// The core it is pinned to.
     cpu: Option<u32>,
     /// "uring" or "syscall".
@@ -109,6 +111,7 @@ impl WorkerInfo {
         port: WorkerPort,
         counters: Arc<WorkerCounters>,
         socket: UdpSocket,
+        lane_socket: Option<UdpSocket>,
         cpu: Option<u32>,
         io: &'static str,
         io_reason: Option<String>,
@@ -118,6 +121,7 @@ impl WorkerInfo {
             port,
             counters,
             socket,
+            lane_socket,
             cpu,
             io,
             io_reason,

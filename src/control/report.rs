@@ -165,6 +165,7 @@ fn worker_report(index: u32, worker: &WorkerInfo, engine: &EngineCounters) -> Wo
             batch: batch(Stage::WriteBatch),
         },
         drops: counters.drops,
+        lane_port_datagrams: counters.lane_port_datagrams,
         mis_steered: counters.mis_steered,
         engine: engine
             .each()

@@ -16,7 +16,7 @@ use crate::link;
 use crate::proto::{Device, DeviceConfig};
 use crate::sys::tun::TunError;
 use crate::sys::tun_mtu::TunMtu;
-use crate::sys::udp::UdpOptions;
+use crate::sys::udp::{self, UdpOptions};
 use crate::sys::{cpu, probe, tun};
 
 /// A tunnel whose workers run, without peers, and with its link down.
@@ -92,6 +92,11 @@ impl Parts {
             tun_csum = offloads.tun_csum,
             "offloads in use"
         );
+        let lane_sockets = if interface.lane_ports {
+            udp::lane_sockets(&group, count, udp_options).map_err(|error| RunError::Udp { port: 0, error })?
+        } else {
+            Vec::new()
+        };
         let protocol = Device::new(
             DeviceConfig {
                 private_key: interface.private_key.to_secret(),
@@ -121,6 +126,7 @@ impl Parts {
             },
             offloads: device.offloads,
             gso: group.gso,
+            lane_sockets,
         };
         if let Some(cause) = &plan.refusal {
             tracing::warn!("io_uring is refused, so plain system calls carry the packets: {cause}");

@@ -35,6 +35,8 @@ pub(super) struct Plan {
     pub(super) cores: Vec<Core>,
     pub(super) offloads: tun::Offloads,
     pub(super) gso: bool,
+    /// One for each worker to send native data from; none leaves all to the shared port.
+    pub(super) lane_sockets: Vec<UdpSocket>,
 }
 
 /// Which engine a worker got: "uring" or "syscall", and why not the other one.
@@ -42,7 +44,7 @@ type Started = Result<(&'static str, Option<String>), String>;
 
 /// Starts one worker per queue and socket, and waits until all have their engines.
 pub(super) fn start(
-    plan: Plan,
+    mut plan: Plan,
     queues: Vec<TunQueue>,
     sockets: Vec<UdpSocket>,
 ) -> Result<(Workforce, Vec<JoinHandle<()>>), RunError> {
@@ -51,6 +53,7 @@ pub(super) fn start(
     let (wakers, wakes): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     let (ports, mailboxes, reports) = mailbox::connect(&wakers);
     let (died_in, died) = unbounded_channel();
+    let mut lane_sockets = std::mem::take(&mut plan.lane_sockets).into_iter();
     let plan = Arc::new(plan);
     let mut infos = Vec::with_capacity(workers);
     let mut threads = Vec::with_capacity(workers);
@@ -59,6 +62,8 @@ pub(super) fn start(
         let counters = Arc::new(WorkerCounters::default());
         let core = plan.cores.get(number % plan.cores.len().max(1)).copied();
         let [replies_leave_by, control_sends_by] = [socket.try_clone()?, socket.try_clone()?];
+        let lane_socket = lane_sockets.next();
+        let lane_outbox = lane_socket.as_ref().map(UdpSocket::try_clone).transpose()?;
         let (started_in, started) = bounded(1);
         let thread = Thread {
             number,
@@ -66,6 +71,7 @@ pub(super) fn start(
             plan: plan.clone(),
             core,
             counters: counters.clone(),
+            lane_socket,
             mailbox,
             outbox: replies_leave_by,
             death: DeathNotice {
@@ -84,7 +90,15 @@ pub(super) fn start(
             .unwrap_or_else(|_| Err("it panicked".into()))
             .map_err(|cause| RunError::Worker { worker: number, cause })?;
         let cpu = core.map(|core| core.number() as u32);
-        infos.push(WorkerInfo::new(port, counters, control_sends_by, cpu, io, io_reason));
+        infos.push(WorkerInfo::new(
+            port,
+            counters,
+            control_sends_by,
+            lane_outbox,
+            cpu,
+            io,
+            io_reason,
+        ));
     }
     let workforce = Workforce {
         workers: infos,
@@ -101,6 +115,7 @@ struct Thread {
     plan: Arc<Plan>,
     core: Option<Core>,
     counters: Arc<WorkerCounters>,
+    lane_socket: Option<UdpSocket>,
     mailbox: Mailbox,
     outbox: UdpSocket,
     death: DeathNotice,
@@ -177,12 +192,12 @@ impl Thread {
         }
     }
 
-    fn work<E: Engine>(mut self, engine: E) {
+    fn work<E: Engine>(mut self, mut engine: E) {
         let offloads = coalesce::Offloads {
             tcp: self.plan.offloads.tso,
             udp: self.plan.offloads.uso,
         };
-        let forwarder = Forwarder::new(
+        let mut forwarder = Forwarder::new(
             self.number as u8,
             self.workers as u8,
             Coalescer::new(offloads),
@@ -190,6 +205,12 @@ impl Thread {
             usize::from(MTU_DEFAULT),
             self.counters.clone(),
         );
+        if let Some(socket) = self.lane_socket {
+            match engine.add_lane_socket(socket) {
+                Ok(()) => forwarder.use_lane_ports(),
+                Err(error) => tracing::warn!(worker = self.number, %error, "the lane has no port of its own"),
+            }
+        }
         let worker = Worker::new(
             self.number as u8,
             engine,

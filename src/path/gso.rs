@@ -22,6 +22,15 @@ pub trait Slots {
     fn acquire(&mut self) -> Option<Self::Slot>;
 }
 
+/// In what the outer headers of one peer's datagrams may differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outer {
+    /// The traffic class.
+    pub tos: u8,
+    /// They leave from the lane's own port rather than from the one that all workers share.
+    pub lane_port: bool,
+}
+
 /// Datagrams that leave in one send.
 #[derive(Debug)]
 pub struct Batch<S> {
@@ -37,8 +46,8 @@ pub struct Batch<S> {
     pub peer: PeerId,
     /// Where they go.
     pub to: Endpoint,
-    /// The outer header's traffic class.
-    pub tos: u8,
+    /// The rest of the outer headers.
+    pub outer: Outer,
 }
 
 impl<S> Batch<S> {
@@ -47,11 +56,11 @@ impl<S> Batch<S> {
     }
 
     /// Whether a datagram of `len` bytes may follow.
-    fn can_append(&self, len: usize, tos: u8, segments_max: u32) -> bool {
+    fn can_append(&self, len: usize, outer: Outer, segments_max: u32) -> bool {
         let is_ongoing = self.len == self.segment * self.count as usize;
         let fits_segment = len <= self.segment;
         let fits_send = self.count < segments_max && self.len + len <= SEND_LEN_MAX;
-        self.count == 0 || self.tos == tos && is_ongoing && fits_segment && fits_send
+        self.count == 0 || self.outer == outer && is_ongoing && fits_segment && fits_send
     }
 
     /// How many datagrams of `len` bytes may follow, given that one may.
@@ -89,7 +98,7 @@ impl<S: AsMut<[u8]>> Batches<S> {
     }
 
     /// A place for datagrams of `len` bytes each, at least one and at most `count`; `None` when no send slot is free. A
-    /// peer has one batch under construction, whatever its datagrams' traffic classes, so that none overtakes another.
+    /// peer has one batch under construction, whatever its datagrams' outer headers, so that none overtakes another.
     ///
     /// # Panics
     /// When `len` exceeds [`SEND_LEN_MAX`].
@@ -97,14 +106,14 @@ impl<S: AsMut<[u8]>> Batches<S> {
         &'a mut self,
         peer: PeerId,
         to: &Endpoint,
-        tos: u8,
+        outer: Outer,
         len: usize,
         count: usize,
         slots: &mut impl Slots<Slot = S>,
     ) -> Option<Reserved<'a, S>> {
         assert!(len <= SEND_LEN_MAX, "a datagram that UDP carries");
         let at = match self.open.iter().position(|batch| batch.is_for(peer, to)) {
-            Some(at) if self.open[at].can_append(len, tos, self.segments_max) => at,
+            Some(at) if self.open[at].can_append(len, outer, self.segments_max) => at,
             found => {
                 let slot = slots.acquire()?;
                 // The peer's full batch, or the one begun first: its order among the peer's batches must hold.
@@ -119,7 +128,7 @@ impl<S: AsMut<[u8]>> Batches<S> {
                     count: 0,
                     peer,
                     to: *to,
-                    tos,
+                    outer,
                 });
                 self.open.len() - 1
             }
@@ -128,7 +137,7 @@ impl<S: AsMut<[u8]>> Batches<S> {
         if batch.count == 0 {
             // An earlier reservation of another size may have been rolled back.
             batch.segment = len;
-            batch.tos = tos;
+            batch.outer = outer;
         }
         let count = batch.room(len, self.segments_max).min(count.max(1));
         Some(Reserved { batch, len, count })
@@ -196,7 +205,8 @@ mod tests {
     }
 
     fn append(batches: &mut Batches<Vec<u8>>, memory: &mut Memory, peer: u32, len: usize, byte: u8) -> bool {
-        let Some(mut place) = batches.reserve(PeerId(peer), &endpoint(peer as u16), 0, len, 1, memory) else {
+        let Some(mut place) = batches.reserve(PeerId(peer), &endpoint(peer as u16), Outer::default(), len, 1, memory)
+        else {
             return false;
         };
         place.bytes().fill(byte);
@@ -210,7 +220,7 @@ mod tests {
         let mut batches = Batches::new(true);
         assert!(
             batches
-                .reserve(PeerId(1), &endpoint(1), 0, 1000, 3, &mut memory)
+                .reserve(PeerId(1), &endpoint(1), Outer::default(), 1000, 3, &mut memory)
                 .is_some()
         );
         assert!(append(&mut batches, &mut memory, 1, 1400, 7));
@@ -222,7 +232,7 @@ mod tests {
 
         assert!(
             batches
-                .reserve(PeerId(1), &endpoint(1), 0, 1000, 3, &mut memory)
+                .reserve(PeerId(1), &endpoint(1), Outer::default(), 1000, 3, &mut memory)
                 .is_some()
         );
         assert_eq!(batches.drain().count(), 0);
@@ -259,7 +269,7 @@ mod tests {
             }
             let mut left = count;
             while left > 0 {
-                let place = run.reserve(PeerId(1), &endpoint(1), 0, len, left, &mut memory).expect("endless memory");
+                let place = run.reserve(PeerId(1), &endpoint(1), Outer::default(), len, left, &mut memory).expect("endless memory");
                 prop_assert!((1..=left).contains(&place.count()));
                 left -= place.count();
                 place.commit();

@@ -7,6 +7,7 @@ mod ecn;
 pub mod forward;
 pub mod gso;
 pub mod icmp;
+mod lane_port;
 mod loops;
 mod peer;
 pub mod peers;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::lane_port::LanePort;
 use super::peers::NewPeer;
 use crate::proto::{Endpoint, Local, SealHalf, SessionId, Time};
 use crate::stats::counters::PeerCell;
@@ -31,6 +32,8 @@ pub(super) struct PeerPath {
     pub(super) pending: Pending,
     pub(super) session_wanted: Option<Time>,
     pub(super) told_too_big: Option<Time>,
+    /// Whether datagrams from this lane's own port reach the peer.
+    pub(super) lane_port: LanePort,
     /// When the echo was sent that has not been answered.
     pub(super) echo: Option<Time>,
     /// The peer has said that it goes down; once per session.
@@ -51,6 +54,7 @@ impl PeerPath {
             pending: Pending::default(),
             session_wanted: None,
             told_too_big: None,
+            lane_port: LanePort::new(worker),
             echo: None,
             said_goodbye: false,
             shared,
@@ -58,22 +62,24 @@ impl PeerPath {
         }
     }
 
-    /// Sends to `endpoint` from here on.
-    pub(super) fn move_to(&mut self, endpoint: Endpoint) {
+    /// The peer is to be reached at `endpoint` from here on; false when it was before.
+    pub(super) fn move_to(&mut self, endpoint: Endpoint) -> bool {
+        if self.endpoint == Some(endpoint) {
+            return false;
+        }
         if self.endpoint.is_none_or(|before| before.remote != endpoint.remote) {
             // What is true of the way to one place says nothing about another.
             self.refused_source = None;
         }
         self.endpoint = Some(endpoint);
+        self.lane_port.moved();
+        true
     }
 
-    /// Takes note of where an authentic datagram came from: the new endpoint, if the peer has moved.
-    pub(super) fn heard_from(&mut self, from: Endpoint) -> Option<Endpoint> {
-        if self.endpoint == Some(from) || self.refused_source.is_some() && self.is_refused(from) {
-            return None;
-        }
-        self.move_to(from);
-        Some(from)
+    /// An authentic datagram came from there; false when that is no news, or none to follow.
+    pub(super) fn heard_from(&mut self, from: Endpoint) -> bool {
+        let is_refused = self.refused_source.is_some() && self.is_refused(from);
+        !is_refused && self.move_to(from)
     }
 
     /// Whether all that is new about `from` is an address of ours that is not to be used.
@@ -101,6 +107,16 @@ impl PeerPath {
         cell.rx_packets.add(1);
         cell.rx_bytes.add(bytes);
         cell.last_any_received_ns.set(now.as_nanos());
+    }
+
+    /// Whether data may leave from this lane's own port.
+    pub(super) fn lane_port_carries(&self, now: Time) -> bool {
+        self.lane_port.carries(now, &self.shared.lane_proofs)
+    }
+
+    /// An echo of the token came back.
+    pub(super) fn echoed(&self, token: u64) {
+        self.shared.lane_proofs.answered(token);
     }
 
     /// Makes the session that was answered the one that seals; false when it is not the next one.
@@ -182,7 +198,6 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::counters::PeerCells;
 
     #[test]
     fn pending_keeps_the_newest_frames_within_both_bounds() {
@@ -230,8 +245,7 @@ mod tests {
 
     #[test]
     fn an_address_of_ours_that_was_refused_is_taken_again_when_the_peer_moves() {
-        let cells = PeerCells::new(1);
-        let mut peer = PeerPath::new(Arc::new(NewPeer { endpoint: None, cells }), 0);
+        let mut peer = PeerPath::new(Arc::new(NewPeer::new(None, 1)), 0);
         let local = |host: u8| Local {
             address: [192, 0, 2, host].into(),
             interface: host.into(),
@@ -241,15 +255,15 @@ mod tests {
             local,
         };
         let [wifi, cable] = [1, 2].map(|host| Some(local(host)));
-        assert_eq!(peer.heard_from(at(1, wifi)), Some(at(1, wifi)));
-        assert_eq!(peer.heard_from(at(1, wifi)), None);
+        assert!(peer.heard_from(at(1, wifi)));
+        assert!(!peer.heard_from(at(1, wifi)));
         peer.refused_source = wifi;
         peer.move_to(at(1, None));
-        assert_eq!(peer.heard_from(at(1, wifi)), None, "what was on its way");
+        assert!(!peer.heard_from(at(1, wifi)), "what was on its way");
         assert_eq!(peer.endpoint, Some(at(1, None)));
-        assert_eq!(peer.heard_from(at(1, cable)), Some(at(1, cable)));
-        assert_eq!(peer.heard_from(at(1, wifi)), None);
-        assert_eq!(peer.heard_from(at(2, wifi)), Some(at(2, wifi)));
+        assert!(peer.heard_from(at(1, cable)));
+        assert!(!peer.heard_from(at(1, wifi)));
+        assert!(peer.heard_from(at(2, wifi)));
         assert_eq!(peer.refused_source, None);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::lane_port::LaneProofs;
 use super::peer::PeerPath;
 use crate::proto::{Endpoint, PeerId};
 use crate::stats::counters::PeerCells;
@@ -14,6 +15,19 @@ pub struct NewPeer {
     pub endpoint: Option<Endpoint>,
     /// Where its traffic is counted.
     pub cells: PeerCells,
+    /// Which echoes from the workers' own ports came back.
+    pub(super) lane_proofs: LaneProofs,
+}
+
+impl NewPeer {
+    /// A peer at `endpoint`, for `workers` workers.
+    pub fn new(endpoint: Option<Endpoint>, workers: usize) -> NewPeer {
+        NewPeer {
+            endpoint,
+            cells: PeerCells::new(workers),
+            lane_proofs: LaneProofs::new(workers),
+        }
+    }
 }
 
 /// A worker's peers.
@@ -93,11 +107,8 @@ mod tests {
             remote: "192.0.2.1:51820".parse().expect("an endpoint"),
             local: None,
         };
-        let (cells, id) = (PeerCells::new(2), PeerId(3));
-        let peer = Arc::new(NewPeer {
-            endpoint: Some(endpoint),
-            cells,
-        });
+        let id = PeerId(3);
+        let peer = Arc::new(NewPeer::new(Some(endpoint), 2));
         let mut table = PeerTable::new(1);
         table.insert(id, peer.clone());
         assert!(table.active_mut(id).is_none() && table.is_idle_at(id, endpoint));

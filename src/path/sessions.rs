@@ -9,6 +9,20 @@ use crate::proto::{OpenHalf, PeerId, SessionId};
 pub(super) struct Opener {
     pub(super) peer: PeerId,
     pub(super) half: OpenHalf,
+    /// The number above the counter of the newest datagram that told where the peer is.
+    told: u64,
+}
+
+impl Opener {
+    /// Whether the datagram with this counter, which is authentic and tells where the peer is, is the newest to do so. What
+    /// comes late tells where the peer was.
+    pub(super) fn is_news(&mut self, counter: u64) -> bool {
+        let is_news = counter >= self.told;
+        if is_news {
+            self.told = counter.saturating_add(1);
+        }
+        is_news
+    }
 }
 
 /// Receiver index -> opener.
@@ -23,7 +37,7 @@ pub(super) struct Openers {
 impl Openers {
     pub(super) fn insert(&mut self, peer: PeerId, half: OpenHalf) {
         let index = half.local_index();
-        let opener = Box::new(Opener { peer, half });
+        let opener = Box::new(Opener { peer, half, told: 0 });
         if let Some(replaced) = self.by_index.insert(index, opener) {
             self.forget(replaced.peer, index);
         }

@@ -85,12 +85,6 @@ impl ReplayWindow {
         }
     }
 
-    /// Whether `counter` is the highest that was marked.
-    #[inline]
-    pub fn is_newest(&self, counter: u64) -> bool {
-        counter.saturating_add(1) == self.edge
-    }
-
     #[inline]
     fn position(&self, counter: u64) -> Position {
         if counter >= self.edge {

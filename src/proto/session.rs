@@ -290,12 +290,6 @@ impl OpenHalf {
         Ok(plaintext)
     }
 
-    /// Whether `counter` is the newest of all that were opened. What came late says nothing about where the peer is.
-    #[inline]
-    pub fn is_newest(&self, counter: u64) -> bool {
-        self.window.is_newest(counter)
-    }
-
     /// What can be refused without looking at the ciphertext.
     #[inline]
     fn refuses(&self, now: Time, header: &DataHeader) -> Result<(), OpenError> {

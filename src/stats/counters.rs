@@ -103,6 +103,8 @@ worker_counters! {
     udp_receives,
     /// Datagrams in those receives.
     udp_receive_datagrams,
+    /// Data messages that left from the lane's own port (`lane_ports`).
+    lane_port_datagrams,
     /// Datagrams that reached a worker other than the one that owns their session.
     mis_steered,
     /// Passes of the worker's loop.

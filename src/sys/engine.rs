@@ -70,6 +70,12 @@ pub trait Engine {
     /// Only such as end the engine: the kernel refuses what it granted before.
     fn replace_udp(&mut self, socket: UdpSocket) -> io::Result<()>;
 
+    /// Sends the runs from `socket` that ask for it ([`SendRun::lane_port`]); nothing is received from it.
+    ///
+    /// # Errors
+    /// The kernel refuses what it granted before.
+    fn add_lane_socket(&mut self, socket: UdpSocket) -> io::Result<()>;
+
     /// What went on inside since the start.
     fn counters(&self) -> EngineCounters;
 }
@@ -206,6 +212,8 @@ pub struct SendRun {
     pub to: Endpoint,
     /// The outer header's traffic class: DSCP and ECN.
     pub tos: u8,
+    /// From the socket that [`Engine::add_lane_socket`] gave, if there is one.
+    pub lane_port: bool,
     /// Comes back in [`Sent::tag`].
     pub tag: u64,
 }

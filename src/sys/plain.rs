@@ -9,7 +9,7 @@ use super::errno;
 use super::gather::{Arrived, HEAD_ROOM};
 use super::pool::Pool;
 use super::receive::ReceiveBatch;
-use super::send::{self, Resender, SendBatch, last_errno};
+use super::send::{self, Outlets, Resender, SendBatch, last_errno};
 use super::tun::TunQueue;
 use super::udp::UdpSocket;
 use super::wake::Wake;
@@ -31,7 +31,7 @@ const SEND_SLOTS: u16 = 2 * TUN_BUFFERS;
 /// The engine on plain system calls. Runs on every Linux that has the TUN's and the socket's offloads.
 pub struct Plain {
     tun: TunQueue,
-    udp: UdpSocket,
+    udp: Outlets,
     wake: Wake,
     tun_pool: Rc<Pool>,
     arrived: Arrived,
@@ -73,7 +73,10 @@ impl Plain {
             pieces: Vec::new(),
             counters: EngineCounters::default(),
             tun,
-            udp,
+            udp: Outlets {
+                shared: udp,
+                lane: None,
+            },
             wake,
         })
     }
@@ -82,9 +85,10 @@ impl Plain {
     fn flush(&mut self, events: &mut Vec<Event>) {
         let mut done = 0;
         while let Some(first) = self.queue.get(done) {
+            let socket = self.udp.of(first);
             if !self.resender.takes_whole(first) {
                 events.push(Event::Sent(self.resender.send_single(
-                    &self.udp,
+                    socket,
                     first,
                     &mut self.counters,
                 )));
@@ -94,10 +98,10 @@ impl Plain {
             let resender = &self.resender;
             let whole = self.queue[done..]
                 .iter()
-                .take_while(|run| resender.takes_whole(run))
+                .take_while(|run| resender.takes_whole(run) && run.lane_port == first.lane_port)
                 .map(send::outgoing);
             self.counters.enters += 1;
-            match self.sends.send(&self.udp, whole) {
+            match self.sends.send(socket, whole) {
                 Ok(count) => {
                     let sent = self.queue[done..][..count]
                         .iter()
@@ -106,7 +110,7 @@ impl Plain {
                     done += count;
                 }
                 Err(errno) => {
-                    let sent = self.resender.recover(&self.udp, first, errno, &mut self.counters);
+                    let sent = self.resender.recover(socket, first, errno, &mut self.counters);
                     events.push(Event::Sent(sent));
                     done += 1;
                 }
@@ -156,7 +160,7 @@ impl Plain {
             return Ok(());
         }
         self.counters.enters += 1;
-        match self.receives.receive(&self.udp) {
+        match self.receives.receive(&self.udp.shared) {
             Ok(messages) => {
                 for message in messages {
                     let Some((buffer, payload, received)) = message else {
@@ -198,7 +202,7 @@ impl Plain {
         self.counters.tun_paused += u64::from(!wants_tun);
         let mut files = [
             interest(&self.tun, wants_tun),
-            interest(&self.udp, has_udp_buffer),
+            interest(&self.udp.shared, has_udp_buffer),
             interest(&self.wake, true),
         ];
         let timeout = timeout.map(|timeout| libc::timespec {
@@ -291,7 +295,12 @@ impl Engine for Plain {
     fn replace_udp(&mut self, socket: UdpSocket) -> io::Result<()> {
         // The new socket's device may have the checksum offload that GSO needs.
         self.resender = Resender::new(&socket);
-        self.udp = socket;
+        self.udp.shared = socket;
+        Ok(())
+    }
+
+    fn add_lane_socket(&mut self, socket: UdpSocket) -> io::Result<()> {
+        self.udp.lane = Some(socket);
         Ok(())
     }
 

@@ -93,6 +93,21 @@ impl Outgoing<'_> {
     }
 }
 
+/// The sockets that runs leave from.
+pub(super) struct Outlets {
+    /// The worker's socket on the port that all share.
+    pub(super) shared: UdpSocket,
+    /// The one on the lane's own port.
+    pub(super) lane: Option<UdpSocket>,
+}
+
+impl Outlets {
+    /// The socket for `run`.
+    pub(super) fn of(&self, run: &SendRun) -> &UdpSocket {
+        self.lane.as_ref().filter(|_| run.lane_port).unwrap_or(&self.shared)
+    }
+}
+
 /// Scratch memory for sendmmsg(2).
 pub(super) struct SendBatch {
     headers: Box<[libc::mmsghdr]>,

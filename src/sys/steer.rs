@@ -25,6 +25,16 @@ const MODULO: u16 = 0x04 | 0x90; // BPF_ALU | BPF_MOD | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 const RETURN_A: u16 = 0x06 | 0x10; // BPF_RET | BPF_A
 
+/// Makes `socket` drop whatever arrives, for one that only sends (SO_ATTACH_FILTER, socket(7)): nobody answers for it, and
+/// nothing fills its buffer.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn deafen(socket: &impl AsFd) -> io::Result<()> {
+    // Keep 0 bytes of every datagram.
+    attach_as(libc::SO_ATTACH_FILTER, socket, &[Instruction(RETURN, 0, 0, 0)])
+}
+
 /// The program for `workers` sockets.
 fn program(workers: u8) -> [Instruction; 9] {
     [
@@ -63,18 +73,20 @@ unsafe impl OptionValue for Program<'_> {}
 /// When `workers` is 0.
 pub fn attach(socket: &impl AsFd, workers: u8) -> io::Result<()> {
     assert!(workers > 0, "nobody to steer to");
-    let instructions = program(workers).map(|Instruction(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k });
+    attach_as(libc::SO_ATTACH_REUSEPORT_CBPF, socket, &program(workers))
+}
+
+fn attach_as(option: libc::c_int, socket: &impl AsFd, program: &[Instruction]) -> io::Result<()> {
+    let instructions: Vec<_> = program
+        .iter()
+        .map(|&Instruction(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k })
+        .collect();
     let program = Program {
-        len: 9,
+        len: libc::c_ushort::try_from(instructions.len()).expect("a handful"),
         instructions: instructions.as_ptr(),
         borrowed: std::marker::PhantomData,
     };
-    option::set(
-        socket.as_fd(),
-        libc::SOL_SOCKET,
-        libc::SO_ATTACH_REUSEPORT_CBPF,
-        &program,
-    )
+    option::set(socket.as_fd(), libc::SOL_SOCKET, option, &program)
 }
 
 #[cfg(test)]

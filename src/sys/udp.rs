@@ -72,6 +72,27 @@ pub fn bind_group(port: u16, n: usize, options: UdpOptions) -> io::Result<UdpGro
     }
 }
 
+/// `n` sockets that only send, each from a port of its own that the kernel chooses; in families and offloads like those
+/// of `group`.
+///
+/// # Errors
+/// What socket(2), setsockopt(2) and bind(2) say.
+pub fn lane_sockets(group: &UdpGroup, n: usize, options: UdpOptions) -> io::Result<Vec<UdpSocket>> {
+    let family = if group.dual_stack { Family::Dual } else { Family::V4 };
+    let lane = |_| {
+        let fd = socket(family)?;
+        configure(fd.as_fd(), family, options)?;
+        super::steer::deafen(&fd)?;
+        bind(&fd, family, 0)?;
+        Ok(UdpSocket {
+            fd,
+            family,
+            gso: group.gso,
+        })
+    };
+    (0..n).map(lane).collect()
+}
+
 /// [`bind_group`] for sockets of `family`.
 pub(super) fn bind_family(family: Family, port: u16, n: usize, options: UdpOptions) -> io::Result<UdpGroup> {
     assert!(n > 0, "a group needs a socket");

@@ -25,6 +25,9 @@ pub const NATIVE_DATA: u8 = NATIVE_BIT | WG_DATA;
 
 /// Flag bit 0 of a native data message: the inner TCP or UDP checksum field holds only the pseudo-header sum.
 pub const FLAG_PARTIAL_CHECKSUM: u8 = 1;
+/// Flag bit 1 of a native data message: it left from its lane's own port, where nobody listens. Its source says nothing
+/// about where its sender is to be reached.
+pub const FLAG_LANE_PORT: u8 = 2;
 
 /// Bytes of an X25519 public key.
 pub const PUBLIC_KEY_LEN: usize = 32;
@@ -249,7 +252,7 @@ impl DataHeader {
         let header: &[u8; DATA_HEADER_LEN] = datagram.first_chunk()?;
         let known_flags = match header[0] {
             WG_DATA => 0,
-            NATIVE_DATA => FLAG_PARTIAL_CHECKSUM,
+            NATIVE_DATA => FLAG_PARTIAL_CHECKSUM | FLAG_LANE_PORT,
             _ => return None,
         };
         if datagram.len() < DATA_OVERHEAD || header[1] & !known_flags != 0 || header[2..4] != [0, 0] {

@@ -292,7 +292,8 @@ impl<E: Engine> Worker<E> {
                 segment: batch.segment,
                 count: batch.count,
                 to: batch.to,
-                tos: batch.tos,
+                tos: batch.outer.tos,
+                lane_port: batch.outer.lane_port,
                 tag: u64::from(batch.peer.0),
             });
         }

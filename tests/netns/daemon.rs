@@ -29,6 +29,7 @@ pub(crate) struct Setup {
     pub(crate) suite: &'static str,
     pub(crate) workers: u32,
     pub(crate) ipv6: bool,
+    pub(crate) lane_ports: bool,
 }
 
 impl Default for Setup {
@@ -38,6 +39,7 @@ impl Default for Setup {
             suite: "native",
             workers: 1,
             ipv6: true,
+            lane_ports: false,
         }
     }
 }
@@ -212,6 +214,7 @@ fn config(setup: Setup, [me, other]: [usize; 2], key: &str, peer_key: &str, cont
         suite,
         workers,
         ipv6,
+        lane_ports,
     } = setup;
     let list = |v4: String, v6: String| {
         if ipv6 {
@@ -231,6 +234,7 @@ listen_port = {LISTEN_PORT}
 addresses = {addresses}
 workers = {workers}
 io = "{io}"
+lane_ports = {lane_ports}
 control_socket = "{control}"
 latency_log = "{control}.hlog"
 state_dir = "{control}.state"

@@ -5,6 +5,7 @@
 
 mod daemon;
 mod lab;
+mod lane_ports;
 mod traffic;
 
 use std::net::TcpStream;
@@ -26,7 +27,7 @@ const RECOVERY: Duration = Duration::from_secs(40);
 
 macro_rules! carries_everything {
     ($($name:ident: $io:literal, $suite:literal, $workers:literal;)+) => {
-        $(#[test] fn $name() { carries_everything(Setup { io: $io, suite: $suite, workers: $workers, ipv6: true }); })+
+        $(#[test] fn $name() { carries_everything(Setup { io: $io, suite: $suite, workers: $workers, ..Setup::default() }); })+
     };
 }
 

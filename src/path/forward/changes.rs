@@ -94,11 +94,11 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     pub fn refuse_source(&mut self, id: PeerId, source: Option<Local>) {
         let Some(peer) = self.peers.active_mut(id) else { return };
         peer.refused_source = source;
-        if let Some(endpoint) = &mut peer.endpoint
+        if let Some(endpoint) = peer.endpoint
             && source.is_some()
             && endpoint.local == source
         {
-            endpoint.local = None;
+            peer.move_to(Endpoint::new(endpoint.remote));
         }
     }
 

@@ -19,8 +19,8 @@ use crate::path::route::Routes;
 use crate::path::sample::{Sample, Written};
 use crate::path::segment::{Checksums, Segments};
 use crate::proto::{Action, Device, DeviceConfig, Endpoint, Now, PeerConfig, PeerId, Suite, SuiteChoice, Time};
-use crate::stats::counters::{CounterSnapshot, PeerCells, WorkerCounters};
-use crate::wire::message::DATA_OVERHEAD;
+use crate::stats::counters::{CounterSnapshot, WorkerCounters};
+use crate::wire::message::{DATA_OVERHEAD, FLAG_LANE_PORT, NATIVE_DATA};
 
 /// Slots of plain memory, as many as are left.
 struct Memory(usize);
@@ -97,13 +97,13 @@ impl Pair {
                     },
                 )
                 .expect("the only peer");
-            let shared = Arc::new(NewPeer {
-                endpoint: Some(Endpoint {
+            let shared = Arc::new(NewPeer::new(
+                Some(Endpoint {
                     remote: address(1 - at),
                     local: None,
                 }),
-                cells: PeerCells::new(workers[at]),
-            });
+                workers[at],
+            ));
             let mut routes = Routes::new();
             for prefix in [
                 "10.0.0.0/8",
@@ -162,9 +162,12 @@ impl Pair {
             for from in [0, 1] {
                 let mut wire = self.hosts[from].drain(self.now);
                 bend(&mut wire);
-                let source = self.hosts[from].address;
                 for (socket, datagram) in wire {
                     quiet = false;
+                    let mut source = self.hosts[from].address;
+                    if is_from_lane_port(&datagram) {
+                        source.set_port(40_000);
+                    }
                     self.hosts[1 - from].receive(self.now, source, socket, datagram);
                 }
             }
@@ -379,6 +382,11 @@ impl Tap for Vec<u8> {
         change(&mut self);
         self
     }
+}
+
+/// Whether a datagram left from its lane's own port.
+fn is_from_lane_port(datagram: &[u8]) -> bool {
+    datagram[0] == NATIVE_DATA && datagram[1] & FLAG_LANE_PORT != 0
 }
 
 /// A pair whose session is up, and nothing on its TUNs.
@@ -857,4 +865,100 @@ fn packets_for_many_silent_peers_take_a_bounded_room_and_are_counted() {
     assert_eq!(dropped(host), 400 - fit);
     host.workers[0].outbound(now.mono, &frame, &mut host.memory);
     assert_eq!(dropped(host), 400 - fit + 1);
+}
+
+mod lane_ports {
+    use super::*;
+
+    /// Packets that were sent so far, and how many of them by the lanes' own ports.
+    fn sent(pair: &Pair) -> [u64; 2] {
+        let counters = pair.drops(0);
+        [counters.packets_out, counters.lane_port_datagrams]
+    }
+
+    /// A pair whose first host sends from its lanes' own ports.
+    fn pair(suite: SuiteChoice) -> Pair {
+        let mut pair = connected(suite, [2, 3]);
+        pair.hosts[0].workers.iter_mut().for_each(Forwarder::use_lane_ports);
+        pair
+    }
+
+    #[test]
+    fn data_leaves_from_the_lanes_port_once_an_echo_came_back_and_nobody_seems_to_move() {
+        let mut pair = pair(SuiteChoice::Native);
+        let frame = Sample::tcp(false, 1, vec![7; 5_000]).frame(1_000);
+        let [before, _] = sent(&pair);
+        pair.send(0, 1, &frame, &mut |_| {});
+        assert_eq!(sent(&pair), [before + 5, 0], "nobody knows yet whether it gets through");
+        let mut on_wire = Vec::new();
+        pair.send(0, 1, &frame, &mut |wire| {
+            on_wire.extend(wire.iter().map(|(_, bytes)| is_from_lane_port(bytes)))
+        });
+        assert_eq!(sent(&pair), [before + 10, 5]);
+        assert_eq!(on_wire, [true; 5]);
+        assert_eq!(pair.hosts[1].tun.len(), 10);
+        for worker in 0..3 {
+            pair.send(1, worker, &frame, &mut |wire| {
+                assert!(!wire.iter().any(|(_, bytes)| is_from_lane_port(bytes)))
+            });
+        }
+        assert_eq!(pair.hosts[0].tun.len(), 15, "answers go to the shared port");
+        let (peer, expected) = (pair.hosts[1].peer, pair.hosts[0].address);
+        let endpoint = pair.hosts[1].device.peer(peer).expect("the only peer").endpoint;
+        assert_eq!(endpoint.map(|endpoint| endpoint.remote), Some(expected));
+    }
+
+    #[test]
+    fn a_firewall_that_knows_the_shared_port_only_stops_no_data() {
+        let frame = Sample::tcp(false, 1, vec![7; 5_000]).frame(1_000);
+        let mut firewall = |wire: &mut Vec<Datagram>| wire.retain(|(_, bytes)| !is_from_lane_port(bytes));
+        let mut pair = pair(SuiteChoice::Native);
+        for packets in 1..=8 {
+            pair.send(0, 0, &frame, &mut firewall);
+            assert_eq!(pair.hosts[1].tun.len(), packets * 5);
+            pair.advance(Duration::from_millis(700));
+        }
+        // One that begins to drop costs what is sent until echoes are missed.
+        pair.send(0, 0, &frame, &mut |_| {});
+        pair.send(0, 0, &frame, &mut firewall);
+        assert_eq!(pair.hosts[1].tun.len(), 45);
+        for _ in 0..5 {
+            pair.advance(Duration::from_millis(700));
+            pair.send(0, 0, &frame, &mut firewall);
+        }
+        let lost = 10 * 5 + 25 - pair.hosts[1].tun.len();
+        assert!((5..=25).contains(&lost), "{lost}");
+        pair.send(0, 0, &frame, &mut firewall);
+        assert_eq!(
+            pair.hosts[1].tun.len(),
+            10 * 5 + 25 - lost + 5,
+            "by the shared port again"
+        );
+    }
+
+    #[test]
+    fn where_we_moved_is_learned_although_data_leaves_from_lane_ports() {
+        let mut pair = pair(SuiteChoice::Native);
+        let frame = Sample::tcp(false, 1, vec![7; 500]).frame(1_000).tap(plain);
+        for _ in 0..2 {
+            pair.send(0, 0, &frame, &mut |_| {});
+        }
+        pair.hosts[0].address.set_ip([198, 51, 100, 9].into());
+        pair.advance(Duration::from_secs(1));
+        pair.send(0, 0, &frame, &mut |_| {});
+        let host = &pair.hosts[1];
+        let endpoint = host.device.peer(host.peer).expect("the only peer").endpoint;
+        assert_eq!(endpoint.map(|endpoint| endpoint.remote), Some(pair.hosts[0].address));
+    }
+
+    #[test]
+    fn wireguard_sessions_have_no_lanes_and_use_the_shared_port() {
+        let mut pair = pair(SuiteChoice::WireGuard);
+        let frame = Sample::tcp(false, 1, vec![7; 5_000]).frame(1_000);
+        for worker in [0, 1, 0, 1] {
+            pair.send(0, worker, &frame, &mut |_| {});
+        }
+        assert_eq!(sent(&pair)[1], 0);
+        assert_eq!(pair.hosts[1].tun.len(), 20);
+    }
 }

@@ -35,6 +35,7 @@ fn queue(from: &mut Station, to: Endpoint, number: u32, count: u32, segment: usi
         count,
         to,
         tos: 0xb8,
+        lane_port: false,
         tag: u64::from(number),
     });
     true

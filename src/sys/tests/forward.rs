@@ -118,6 +118,7 @@ impl Forwarder {
                 count,
                 to,
                 tos: 0,
+                lane_port: false,
                 tag: 0,
             });
         }

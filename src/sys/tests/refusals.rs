@@ -22,6 +22,7 @@ fn run(station: &mut Station, to: Endpoint, segment: usize, count: u32) -> SendR
         count,
         to,
         tos: 0,
+        lane_port: false,
         tag: 7,
     }
 }

@@ -45,6 +45,7 @@ fn queue_send(station: &mut Station, to: SocketAddr, text: &[u8]) {
             local: None,
         },
         tos: 0,
+        lane_port: false,
         tag: 0,
     });
 }

@@ -10,7 +10,7 @@ use super::engine::{Engine, EngineCounters, Event, Received, SendRun, SendSlots,
 use super::pool::Buffer;
 use super::probe::Refusal;
 use super::ring::Completion;
-use super::send::{self, Resender};
+use super::send::{self, Outlets, Resender};
 use super::tun::TunQueue;
 use super::udp::UdpSocket;
 use super::wake::Wake;
@@ -26,7 +26,7 @@ pub struct Uring {
     // First, so that it is dropped before the descriptors it uses.
     requests: Requests,
     tun: TunQueue,
-    udp: UdpSocket,
+    udp: Outlets,
     wake: Wake,
     resender: Resender,
     /// Groups whose write waits for a free slot.
@@ -67,7 +67,10 @@ impl Uring {
             completions: Vec::with_capacity(COMPLETIONS as usize),
             counters: EngineCounters::default(),
             tun,
-            udp,
+            udp: Outlets {
+                shared: udp,
+                lane: None,
+            },
             wake,
         };
         // A file that can't be read without blocking refuses the multishot at once.
@@ -84,7 +87,7 @@ impl Uring {
             return Err(Refused {
                 reason: Refusal::Tun(error),
                 tun,
-                udp,
+                udp: udp.shared,
                 wake,
             });
         }
@@ -174,7 +177,7 @@ impl Uring {
             Outcome::Sent(run, Ok(())) => events.push(Event::Sent(send::outcome(&run, Ok(())))),
             Outcome::Sent(run, Err(errno)) => {
                 events.push(Event::Sent(self.resender.recover(
-                    &self.udp,
+                    self.udp.of(&run),
                     &run,
                     errno,
                     &mut self.counters,
@@ -237,7 +240,7 @@ impl Engine for Uring {
                 Err(run) => send::outcome(&run, Err(libc::EAFNOSUPPORT)),
             }
         } else {
-            self.resender.send_single(&self.udp, &run, &mut self.counters)
+            self.resender.send_single(self.udp.of(&run), &run, &mut self.counters)
         };
         self.ready.push(Event::Sent(sent));
     }
@@ -259,7 +262,13 @@ impl Engine for Uring {
         self.requests.replace_udp(socket.as_fd())?;
         // The new socket's device may have the checksum offload that GSO needs.
         self.resender = Resender::new(&socket);
-        self.udp = socket;
+        self.udp.shared = socket;
+        Ok(())
+    }
+
+    fn add_lane_socket(&mut self, socket: UdpSocket) -> io::Result<()> {
+        self.requests.add_lane_socket(socket.as_fd())?;
+        self.udp.lane = Some(socket);
         Ok(())
     }
 

@@ -12,13 +12,12 @@ use crate::sys::gather::{Arrived, HEAD_ROOM};
 use crate::sys::pool::{Buffer, Pool};
 use crate::sys::probe::Refusal;
 use crate::sys::ring::{BufferRing, Completion, Ring};
-use crate::sys::send::{self, Envelope, Outgoing};
-use crate::sys::udp::UdpSocket;
+use crate::sys::send::{self, Envelope, Outgoing, Outlets};
 use io_uring::types::{CancelBuilder, Fixed};
 use io_uring::{opcode, squeue};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -44,6 +43,10 @@ const _: () = assert!(REQUESTS_MAX + TUN_BUFFERS as u32 + UDP_BUFFERS as u32 <= 
 const TUN: Fixed = Fixed(0);
 const UDP: Fixed = Fixed(1);
 const WAKE: Fixed = Fixed(2);
+/// Empty until there is a socket on the lane's own port.
+const LANE: Fixed = Fixed(3);
+/// Of an empty place (IORING_REGISTER_FILES, io_uring_register(2)).
+const NO_FILE: RawFd = -1;
 
 /// What a request is; its user data is the discriminant above 16 bits of index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +159,7 @@ impl Requests {
     /// A ring with its memory, on the thread that will use it.
     pub(super) fn new(tun: BorrowedFd<'_>, udp: BorrowedFd<'_>, wake: BorrowedFd<'_>) -> Result<Requests, Refusal> {
         let ring = Ring::new(SUBMISSIONS, COMPLETIONS)?;
-        ring.register_files(&[tun.as_raw_fd(), udp.as_raw_fd(), wake.as_raw_fd()])?;
+        ring.register_files(&[tun.as_raw_fd(), udp.as_raw_fd(), wake.as_raw_fd(), NO_FILE])?;
         let memory = Memory::new(&ring)?;
         Ok(Requests {
             ring: ManuallyDrop::new(ring),
@@ -236,6 +239,11 @@ impl Requests {
         Ok(())
     }
 
+    /// Sends from `socket` what asks for the lane's own port.
+    pub(super) fn add_lane_socket(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.ring.replace_file(LANE.0, socket)
+    }
+
     /// Queues the TUN's read, as [`Requests::arm_receive`].
     pub(super) fn arm_read(&mut self) -> bool {
         if self.read_armed || self.memory.tun_ring.provided() == 0 {
@@ -259,12 +267,12 @@ impl Requests {
         self.read_armed
     }
 
-    /// Queues a send; back it comes when `socket` has no such address family.
-    pub(super) fn send(&mut self, socket: &UdpSocket, run: SendRun) -> Result<(), SendRun> {
+    /// Queues a send; back it comes when its socket has no such address family.
+    pub(super) fn send(&mut self, sockets: &Outlets, run: SendRun) -> Result<(), SendRun> {
         let index = run.slot.buffer.index();
         let flight = &mut self.memory.sends[usize::from(index)];
         let Outgoing { payload, .. } = send::outgoing(&run);
-        if !flight.envelope.address(socket, &send::outgoing(&run)) {
+        if !flight.envelope.address(sockets.of(&run), &send::outgoing(&run)) {
             return Err(run);
         }
         flight.iovec = libc::iovec {
@@ -273,7 +281,12 @@ impl Requests {
         };
         flight.header = flight.envelope.header(&raw mut flight.iovec);
         // MSG_DONTWAIT: a full send buffer is a dropped packet, not a request that waits in the kernel.
-        let entry = opcode::SendMsg::new(UDP, &raw const flight.header)
+        let file = if run.lane_port && sockets.lane.is_some() {
+            LANE
+        } else {
+            UDP
+        };
+        let entry = opcode::SendMsg::new(file, &raw const flight.header)
             .flags(libc::MSG_DONTWAIT.cast_unsigned())
             .build();
         flight.run = Some(run);
