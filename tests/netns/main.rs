@@ -8,7 +8,6 @@ mod lab;
 mod lane_ports;
 mod traffic;
 
-use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use crate::daemon::{INTERFACE, Setup, Tunnel};
 use crate::lab::{Lab, UNDERLAY, wait_until};
-use crate::traffic::{Transfer, connect, echo_datagrams, exchange_files, iperf3, send_one_file};
+use crate::traffic::{connect, echo_datagrams, exchange_files, iperf3, send_one_file, under_traffic};
 
 const MIB: u64 = 1 << 20;
 
@@ -299,17 +298,6 @@ fn datagram_runs() -> Vec<Vec<usize>> {
         vec![700, 700, 300, 700, 1, 64, 64, 64, 500],
     ];
     boundaries.map(|len| vec![len]).into_iter().chain(runs).collect()
-}
-
-/// Runs `trouble` while bytes go both ways, and checks that the transfer goes on and nothing is missing.
-fn under_traffic(connection: (TcpStream, TcpStream), trouble: impl FnOnce()) {
-    thread::scope(|scope| {
-        let transfer = Transfer::start(scope, &connection, [u64::MAX; 2]);
-        transfer.wait_for_progress();
-        trouble();
-        transfer.wait_for_progress();
-        transfer.finish();
-    });
 }
 
 /// More work in `scripts/test --long`.

@@ -139,6 +139,17 @@ impl<'scope> Transfer<'scope> {
     }
 }
 
+/// Runs `trouble` while bytes go both ways, and checks that the transfer goes on and nothing is missing.
+pub(crate) fn under_traffic(connection: (TcpStream, TcpStream), trouble: impl FnOnce()) {
+    thread::scope(|scope| {
+        let transfer = Transfer::start(scope, &connection, [u64::MAX; 2]);
+        transfer.wait_for_progress();
+        trouble();
+        transfer.wait_for_progress();
+        transfer.finish();
+    });
+}
+
 /// Sends runs of datagrams of these sizes to b, which sends them back; every one must return unchanged, in its order.
 /// A run leaves at once, so it must fit a socket buffer. Fragments may overtake whole packets, for they are hashed to
 /// queues by other fields: whoever asks for sizes beyond the MTU puts them into runs of their own.

@@ -1,4 +1,4 @@
-//! `ringway-wg` in a namespace of a lab, and the tools that configure it.
+//! `ringway-wg` (or another WireGuard implementation) in a namespace of a lab, and the tools that configure it.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -16,6 +16,7 @@ pub(crate) const RINGWAY_WG: &str = env!("CARGO_BIN_EXE_ringway-wg");
 const DIRECTORY: &str = "/var/run/wireguard";
 
 /// A key pair as `wg` makes them.
+#[derive(Clone)]
 pub(crate) struct Keys {
     pub(crate) private: String,
     pub(crate) public: String,
@@ -47,7 +48,7 @@ pub(crate) fn unique_name() -> String {
     format!("ut{:x}n{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// One `ringway-wg` in the background.
+/// One `ringway-wg` in the background, or whatever else serves a socket for `wg`.
 pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) keys: Keys,
@@ -69,14 +70,20 @@ impl Device {
             .stderr(log);
         let status = command.status().expect("setpriv and nsenter are installed");
         assert!(status.success(), "ringway-wg: {status}");
-        let device = Device {
-            pid: pid_of(&name).expect("it runs in the background"),
-            name,
-            keys: Keys::new(),
-            directory: lab.directory.clone(),
-        };
+        let pid = pid_of(&name).expect("it runs in the background");
+        let device = Device::running(lab, name, Keys::new(), pid);
         assert!(device.socket().exists(), "the socket is there once it is ready");
         device
+    }
+
+    /// The device `name` of the process `pid`, which is ended on drop. `keys` are to be set yet.
+    pub(crate) fn running(lab: &Lab, name: String, keys: Keys, pid: u32) -> Device {
+        Device {
+            name,
+            keys,
+            pid,
+            directory: lab.directory.clone(),
+        }
     }
 
     /// `wg COMMAND NAME arguments`; its standard output.
