@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod link;
 pub mod path;
 pub mod proto;
+pub mod sandbox;
 pub mod stats;
 pub mod sys;
 pub mod uapi;

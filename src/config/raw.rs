@@ -80,6 +80,7 @@ pub struct RawInterface {
     pub tun_tso: Option<At<bool>>,
     pub tun_uso: Option<At<bool>>,
     pub pin: Option<At<bool>>,
+    pub sandbox: Option<At<bool>>,
     pub lane_ports: Option<At<bool>>,
     pub table: Option<At<String>>,
     pub pre_up: Vec<At<String>>,

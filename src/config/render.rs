@@ -68,6 +68,7 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
         ("tun_tso", offloads.tun_tso),
         ("tun_uso", offloads.tun_uso),
         ("pin", interface.pin),
+        ("sandbox", interface.sandbox),
     ];
     for (key, _) in switches.iter().filter(|(_, on)| !on) {
         writeln!(out, "{key} = false")?;

@@ -76,6 +76,7 @@ fn every_key_is_read() {
         tun_tso = false
         tun_uso = false
         pin = false
+        sandbox = false
         lane_ports = true
         table = "off"
         pre_up = ["true"]
@@ -122,6 +123,7 @@ fn every_key_is_read() {
                 tun_uso: false,
             },
             pin: false,
+            sandbox: false,
             lane_ports: true,
             table: Table::Off,
             hooks: Hooks {
@@ -185,6 +187,7 @@ fn what_is_not_given_has_its_documented_default() {
             tun_uso: true,
         },
         pin: true,
+        sandbox: true,
         lane_ports: false,
         table: Table::Auto,
         hooks: Hooks::default(),
@@ -637,7 +640,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
         any::<Option<NonZeroU32>>(),
         prop::option::of("/[ -~éß]{1,30}"),
         any_switches,
-        (any::<(bool, bool)>(), any::<bool>(), any_hooks()),
+        (any::<(bool, bool, bool)>(), any::<bool>(), any_hooks()),
     )
         .prop_map(
             |(
@@ -649,7 +652,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                 fwmark,
                 socket,
                 offloads,
-                ((pin, lane_ports), off, hooks),
+                ((pin, sandbox, lane_ports), off, hooks),
             )| {
                 addresses.sort();
                 addresses.dedup_by_key(|address| address.addr());
@@ -666,6 +669,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     latency_log: None,
                     offloads,
                     pin,
+                    sandbox,
                     lane_ports,
                     table: if off { Table::Off } else { Table::Auto },
                     hooks,

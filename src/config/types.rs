@@ -75,6 +75,8 @@ pub struct Interface {
     pub offloads: OffloadSwitches,
     /// Pin each worker to a core.
     pub pin: bool,
+    /// Give up, once the tunnel runs, what it does not need: system calls and files.
+    pub sandbox: bool,
     /// Let each worker's native data leave from a UDP port of its own, so that network cards spread one peer's traffic over
     /// their queues.
     pub lane_ports: bool,

@@ -136,6 +136,7 @@ impl Validation<'_> {
                 tun_uso: flag(&raw.tun_uso),
             },
             pin: flag(&raw.pin),
+            sandbox: flag(&raw.sandbox),
             lane_ports: raw.lane_ports.as_ref().is_some_and(|at| at.value),
             table,
             hooks,

@@ -192,6 +192,8 @@ pub enum Order {
     Answer(api::Request, oneshot::Sender<api::Response>),
     /// Tell everything.
     Dump(oneshot::Sender<Dump>),
+    /// Have every worker answer with its number.
+    Alive(crossbeam_channel::Sender<u8>),
     /// Change something.
     Change(Changes, oneshot::Sender<Result<(), ChangeError>>),
 }
@@ -267,6 +269,11 @@ impl Control {
     fn post_doormen(&self) -> Result<(), ControlError> {
         let (public_key, doormen) = (self.device.public_key(), self.workers.len() as u8);
         self.broadcast(|| Command::Doorman(Box::new(Doorman::new(public_key, doormen, random))))
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
     }
 
     /// What is true of the tunnel.
@@ -397,6 +404,7 @@ impl Control {
         match order {
             Order::Answer(request, reply) => drop(reply.send(self.answer(&request))),
             Order::Dump(reply) => drop(reply.send(self.dump())),
+            Order::Alive(done) => self.broadcast(|| Command::Answer(done.clone()))?,
             Order::Change(changes, reply) => match self.apply(changes) {
                 Err(ChangeError::Control(error)) => return Err(error),
                 result => drop(reply.send(result)),

@@ -8,6 +8,7 @@
 mod hooks;
 mod parts;
 mod retry;
+mod service;
 mod wireguard;
 mod workers;
 
@@ -155,7 +156,10 @@ async fn serve(
         control.log_latency(runtime, path).await.map_err(failed)?;
     }
     ready(control.facts());
+    service::ready(&name);
+    service::confine(config);
     let (orders_in, mut orders) = control::orders();
+    let control_workers = control.workers();
     // Commands may want to use the tunnel, so it runs beside them.
     let post_up = async {
         match hooks::run("post_up", &hooks.post_up, &name).await {
@@ -165,9 +169,11 @@ async fn serve(
     };
     let result = tokio::select! {
         result = control.run(&mut orders, signals) => result.map_err(RunError::from),
-        () = server.serve(orders_in) => Ok(()),
+        () = server.serve(orders_in.clone()) => Ok(()),
+        () = service::watch(orders_in.clone(), control_workers) => Ok(()),
         error = post_up => Err(error.into()),
     };
+    service::stopping();
     hooks::run_down("pre_down", &hooks.pre_down, &name).await;
     if let Err(error) = link.tear_down().await {
         tracing::warn!(%error, "the link did not come down cleanly");

@@ -126,6 +126,7 @@ impl Parts {
             },
             offloads: device.offloads,
             gso: group.gso,
+            sandbox: interface.sandbox,
             lane_sockets,
         };
         if let Some(cause) = &plan.refusal {

@@ -32,6 +32,7 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         latency_log: None,
         offloads: OffloadSwitches::default(),
         pin: true,
+        sandbox: true,
         lane_ports: false,
         table: Table::Off,
         hooks: Hooks::default(),

@@ -12,6 +12,7 @@ use crate::link::MTU_DEFAULT;
 use crate::path::coalesce::{self, Coalescer};
 use crate::path::forward::Forwarder;
 use crate::path::gso::Batches;
+use crate::sandbox;
 use crate::stats::counters::WorkerCounters;
 use crate::sys::cpu::Core;
 use crate::sys::engine::Engine;
@@ -35,6 +36,8 @@ pub(super) struct Plan {
     pub(super) cores: Vec<Core>,
     pub(super) offloads: tun::Offloads,
     pub(super) gso: bool,
+    /// Workers give up what they do not need.
+    pub(super) sandbox: bool,
     /// One for each worker to send native data from; none leaves all to the shared port.
     pub(super) lane_sockets: Vec<UdpSocket>,
 }
@@ -209,6 +212,11 @@ impl Thread {
             match engine.add_lane_socket(socket) {
                 Ok(()) => forwarder.use_lane_ports(),
                 Err(error) => tracing::warn!(worker = self.number, %error, "the lane has no port of its own"),
+            }
+        }
+        if self.plan.sandbox {
+            for missing in sandbox::confine_worker() {
+                tracing::debug!(worker = self.number, "{missing}");
             }
         }
         let worker = Worker::new(

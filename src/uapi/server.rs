@@ -240,7 +240,7 @@ mod tests {
                             };
                             reply.send(dump).expect("the client waits");
                         }
-                        Order::Answer(..) => unreachable!("the other socket's"),
+                        Order::Answer(..) | Order::Alive(..) => unreachable!("the other socket's"),
                     }
                 }
                 seen

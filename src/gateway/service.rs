@@ -1,0 +1,77 @@
+//! What a service manager is told (sd_notify(3)), where there is one, and what the process gives up once it runs.
+//!
+//! With `Type=notify` the unit counts as started when packets can pass. With `WatchdogSec=` the manager restarts it when
+//! the control thread or any worker stands still: all of them have to answer before it is told that all is well.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use sd_notify::NotifyState;
+use tokio::sync::mpsc;
+
+use crate::config::{Config, Hooks, RUN_DIR};
+use crate::control::Order;
+use crate::sandbox;
+
+/// What every daemon may write to: streams that lead nowhere, terminals, the device that TUN queues come from, and the
+/// network's own settings.
+const WRITABLE: [&str; 4] = ["/dev/null", "/dev/tty", "/dev/net/tun", "/proc/sys/net"];
+
+/// Tells the service manager that packets can pass.
+pub(super) fn ready(name: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(&format!("{name} is up"))]);
+}
+
+/// Tells the service manager that the tunnel goes down.
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// Tells the service manager at its pace that everything moves, for as long as it does; never ends where it does not
+/// want to know.
+pub(super) async fn watch(orders: mpsc::Sender<Order>, workers: usize) {
+    let Some(timeout) = sd_notify::watchdog_enabled() else {
+        return std::future::pending().await;
+    };
+    let pause = (timeout / 3).max(Duration::from_millis(10));
+    loop {
+        let (alive, answers) = bounded(workers);
+        // Where the control thread has ended, there is nothing to tell.
+        if orders.send(Order::Alive(alive)).await.is_err() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(pause).await;
+        if answers.try_iter().count() == workers {
+            tell(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+/// Gives up what the control thread does not need, unless commands of the configuration are to run, which nobody knows
+/// the needs of.
+pub(super) fn confine(config: &Config) {
+    let interface = &config.interface;
+    if !interface.sandbox {
+        return;
+    }
+    if interface.hooks != Hooks::default() {
+        tracing::info!("commands of the configuration run unconfined, so the control thread is not confined either");
+        return;
+    }
+    let folder_of = |path: &Path| path.parent().map(Path::to_owned);
+    let mut writable: Vec<PathBuf> = WRITABLE.iter().map(PathBuf::from).collect();
+    writable.push(RUN_DIR.into());
+    writable.extend(folder_of(&interface.control_socket));
+    writable.extend(interface.latency_log.as_deref().and_then(folder_of));
+    writable.extend(interface.state_dir.clone());
+    for missing in sandbox::confine_control(writable.iter().map(PathBuf::as_path)) {
+        tracing::debug!("{missing}");
+    }
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot tell the service manager");
+    }
+}
