@@ -16,6 +16,7 @@ mod routes;
 mod setup;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::io;
 
@@ -25,6 +26,7 @@ pub use mtu::{MTU_DEFAULT, Underlay, auto_mtu, tunnel_mtu};
 pub use policy::Policy;
 pub use routes::{Routes, policy_for};
 pub use setup::{Link, Plan, prepare, set_up};
+pub use watch::{RouteQueries, RouteWatch};
 
 use netlink::Netlink;
 
