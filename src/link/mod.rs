@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod guard;
+mod interfaces;
 mod layout;
 mod mtu;
 mod netlink;
@@ -22,6 +23,7 @@ use std::io;
 
 use ipnet::IpNet;
 
+pub use interfaces::{RouteWatch, egress_interfaces, interface_names};
 pub use mtu::{MTU_DEFAULT, Underlay, auto_mtu, tunnel_mtu};
 pub use policy::Policy;
 pub use routes::{Routes, policy_for};
