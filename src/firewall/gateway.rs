@@ -80,15 +80,14 @@ impl Running {
 
     /// Follows the default routes for as long as it is polled, where the egress is "auto".
     pub async fn follow(&self) -> std::convert::Infallible {
-        let mut watch = match link::RouteWatch::new() {
+        let mut watch = match link::RouteWatch::start() {
             Ok(watch) => watch,
             Err(error) => {
                 tracing::warn!(%error, "changes of the default route will not be noticed");
                 return std::future::pending().await;
             }
         };
-        loop {
-            watch.changed().await;
+        while watch.changed().await.is_some() {
             let mut state = self.state.lock().await;
             let is_auto = |wanted: &Wanted| wanted.gateway.egress == Egress::Auto;
             if state.wanted.as_ref().is_some_and(is_auto)
@@ -97,6 +96,7 @@ impl Running {
                 tracing::warn!(%error, "the gateway does not follow the default route");
             }
         }
+        std::future::pending().await
     }
 
     /// Removes the table and puts the kernel's switches back.

@@ -23,7 +23,7 @@ use std::io;
 
 use ipnet::IpNet;
 
-pub use interfaces::{RouteWatch, egress_interfaces, interface_names};
+pub use interfaces::{egress_interfaces, interface_names};
 pub use mtu::{MTU_DEFAULT, Underlay, auto_mtu, tunnel_mtu};
 pub use policy::Policy;
 pub use routes::{Routes, policy_for};
