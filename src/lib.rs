@@ -14,6 +14,7 @@ pub mod config;
 pub mod control;
 pub mod crypto;
 pub mod dns;
+pub mod firewall;
 pub mod gateway;
 pub mod link;
 pub mod path;

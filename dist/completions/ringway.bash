@@ -37,6 +37,9 @@ _ringway() {
             ringway,latency)
                 cmd="ringway__subcmd__latency"
                 ;;
+            ringway,leaktest)
+                cmd="ringway__subcmd__leaktest"
+                ;;
             ringway,pubkey)
                 cmd="ringway__subcmd__pubkey"
                 ;;
@@ -45,6 +48,9 @@ _ringway() {
                 ;;
             ringway,status)
                 cmd="ringway__subcmd__status"
+                ;;
+            ringway,unblock)
+                cmd="ringway__subcmd__unblock"
                 ;;
             ringway__subcmd__help,check)
                 cmd="ringway__subcmd__help__subcmd__check"
@@ -67,6 +73,9 @@ _ringway() {
             ringway__subcmd__help,latency)
                 cmd="ringway__subcmd__help__subcmd__latency"
                 ;;
+            ringway__subcmd__help,leaktest)
+                cmd="ringway__subcmd__help__subcmd__leaktest"
+                ;;
             ringway__subcmd__help,pubkey)
                 cmd="ringway__subcmd__help__subcmd__pubkey"
                 ;;
@@ -76,6 +85,9 @@ _ringway() {
             ringway__subcmd__help,status)
                 cmd="ringway__subcmd__help__subcmd__status"
                 ;;
+            ringway__subcmd__help,unblock)
+                cmd="ringway__subcmd__help__subcmd__unblock"
+                ;;
             *)
                 ;;
         esac
@@ -83,7 +95,7 @@ _ringway() {
 
     case "${cmd}" in
         ringway)
-            opts="-v -h -V --verbose --log-level --help --version run check convert genkey pubkey genpsk cleanup status latency help"
+            opts="-v -h -V --verbose --log-level --help --version run check convert genkey pubkey genpsk unblock leaktest cleanup status latency help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -191,7 +203,7 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__help)
-            opts="run check convert genkey pubkey genpsk cleanup status latency help"
+            opts="run check convert genkey pubkey genpsk unblock leaktest cleanup status latency help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -302,6 +314,20 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        ringway__subcmd__help__subcmd__leaktest)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         ringway__subcmd__help__subcmd__pubkey)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -344,6 +370,20 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        ringway__subcmd__help__subcmd__unblock)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         ringway__subcmd__latency)
             opts="-v -h --json --hlog --reset --verbose --log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -352,6 +392,32 @@ _ringway() {
             fi
             case "${prev}" in
                 --hlog)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ringway__subcmd__leaktest)
+            opts="-v -h --seconds --control-socket --json --verbose --log-level --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --seconds)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control-socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -404,6 +470,24 @@ _ringway() {
             ;;
         ringway__subcmd__status)
             opts="-v -h --json --watch --verbose --log-level --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --log-level)
+                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ringway__subcmd__unblock)
+            opts="-v -h --verbose --log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -20,6 +20,8 @@ pub enum Exit {
     NoDaemon = 4,
     /// More privileges are needed.
     Permission = 5,
+    /// `leaktest` saw packets leave beside the tunnel.
+    Leak = 6,
 }
 
 /// The part of `--help` that tells of [`Exit`].
@@ -30,7 +32,8 @@ Exit codes:
   2  the command line is wrong
   3  the configuration or a key is missing or wrong
   4  no such daemon is running
-  5  permission denied";
+  5  permission denied
+  6  \"leaktest\" saw packets leave beside the tunnel";
 
 /// Why a subcommand failed: what to tell, and how to end.
 #[derive(Debug)]
@@ -122,6 +125,7 @@ mod tests {
             Exit::Invalid,
             Exit::NoDaemon,
             Exit::Permission,
+            Exit::Leak,
         ]
         .map(|exit| exit as u8);
         let listed: Vec<u8> = HELP

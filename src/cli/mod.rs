@@ -6,11 +6,13 @@
 pub mod exit;
 mod keys;
 mod latency;
+mod leaktest;
 mod log;
 mod show;
 mod status;
 mod style;
 mod target;
+mod unblock;
 mod units;
 pub mod wireguard;
 
@@ -68,6 +70,20 @@ enum Command {
     Pubkey,
     /// Make a preshared key and write it to standard output
     Genpsk,
+    /// Lift the kill switch that a daemon left which was killed, or whose configuration says lockdown_keep
+    ///
+    /// Without a name, every kill switch that holds. That of a running daemon is lifted too, until it is reloaded or started
+    /// again.
+    Unblock {
+        /// The interface
+        name: Option<String>,
+    },
+    /// Show whether anything leaves beside a tunnel
+    ///
+    /// Sends probes (DNS to the machine's resolvers, UDP, TCP, ICMP, over IPv4 and IPv6) and watches all interfaces but the
+    /// tunnel's and the loopback. Needs root or CAP_NET_RAW. Ends with exit code 6 when something left that is neither the
+    /// tunnel's own nor allowed.
+    Leaktest(leaktest::Options),
     /// Remove what a daemon that was killed has left: routing rules, packet filters, name servers
     ///
     /// The next start of the tunnel does so too. Nothing is done while an interface of that name exists. Needs root or
@@ -126,6 +142,8 @@ fn carry_out<E: Error + 'static>(
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
         Command::Genpsk => keys::genpsk(),
+        Command::Unblock { name } => unblock::unblock(name.as_deref()),
+        Command::Leaktest(options) => leaktest::leaktest(&options),
         Command::Cleanup { name } => {
             let removed = cleanup(&name).map_err(|error| Failure::of(&error))?;
             if removed.is_empty() {

@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 pub mod dns;
+pub mod gateway;
 pub mod host;
 pub mod key;
 pub mod keyfile;
+pub mod lockdown;
 pub mod problem;
 pub mod raw;
 pub mod render;
@@ -30,8 +32,10 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 pub use dns::Dns;
+pub use gateway::{Egress, Gateway, Masquerade, PeerToPeer, Policy};
 pub use host::{Host, HostPort};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
+pub use lockdown::Lockdown;
 pub use problem::{LoadError, Located, Problem};
 pub use routing::{Routing, Table};
 pub use types::{

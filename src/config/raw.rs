@@ -4,6 +4,8 @@
 
 use zeroize::Zeroizing;
 
+use super::gateway::{RawGateway, RawPolicy};
+use super::lockdown::RawLockdown;
 use super::problem::Problem;
 
 /// Where a value stands.
@@ -48,10 +50,28 @@ pub enum NumberOrWord {
     Word(String),
 }
 
+/// What can be a word such as "auto" or a list of texts.
+pub enum WordOrTexts {
+    /// A word.
+    Word(At<String>),
+    /// A list.
+    Texts(Vec<At<String>>),
+}
+
+/// What can be a flag or a list of groups of texts.
+pub enum FlagOrGroups {
+    /// A flag.
+    Flag(At<bool>),
+    /// Groups.
+    Groups(Vec<Vec<At<String>>>),
+}
+
 /// A whole file.
 pub struct RawConfig {
     /// Our side.
     pub interface: RawInterface,
+    /// `[gateway]`, where it stands.
+    pub gateway: Option<RawGateway>,
     /// The other sides.
     pub peers: Vec<RawPeer>,
 }
@@ -91,6 +111,7 @@ pub struct RawInterface {
     pub pre_down: Vec<At<String>>,
     pub post_down: Vec<At<String>>,
     pub state_dir: Option<At<String>>,
+    pub lockdown: RawLockdown,
 }
 
 /// Which way packets go.
@@ -126,4 +147,5 @@ pub struct RawPeer {
     pub allowed_ips: Vec<At<String>>,
     pub persistent_keepalive: Option<At<i64>>,
     pub suite: Option<At<String>>,
+    pub policy: RawPolicy,
 }

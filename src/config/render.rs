@@ -5,6 +5,7 @@ use std::fmt::{self, Display, Write as _};
 use zeroize::Zeroizing;
 
 use super::dns::Dns;
+use super::gateway::{Egress, Gateway, Masquerade, PeerToPeer};
 use super::routing::{Routing, Table};
 use super::types::{
     Config, Crypto, Interface, Io, Mtu, Peer, Suite, Workers, default_control_socket, default_state_dir,
@@ -15,6 +16,9 @@ pub fn to_toml(config: &Config) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::with_capacity(1024 * (1 + config.peers.len())));
     // Writing to a String can't fail.
     let _ = write_interface(&mut text, &config.interface);
+    if let Some(gateway) = &config.gateway {
+        let _ = write_gateway(&mut text, gateway);
+    }
     for peer in &config.peers {
         let _ = write_peer(&mut text, peer);
     }
@@ -90,7 +94,43 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     for (key, commands) in lists.iter().filter(|(_, commands)| !commands.is_empty()) {
         writeln!(out, "{key} = {}", list(commands))?;
     }
+    if let Some(lockdown) = &interface.lockdown {
+        writeln!(out, "lockdown = true")?;
+        if let Some(inside) = &lockdown.inside {
+            writeln!(out, "lockdown_inside = {}", list(inside))?;
+        }
+        if !lockdown.outside.is_empty() {
+            writeln!(out, "lockdown_outside = {}", list(&lockdown.outside))?;
+        }
+        if lockdown.keep {
+            writeln!(out, "lockdown_keep = true")?;
+        }
+    }
     Ok(())
+}
+
+fn write_gateway(out: &mut String, gateway: &Gateway) -> fmt::Result {
+    writeln!(out, "\n[gateway]")?;
+    if let Egress::Interfaces(names) = &gateway.egress {
+        writeln!(out, "egress = {}", list(names))?;
+    }
+    if gateway.masquerade != Masquerade::default() {
+        writeln!(out, "masquerade = {}", quoted(gateway.masquerade))?;
+    }
+    if gateway.inbound != (gateway.masquerade == Masquerade::Off) {
+        writeln!(out, "inbound = {}", gateway.inbound)?;
+    }
+    if !gateway.mss_clamp {
+        writeln!(out, "mss_clamp = false")?;
+    }
+    match &gateway.peer_to_peer {
+        PeerToPeer::Off => Ok(()),
+        PeerToPeer::On => writeln!(out, "peer_to_peer = true"),
+        PeerToPeer::Groups(groups) => {
+            let groups: Vec<String> = groups.iter().map(|group| list(group)).collect();
+            writeln!(out, "peer_to_peer = [{}]", groups.join(", "))
+        }
+    }
 }
 
 fn write_routing(out: &mut String, routing: &Routing) -> fmt::Result {
@@ -145,6 +185,15 @@ fn write_peer(out: &mut String, peer: &Peer) -> fmt::Result {
     }
     if peer.suite != Suite::Auto {
         writeln!(out, "suite = {}", quoted(peer.suite))?;
+    }
+    if !peer.policy.internet {
+        writeln!(out, "internet = false")?;
+    }
+    if let Some(allow) = &peer.policy.allow {
+        writeln!(out, "allow = {}", list(allow))?;
+    }
+    if !peer.policy.deny.is_empty() {
+        writeln!(out, "deny = {}", list(&peer.policy.deny))?;
     }
     Ok(())
 }

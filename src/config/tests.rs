@@ -91,6 +91,13 @@ fn every_key_is_read() {
         post_down = ["b"]
         state_dir = "state"
 
+        [gateway]
+        egress = ["eth0", "eth1"]
+        masquerade = "ipv4"
+        inbound = true
+        mss_clamp = false
+        peer_to_peer = [["b", "b"]]
+
         [[peer]]
         name = "b"
         public_key = "{PUBLIC_B}"
@@ -99,6 +106,8 @@ fn every_key_is_read() {
         allowed_ips = ["10.99.0.2/32", "fd99::2/128", "10.50.1.2/16", "10.50.0.0/16"]
         persistent_keepalive = 25
         suite = "native"
+        allow = ["10.0.0.0/8", "192.0.2.1"]
+        deny = ["10.9.1.1/16"]
 
         [[peer]]
         public_key = "{PUBLIC_C}"
@@ -150,7 +159,15 @@ fn every_key_is_read() {
                 post_down: vec!["b".into()],
             },
             state_dir: Some("/etc/rw/state".into()),
+            lockdown: None,
         },
+        gateway: Some(Gateway {
+            egress: Egress::Interfaces(vec!["eth0".into(), "eth1".into()]),
+            masquerade: Masquerade::Ipv4,
+            inbound: true,
+            mss_clamp: false,
+            peer_to_peer: PeerToPeer::Groups(vec![vec!["b".into(), "b".into()]]),
+        }),
         peers: vec![
             Peer {
                 name: Some("b".into()),
@@ -162,6 +179,11 @@ fn every_key_is_read() {
                     .into(),
                 persistent_keepalive: Some(Duration::from_secs(25)),
                 suite: Suite::Native,
+                policy: Policy {
+                    internet: true,
+                    allow: Some(nets(["10.0.0.0/8", "192.0.2.1/32"])),
+                    deny: nets(["10.9.0.0/16"]),
+                },
             },
             Peer {
                 name: None,
@@ -174,10 +196,136 @@ fn every_key_is_read() {
                 allowed_ips: vec![],
                 persistent_keepalive: None,
                 suite: Suite::Auto,
+                policy: Policy::default(),
             },
         ],
     };
     assert_eq!(config, expected);
+}
+
+fn nets<const N: usize>(texts: [&str; N]) -> Vec<IpNet> {
+    texts.map(|text| text.parse().unwrap()).into()
+}
+
+#[test]
+fn a_gateway_and_a_kill_switch_have_their_documented_defaults() {
+    let interface = format!("[interface]\nprivate_key = \"{KEY_A}\"\n");
+    let read = |text: &str| {
+        let text = format!("{interface}{text}");
+        read_text("/etc/rw/rw0.toml", &text).unwrap()
+    };
+    let config = read("[gateway]").config;
+    let expected = Gateway {
+        egress: Egress::Auto,
+        masquerade: Masquerade::All,
+        inbound: false,
+        mss_clamp: true,
+        peer_to_peer: PeerToPeer::Off,
+    };
+    assert_eq!(config.gateway, Some(expected));
+    assert!(read("[gateway]\nmasquerade = \"off\"").config.gateway.unwrap().inbound);
+
+    let config = read("lockdown = true").config;
+    assert_eq!(config.interface.lockdown, Some(Lockdown::default()));
+    assert_eq!(config.interface.fwmark, NonZeroU32::new(0x7277));
+    let config = read("lockdown = true\nfwmark = 5\nlockdown_outside = [\"lan\", \"192.0.2.9\"]").config;
+    assert_eq!(config.interface.fwmark, NonZeroU32::new(5));
+    let outside = config.interface.lockdown.unwrap().outside;
+    for network in nets(["192.168.0.0/16", "fe80::/10", "192.0.2.9/32"]) {
+        assert!(outside.contains(&network), "{outside:?}");
+    }
+    assert_eq!(read("lockdown = false").config.interface.lockdown, None);
+
+    let peer = format!("[[peer]]\npublic_key = \"{PUBLIC_B}\"\nendpoint = \"vpn.example.com:1\"");
+    let warnings = |outside: &str| read(&format!("lockdown = true\n{outside}\n{peer}")).warnings;
+    let [warning] = &warnings("")[..] else {
+        panic!("one warning")
+    };
+    assert!(
+        warning.to_string().contains("this name can't be looked up"),
+        "{warning}"
+    );
+    assert_eq!(warnings("lockdown_outside = [\"192.0.2.53\"]"), []);
+}
+
+#[test]
+fn every_mistake_about_a_gateway_or_a_kill_switch_is_named_with_its_remedy() {
+    let peer = format!("[[peer]]\nname = \"alice\"\npublic_key = \"{PUBLIC_B}\"\n");
+    let cases = [
+        (
+            "gateway = 1".into(),
+            "f:3: interface.gateway: unknown key; the keys here are name, ",
+        ),
+        (
+            "[gateway]\negress = \"eth0\"".into(),
+            r#"f:4: gateway.egress = "eth0": the egress is "auto", or a list of interfaces: ["eth0"]"#,
+        ),
+        (
+            "[gateway]\negress = [\"a b\"]".into(),
+            r#"f:4: gateway.egress[0] = "a b": a name has 1 to 15 of the characters"#,
+        ),
+        (
+            "[gateway]\nmasquerade = \"yes\"".into(),
+            r#"f:4: gateway.masquerade = "yes": expected one of: all, ipv4, ipv6, off"#,
+        ),
+        (
+            "[gateway]\nmasquerading = \"all\"".into(),
+            r#"f:4: gateway.masquerading: unknown key; did you mean "masquerade"?"#,
+        ),
+        (
+            "[gateway]\nmtu = 1420".into(),
+            "f:4: gateway.mtu: this key belongs in [interface]",
+        ),
+        (
+            "masquerade = \"all\"".into(),
+            "f:3: interface.masquerade: this key belongs in [gateway]",
+        ),
+        (
+            format!("[gateway]\npeer_to_peer = [[\"alice\", \"alcie\"]]\n{peer}"),
+            r#"f:4: gateway.peer_to_peer[0][1] = "alcie": no peer has this name; did you mean "alice"?"#,
+        ),
+        (
+            format!("[gateway]\npeer_to_peer = [\"alice\"]\n{peer}"),
+            r#"f:4: gateway.peer_to_peer[0] = "alice": write true, false, or groups of texts: [["a", "b"]]"#,
+        ),
+        (
+            format!("[gateway]\n{peer}allow = [\"10.0.0/8\"]"),
+            r#"f:7: peer[0].allow[0] = "10.0.0/8": "10.0.0" is not an IP address"#,
+        ),
+        (
+            format!("[gateway]\n{peer}internet = true\nallow = []"),
+            "f:7: peer[0].internet = true: allow lists the only destinations of this peer; leave out one of both",
+        ),
+        (
+            format!("{peer}deny = [\"10.0.0.0/8\"]"),
+            "f:6: peer[0].deny[0]: this says what the peer may reach through a gateway; it needs a section [gateway]",
+        ),
+        (
+            format!("{peer}internet = false"),
+            "f:6: peer[0].internet: this says what the peer may reach through a gateway",
+        ),
+        (
+            "lockdown = \"on\"".into(),
+            r#"f:3: interface.lockdown = "on": write true or false, without quotes"#,
+        ),
+        (
+            "lockdown_keep = true".into(),
+            "f:3: interface.lockdown_keep: this belongs to the kill switch, which is off; write lockdown = true",
+        ),
+        (
+            "lockdown = true\nlockdown_outside = [\"wan\"]".into(),
+            r#"f:4: interface.lockdown_outside[0] = "wan": "wan" is not an IP address; write for example "10.0.0.0/24" or "fd00::/64"; or "lan""#,
+        ),
+        (
+            "lockdown = true\n[gateway]".into(),
+            "f:4: gateway: a gateway lets its peers' packets out beside the tunnel, and lockdown = true lets nothing",
+        ),
+    ];
+    for (lines, expected) in cases {
+        let problems = interface_problems(&lines);
+        assert!(problems.contains(expected), "{lines}:\n{problems}");
+        assert_eq!(problems.lines().count(), 1, "one mistake is one problem: {problems}");
+    }
 }
 
 #[test]
@@ -211,11 +359,13 @@ fn what_is_not_given_has_its_documented_default() {
         save: None,
         hooks: Hooks::default(),
         state_dir: default_state_dir(),
+        lockdown: None,
     };
     assert_eq!(
         config,
         Config {
             interface: expected,
+            gateway: None,
             peers: vec![]
         }
     );
@@ -521,8 +671,12 @@ fn wrong_sections_are_named_with_what_would_be_right() {
             "f:3: Interface: unknown section; did you mean [interface]?",
         ),
         (
-            format!("{interface}[gateway]\n"),
-            "f:3: gateway: unknown section; the sections are [interface] and [[peer]]",
+            format!("{interface}[gatway]\n"),
+            "f:3: gatway: unknown section; did you mean [gateway]?",
+        ),
+        (
+            format!("{interface}[colours]\n"),
+            "f:3: colours: unknown section; the sections are [interface], [gateway] and [[peer]]",
         ),
         (
             format!("mtu = 1420\n{interface}"),
@@ -534,7 +688,7 @@ fn wrong_sections_are_named_with_what_would_be_right() {
         ),
         (
             format!("colour = 1\n{interface}"),
-            "f:1: colour: unknown key; all keys belong in [interface] or [[peer]]",
+            "f:1: colour: unknown key; all keys belong in a section: [interface], [gateway] or [[peer]]",
         ),
     ];
     for (text, expected) in cases {
@@ -690,6 +844,50 @@ fn any_hooks() -> impl Strategy<Value = Hooks> {
     })
 }
 
+fn any_networks() -> impl Strategy<Value = Vec<IpNet>> {
+    let network = prop_oneof![
+        (any::<u32>(), 0u8..=32).prop_map(|(bits, len)| IpNet::new(Ipv4Addr::from_bits(bits).into(), len).unwrap()),
+        (any::<u128>(), 0u8..=128).prop_map(|(bits, len)| IpNet::new(Ipv6Addr::from_bits(bits).into(), len).unwrap()),
+    ];
+    prop::collection::btree_set(network.prop_map(|network| network.trunc()), 0..4)
+        .prop_map(|networks| networks.into_iter().collect())
+}
+
+fn any_lockdown() -> impl Strategy<Value = Lockdown> {
+    (prop::option::of(any_networks()), any_networks(), any::<bool>()).prop_map(|(inside, outside, keep)| Lockdown {
+        inside,
+        outside,
+        keep,
+    })
+}
+
+fn any_gateway() -> impl Strategy<Value = Gateway> {
+    let egress = prop_oneof![
+        Just(Egress::Auto),
+        prop::collection::btree_set("[a-z]{1,4}", 0..3).prop_map(|names| Egress::Interfaces(
+            names.into_iter().filter(|name| name != "lo" && name != "all").collect()
+        )),
+    ];
+    let words = ["all", "ipv4", "ipv6", "off"].map(|word| word.parse::<Masquerade>().unwrap());
+    (egress, prop::sample::select(words.to_vec()), any::<[bool; 3]>()).prop_map(
+        |(egress, masquerade, [inbound, mss_clamp, on])| Gateway {
+            egress,
+            masquerade,
+            inbound,
+            mss_clamp,
+            peer_to_peer: if on { PeerToPeer::On } else { PeerToPeer::Off },
+        },
+    )
+}
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    (any::<bool>(), prop::option::of(any_networks()), any_networks()).prop_map(|(internet, allow, deny)| Policy {
+        internet,
+        allow,
+        deny,
+    })
+}
+
 fn any_interface() -> impl Strategy<Value = Interface> {
     let any_address = prop_oneof![
         (1u32..0xe000_0000, 1u8..=32)
@@ -717,7 +915,13 @@ fn any_interface() -> impl Strategy<Value = Interface> {
         any::<Option<NonZeroU32>>(),
         prop::option::of("/[ -~éß]{1,30}"),
         any_switches,
-        (any::<(bool, bool, bool)>(), any_routing(), any_dns(), any_hooks()),
+        (
+            any::<(bool, bool, bool)>(),
+            any_routing(),
+            any_dns(),
+            any_hooks(),
+            prop::option::of(any_lockdown()),
+        ),
     )
         .prop_map(
             |(
@@ -729,7 +933,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                 fwmark,
                 socket,
                 offloads,
-                ((pin, sandbox, lane_ports), routing, dns, hooks),
+                ((pin, sandbox, lane_ports), routing, dns, hooks, lockdown),
             )| {
                 addresses.sort();
                 addresses.dedup_by_key(|address| address.addr());
@@ -741,7 +945,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     workers,
                     io,
                     crypto,
-                    fwmark,
+                    fwmark: lockdown::mark(fwmark, lockdown.as_ref()),
                     control_socket: socket.map_or_else(|| default_control_socket(&name), Into::into),
                     latency_log: None,
                     offloads,
@@ -753,6 +957,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                     save: None,
                     hooks,
                     state_dir: default_state_dir(),
+                    lockdown,
                     name,
                 }
             },
@@ -817,9 +1022,10 @@ fn any_peer(i: u8) -> impl Strategy<Value = Peer> {
         any_allowed,
         prop::option::of((1u16..).prop_map(|s| Duration::from_secs(s.into()))),
         prop_oneof![Just(Suite::Auto), Just(Suite::Native), Just(Suite::WireGuard)],
+        any_policy(),
     )
         .prop_map(
-            move |(name, key, preshared_key, endpoint, allowed, persistent_keepalive, suite)| {
+            move |(name, key, preshared_key, endpoint, allowed, persistent_keepalive, suite, policy)| {
                 let mut public_key = [i + 1; 32];
                 public_key[1..].copy_from_slice(&key);
                 let mut allowed_ips: Vec<IpNet> = allowed
@@ -839,6 +1045,7 @@ fn any_peer(i: u8) -> impl Strategy<Value = Peer> {
                     allowed_ips,
                     persistent_keepalive,
                     suite,
+                    policy,
                 }
             },
         )
@@ -850,11 +1057,22 @@ proptest! {
     #[test]
     fn a_rendered_configuration_reads_back_as_itself(
         interface in any_interface(),
+        gateway in prop::option::of(any_gateway()),
         peers in (any_peer(0), any_peer(1), any_peer(2)),
         count in 0usize..=3,
     ) {
-        let peers = [peers.0, peers.1, peers.2].into_iter().take(count).collect();
-        let config = Config { interface, peers };
+        let mut peers: Vec<Peer> = [peers.0, peers.1, peers.2].into_iter().take(count).collect();
+        // A gateway and a kill switch exclude each other, and without a gateway a policy says nothing.
+        let mut gateway = gateway.filter(|_| interface.lockdown.is_none());
+        match &mut gateway {
+            Some(gateway) if gateway.mss_clamp => {
+                let group = peers.iter().filter_map(|peer| peer.name.clone()).collect();
+                gateway.peer_to_peer = PeerToPeer::Groups(vec![group, vec![]]);
+            }
+            Some(_) => {}
+            None => peers.iter_mut().for_each(|peer| peer.policy = Policy::default()),
+        }
+        let config = Config { interface, gateway, peers };
         let text = render::to_toml(&config);
         let read = read_text("/etc/rw/other.toml", &text).map_err(TestCaseError::fail)?;
         prop_assert_eq!(read.config, config);

@@ -1,11 +1,15 @@
 //! TOML -> raw. Knows keys and types; what the values may be is [`super::validate`]'s to say.
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 use zeroize::Zeroizing;
 
+use super::gateway::{self, RawGateway, RawPolicy};
+use super::lockdown::RawLockdown;
 use super::problem::{Problem, nearest};
-use super::raw::{At, NumberOrWord, Place, RawConfig, RawDns, RawInterface, RawPeer, RawRouting, Secret};
+use super::raw::{
+    At, FlagOrGroups, NumberOrWord, Place, RawConfig, RawDns, RawInterface, RawPeer, RawRouting, Secret, WordOrTexts,
+};
 
 /// Reads `source`, appending everything that is wrong to `problems`. The result holds what could be read, so that
 /// validation can report on it too; `None` when the text is not TOML, where any further finding would be noise.
@@ -30,9 +34,14 @@ pub fn parse(source: &str, problems: &mut Vec<Problem>) -> Option<RawConfig> {
     };
     let root = root.into_inner();
     let interface = reader.interface(&root);
+    let gateway = reader.gateway(&root);
     let peers = reader.peers(&root);
     reader.refuse_unknown_sections(&root);
-    Some(RawConfig { interface, peers })
+    Some(RawConfig {
+        interface,
+        gateway,
+        peers,
+    })
 }
 
 /// The keys of `[interface]`.
@@ -68,6 +77,10 @@ const INTERFACE_KEYS: &[&str] = &[
     "pre_down",
     "post_down",
     "state_dir",
+    "lockdown",
+    "lockdown_inside",
+    "lockdown_outside",
+    "lockdown_keep",
 ];
 
 /// The keys of `[[peer]]`.
@@ -80,9 +93,19 @@ const PEER_KEYS: &[&str] = &[
     "allowed_ips",
     "persistent_keepalive",
     "suite",
+    "internet",
+    "allow",
+    "deny",
 ];
 
-struct Reader<'a> {
+/// Every section and its keys.
+const SECTIONS: [(&str, &[&str]); 3] = [
+    ("[interface]", INTERFACE_KEYS),
+    ("[gateway]", gateway::KEYS),
+    ("[[peer]]", PEER_KEYS),
+];
+
+pub(super) struct Reader<'a> {
     source: &'a str,
     lines: Lines,
     problems: &'a mut Vec<Problem>,
@@ -117,7 +140,7 @@ impl Reader<'_> {
                 ..RawInterface::default()
             };
         };
-        self.refuse_unknown_keys(table, &place, INTERFACE_KEYS, ("[[peer]]", PEER_KEYS));
+        self.refuse_unknown_keys(table, &place, INTERFACE_KEYS);
         let mut section = Section {
             reader: self,
             table,
@@ -160,8 +183,29 @@ impl Reader<'_> {
             pre_down: section.texts("pre_down"),
             post_down: section.texts("post_down"),
             state_dir: section.text("state_dir"),
+            lockdown: RawLockdown::read(&mut section),
             place,
         }
+    }
+
+    fn gateway(&mut self, root: &DeTable<'_>) -> Option<RawGateway> {
+        let (key, value) = find(root, "gateway")?;
+        let place = Place {
+            line: self.lines.line_at(key.span().start),
+            key: "gateway".into(),
+        };
+        let DeValue::Table(table) = value.get_ref() else {
+            self.problems
+                .push(place.problem(None, "this is a section of its own: write [gateway]"));
+            return None;
+        };
+        self.refuse_unknown_keys(table, &place, gateway::KEYS);
+        let mut section = Section {
+            reader: self,
+            table,
+            prefix: "gateway",
+        };
+        Some(RawGateway::read(&mut section, place))
     }
 
     fn peers(&mut self, root: &DeTable<'_>) -> Vec<RawPeer> {
@@ -193,7 +237,7 @@ impl Reader<'_> {
                 ..RawPeer::default()
             };
         };
-        self.refuse_unknown_keys(table, &place, PEER_KEYS, ("[interface]", INTERFACE_KEYS));
+        self.refuse_unknown_keys(table, &place, PEER_KEYS);
         let mut section = Section {
             reader: self,
             table,
@@ -208,16 +252,16 @@ impl Reader<'_> {
             allowed_ips: section.texts("allowed_ips"),
             persistent_keepalive: section.number("persistent_keepalive"),
             suite: section.text("suite"),
+            policy: RawPolicy::read(&mut section),
             place,
         }
     }
 
-    /// `elsewhere`: the other section, and its keys.
-    fn refuse_unknown_keys(&mut self, table: &DeTable<'_>, at: &Place, known: &[&str], elsewhere: (&str, &[&str])) {
+    fn refuse_unknown_keys(&mut self, table: &DeTable<'_>, at: &Place, known: &[&str]) {
         for key in table.keys().filter(|key| !known.contains(&key.get_ref().as_ref())) {
             let name = key.get_ref();
-            let text = if elsewhere.1.contains(&name.as_ref()) {
-                format!("this key belongs in {}", elsewhere.0)
+            let text = if let Some(section) = section_of(name) {
+                format!("this key belongs in {section}")
             } else if let Some(nearest) = nearest(name, known) {
                 format!("unknown key; did you mean \"{nearest}\"?")
             } else {
@@ -236,17 +280,18 @@ impl Reader<'_> {
     fn refuse_unknown_sections(&mut self, root: &DeTable<'_>) {
         for (key, value) in root
             .iter()
-            .filter(|(key, _)| !matches!(key.get_ref().as_ref(), "interface" | "peer"))
+            .filter(|(key, _)| !matches!(key.get_ref().as_ref(), "interface" | "gateway" | "peer"))
         {
             let name: &str = key.get_ref();
             let is_value = !matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
-            let text = match nearest(name, &["interface", "peer"]) {
-                _ if INTERFACE_KEYS.contains(&name) => "this key belongs in [interface]".into(),
-                _ if PEER_KEYS.contains(&name) => "this key belongs in [[peer]]".into(),
-                Some("interface") => "unknown section; did you mean [interface]?".into(),
-                Some(_) => "unknown section; did you mean [[peer]]?".into(),
-                None if is_value => "unknown key; all keys belong in [interface] or [[peer]]".to_owned(),
-                None => "unknown section; the sections are [interface] and [[peer]]".into(),
+            let text = match (section_of(name), nearest(name, &["interface", "gateway", "peer"])) {
+                (Some(section), _) => format!("this key belongs in {section}"),
+                (None, Some("peer")) => "unknown section; did you mean [[peer]]?".into(),
+                (None, Some(nearest)) => format!("unknown section; did you mean [{nearest}]?"),
+                (None, None) if is_value => {
+                    "unknown key; all keys belong in a section: [interface], [gateway] or [[peer]]".into()
+                }
+                (None, None) => "unknown section; the sections are [interface], [gateway] and [[peer]]".into(),
             };
             let line = self.lines.line_at(key.span().start);
             self.problems.push(Problem {
@@ -259,15 +304,23 @@ impl Reader<'_> {
     }
 }
 
+/// The section that `key` belongs in.
+fn section_of(key: &str) -> Option<&'static str> {
+    let mut sections = SECTIONS.into_iter();
+    sections
+        .find(|(_, keys)| keys.contains(&key))
+        .map(|(section, _)| section)
+}
+
 /// One table of the file, while its keys are read.
-struct Section<'a, 'b> {
+pub(super) struct Section<'a, 'b> {
     reader: &'a mut Reader<'b>,
     table: &'a DeTable<'a>,
     prefix: &'a str,
 }
 
 impl Section<'_, '_> {
-    fn text(&mut self, key: &str) -> Option<At<String>> {
+    pub(super) fn text(&mut self, key: &str) -> Option<At<String>> {
         self.read(key, "a text in quotes", |value| value.as_str().map(str::to_owned))
     }
 
@@ -275,7 +328,7 @@ impl Section<'_, '_> {
         self.read(key, "a whole number, without quotes", integer)
     }
 
-    fn flag(&mut self, key: &str) -> Option<At<bool>> {
+    pub(super) fn flag(&mut self, key: &str) -> Option<At<bool>> {
         self.read(key, "true or false, without quotes", |value| value.as_bool())
     }
 
@@ -302,7 +355,37 @@ impl Section<'_, '_> {
         }
     }
 
-    fn texts(&mut self, key: &str) -> Vec<At<String>> {
+    /// As texts; `None` where the key is missing, which is not the same as an empty list.
+    pub(super) fn optional_texts(&mut self, key: &str) -> Option<Vec<At<String>>> {
+        find(self.table, key)?;
+        Some(self.texts(key))
+    }
+
+    pub(super) fn word_or_texts(&mut self, key: &str) -> Option<WordOrTexts> {
+        let (_, value) = find(self.table, key)?;
+        match value.get_ref().as_str() {
+            Some(_) => self.text(key).map(WordOrTexts::Word),
+            None => Some(WordOrTexts::Texts(self.texts(key))),
+        }
+    }
+
+    pub(super) fn flag_or_groups(&mut self, key: &str) -> Option<FlagOrGroups> {
+        const RIGHT: &str = "true, false, or groups of texts: [[\"a\", \"b\"]]";
+        let (_, value) = find(self.table, key)?;
+        let DeValue::Array(groups) = value.get_ref() else {
+            return self.read(key, RIGHT, |value| value.as_bool()).map(FlagOrGroups::Flag);
+        };
+        let mut read = Vec::with_capacity(groups.len());
+        for (i, group) in groups.iter().enumerate() {
+            match group.get_ref() {
+                DeValue::Array(items) => read.push(self.texts_of(&format!("{key}[{i}]"), items)),
+                _ => self.refuse(self.place(group, format!("{key}[{i}]")), group, RIGHT),
+            }
+        }
+        Some(FlagOrGroups::Groups(read))
+    }
+
+    pub(super) fn texts(&mut self, key: &str) -> Vec<At<String>> {
         let Some((_, value)) = find(self.table, key) else {
             return Vec::new();
         };
@@ -315,6 +398,10 @@ impl Section<'_, '_> {
             self.refuse(place, value, &format!("a list of texts, in brackets{example}"));
             return Vec::new();
         };
+        self.texts_of(key, items)
+    }
+
+    fn texts_of(&mut self, key: &str, items: &DeArray<'_>) -> Vec<At<String>> {
         let mut texts = Vec::with_capacity(items.len());
         for (i, item) in items.iter().enumerate() {
             let place = self.place(item, format!("{key}[{i}]"));

@@ -10,8 +10,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::dns::Dns;
+use super::gateway::{Gateway, Policy};
 use super::host::HostPort;
 use super::key::{PresharedKey, PrivateKey, PublicKey};
+use super::lockdown::Lockdown;
 use super::routing::Routing;
 pub use crate::crypto::Choice as Crypto;
 
@@ -44,6 +46,8 @@ pub fn default_state_dir() -> Option<PathBuf> {
 pub struct Config {
     /// Our side.
     pub interface: Interface,
+    /// What is forwarded for the peers; `None`: nothing that this program sees to.
+    pub gateway: Option<Gateway>,
     /// The other sides, in the order of the file. Public keys, names and allowed IPs are unique among them.
     pub peers: Vec<Peer>,
 }
@@ -92,6 +96,8 @@ pub struct Interface {
     pub hooks: Hooks,
     /// Where what must outlive a restart is kept, as `NAME.state`. `None`: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// The kill switch, where it is on; then `fwmark` is set too.
+    pub lockdown: Option<Lockdown>,
 }
 
 /// Commands for `sh -c`, each list in order. `%i` in them stands for the interface's name, as in wg-quick.
@@ -124,6 +130,8 @@ pub struct Peer {
     pub persistent_keepalive: Option<Duration>,
     /// The protocol to speak.
     pub suite: Suite,
+    /// What it may reach through the gateway; the default where there is none.
+    pub policy: Policy,
 }
 
 /// An interface that `wg` configures: what can be chosen when it is made. Everything else comes over its socket.

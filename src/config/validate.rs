@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use super::host::HostPort;
 use super::key::PublicKey;
 use super::keyfile::KeyFileError;
+use super::lockdown;
 use super::problem::Problem;
 use super::raw::{At, NumberOrWord, Place, RawConfig, RawInterface, RawPeer, Secret};
 use super::types::{
@@ -49,25 +50,39 @@ pub fn validate(
         warnings,
     };
     let interface = validation.interface(&raw.interface);
-    let peers: Vec<Option<Peer>> = raw.peers.iter().map(|peer| validation.peer(peer)).collect();
+    let has_gateway = raw.gateway.is_some();
+    let peers: Vec<Option<Peer>> = raw
+        .peers
+        .iter()
+        .map(|peer| validation.peer(peer, has_gateway))
+        .collect();
+    let gateway = raw
+        .gateway
+        .as_ref()
+        .map(|gateway| validation.gateway(gateway, &raw.peers));
     validation.refuse_duplicates(&raw.peers);
     if let Some(interface) = &interface {
         validation.refuse_self(interface.private_key.public_key(), &raw.peers);
+        validation.check_lockdown(interface, &raw);
     }
     let peers: Option<Vec<Peer>> = peers.into_iter().collect();
     if let (Some(interface), Some(peers)) = (&interface, &peers) {
         validation.check_ways(&raw.interface.routing, &raw.peers, interface, peers);
     }
     match (interface, peers) {
-        (Some(interface), Some(peers)) if validation.problems.is_empty() => Some(Config { interface, peers }),
+        (Some(interface), Some(peers)) if validation.problems.is_empty() => Some(Config {
+            interface,
+            gateway,
+            peers,
+        }),
         _ => None,
     }
 }
 
 pub(super) struct Validation<'a> {
     source: Source<'a>,
-    problems: &'a mut Vec<Problem>,
-    warnings: &'a mut Vec<Problem>,
+    pub(super) problems: &'a mut Vec<Problem>,
+    pub(super) warnings: &'a mut Vec<Problem>,
 }
 
 impl Validation<'_> {
@@ -119,6 +134,7 @@ impl Validation<'_> {
             Some(at) => self.path(at, "write the path of a directory, for example \"/var/lib/ringway\""),
             None => default_state_dir(),
         };
+        let lockdown = self.lockdown(&raw.lockdown);
         let flag = |raw: &Option<At<bool>>| raw.as_ref().is_none_or(|at| at.value);
 
         let name = name?;
@@ -130,7 +146,7 @@ impl Validation<'_> {
             workers,
             io,
             crypto,
-            fwmark: fwmark.and_then(NonZeroU32::new),
+            fwmark: lockdown::mark(fwmark.and_then(NonZeroU32::new), lockdown.as_ref()),
             control_socket: control_socket.unwrap_or_else(|| default_control_socket(&name)),
             latency_log,
             offloads: OffloadSwitches {
@@ -147,11 +163,12 @@ impl Validation<'_> {
             save: raw.save_config.then(|| self.source.path.to_owned()),
             hooks,
             state_dir,
+            lockdown,
             name,
         })
     }
 
-    fn peer(&mut self, raw: &RawPeer) -> Option<Peer> {
+    fn peer(&mut self, raw: &RawPeer, has_gateway: bool) -> Option<Peer> {
         let name = raw
             .name
             .as_ref()
@@ -187,6 +204,7 @@ impl Validation<'_> {
             "an interval is 1 to 65535 seconds, or 0 for no keepalives",
         );
         let suite = self.word(raw.suite.as_ref());
+        let policy = self.policy(&raw.policy, has_gateway);
         Some(Peer {
             name: name.flatten(),
             public_key: public_key?,
@@ -197,6 +215,7 @@ impl Validation<'_> {
                 .filter(|&s: &u16| s > 0)
                 .map(|s| Duration::from_secs(s.into())),
             suite,
+            policy,
         })
     }
 
@@ -415,7 +434,7 @@ impl Validation<'_> {
     }
 
     /// A word of an enum; its default when not given or wrong (then reported).
-    fn word<T: FromStr<Err: Display> + Default>(&mut self, raw: Option<&At<String>>) -> T {
+    pub(super) fn word<T: FromStr<Err: Display> + Default>(&mut self, raw: Option<&At<String>>) -> T {
         raw.and_then(|at| self.read(at, T::from_str)).unwrap_or_default()
     }
 
@@ -475,6 +494,12 @@ pub(super) trait Shown {
 impl Shown for String {
     fn shown(&self) -> String {
         format!("{self:?}")
+    }
+}
+
+impl Shown for bool {
+    fn shown(&self) -> String {
+        self.to_string()
     }
 }
 

@@ -52,7 +52,11 @@ pub fn parse(source: &str, problems: &mut Vec<Problem>) -> Option<RawConfig> {
             problems.push(peer.place.problem(None, text));
         }
     }
-    Some(RawConfig { interface, peers })
+    Some(RawConfig {
+        interface,
+        gateway: None,
+        peers,
+    })
 }
 
 /// The keys of `[Interface]`.

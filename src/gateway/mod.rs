@@ -1,8 +1,8 @@
 //! Puts a tunnel together from its parts, runs it, and takes it apart again.
 //!
-//! Up: TUN queues, socket group, workers, then (in the control thread's runtime) control socket, peers, link.
-//! Down, whatever ended it: name servers, link, goodbye to native peers, workers, control socket; the TUN goes with its last
-//! descriptor.
+//! Up: kill switch, TUN queues, socket group, workers, then (in the control thread's runtime) control socket, peers,
+//! gateway rules, link. Down, whatever ended it: name servers, link, gateway rules, goodbye to native peers, workers, control
+//! socket; the TUN goes with its last descriptor. Last of all, and only after an end in good order, the kill switch.
 #![forbid(unsafe_code)]
 
 mod hooks;
@@ -30,6 +30,7 @@ use crate::control::socket::SocketError;
 use crate::control::{self, Control, ControlError, Facts};
 use crate::crypto;
 use crate::dns::DnsError;
+use crate::firewall::{self, FirewallError, lockdown};
 use crate::link::LinkError;
 use crate::sys::{probe, tun};
 use network::Network;
@@ -82,6 +83,9 @@ pub enum RunError {
     /// Addresses, MTU or routes.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The gateway's rules, or the kill switch.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
     /// A socket for requests.
     #[error(transparent)]
     Serve(#[from] SocketError),
@@ -102,6 +106,25 @@ pub enum RunError {
 /// Runs the tunnel in the foreground until SIGINT or SIGTERM. `ready` is called once packets can pass.
 pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
     let interface = &config.interface;
+    let locked = Runtime::Tokio.block_on(async |_| lockdown::apply(interface).await)??;
+    let result = run_open(&config, ready);
+    if locked {
+        match &result {
+            Ok(()) if interface.lockdown.as_ref().is_some_and(|lockdown| !lockdown.keep) => {
+                Runtime::Tokio.block_on(async |_| lockdown::lift(&interface.name).await)??;
+            }
+            _ => tracing::warn!(
+                "the kill switch holds; lift it with: ringway unblock {}",
+                interface.name
+            ),
+        }
+    }
+    result
+}
+
+/// As [`run`], whatever the kill switch does.
+fn run_open(config: &Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
+    let interface = &config.interface;
     let parts = Parts::assemble(interface)?;
     let ifindex = parts.ifindex;
     let identity = Identity {
@@ -111,14 +134,14 @@ pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
     };
     let runtime = parts.runtime();
     let result = parts.run(identity, async |control, signals, runtime| {
-        serve(control, signals, &config, ifindex, runtime, ready).await
+        serve(control, signals, config, ifindex, runtime, ready).await
     });
     // The interface is gone.
     runtime.block_on(async |_| hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await)?;
     result
 }
 
-/// Runs the tunnel between its link's coming up and going down.
+/// Runs the tunnel between its rules' and its link's coming up and going down.
 async fn serve(
     control: &mut Control,
     signals: &mut Signals,
@@ -139,6 +162,33 @@ async fn serve(
         control.keep_state(runtime, &folder.join(format!("{name}.state")));
     }
     control.add_peers(&config.peers).await?;
+    // Before the link, so that no packet of the tunnel passes unjudged.
+    let rules = firewall::gateway::set_up(config).await?;
+    let result = serve_link(
+        (control, signals),
+        config,
+        ifindex,
+        runtime,
+        (&server, rules.as_ref()),
+        ready,
+    )
+    .await;
+    if let Some(rules) = rules {
+        rules.tear_down().await;
+    }
+    result
+}
+
+async fn serve_link(
+    (control, signals): (&mut Control, &mut Signals),
+    config: &Config,
+    ifindex: u32,
+    runtime: Runtime,
+    (server, rules): (&Server, Option<&firewall::gateway::Running>),
+    ready: impl FnOnce(&Facts),
+) -> Result<(), RunError> {
+    let hooks = &config.interface.hooks;
+    let name = control.facts().name.clone();
     let network = Network::up(control, config, ifindex).await?;
     if let Some(path) = &config.interface.latency_log {
         let failed = |error| RunError::LatencyLog {
@@ -162,11 +212,18 @@ async fn serve(
             Err(error) => error,
         }
     };
+    let follow_routes = async {
+        match rules {
+            Some(rules) => rules.follow().await,
+            None => std::future::pending().await,
+        }
+    };
     let result = tokio::select! {
         result = control.run(&mut orders, signals) => result.map_err(RunError::from),
         () = server.serve(orders_in.clone()) => Ok(()),
         () = service::watch(orders_in.clone(), control_workers) => Ok(()),
         error = post_up => Err(error.into()),
+        never = follow_routes => match never {},
     };
     service::stopping();
     hooks::run_down("pre_down", &hooks.pre_down, &name).await;

@@ -30,6 +30,7 @@ fn current(control: &Control, config: &Config) -> Config {
     });
     Config {
         interface,
+        gateway: config.gateway.clone(),
         peers: peers.collect(),
     }
 }
@@ -50,5 +51,6 @@ fn saved(peer: PeerDump, configured: Option<&Peer>) -> Peer {
         allowed_ips: peer.allowed_ips,
         persistent_keepalive: peer.persistent_keepalive,
         suite: configured.map(|known| known.suite).unwrap_or_default(),
+        policy: configured.map(|known| known.policy.clone()).unwrap_or_default(),
     }
 }

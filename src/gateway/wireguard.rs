@@ -44,6 +44,7 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         save: None,
         hooks: Hooks::default(),
         state_dir: None,
+        lockdown: None,
     };
     let parts = Parts::assemble(&interface)?;
     let ifindex = parts.ifindex;

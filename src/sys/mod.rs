@@ -7,6 +7,7 @@
 //! send      sendmmsg, and what to do when it is refused  receive, received  recvmmsg, and what it said
 //! ring      io_uring and its buffers     probe          why it is refused
 //! wake      eventfd     cpu  pinning     clock  the time     watch  inotify     daemon  going to the background
+//! tap       packet sockets, which see all that passes an interface
 //! device    one interface for a socket
 //! ```
 
@@ -30,6 +31,7 @@ mod received;
 mod ring;
 mod send;
 pub mod steer;
+pub mod tap;
 #[cfg(test)]
 mod tests;
 pub mod tun;

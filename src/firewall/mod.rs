@@ -1,0 +1,83 @@
+//! What the kernel's packet filter does for a tunnel: the gateway's rules, and the kill switch.
+//!
+//! ```text
+//! gateway   [gateway]: forwarding, NAT, who may reach what; goes with the daemon
+//! lockdown  lockdown = true: nothing leaves beside the tunnel; outlives a daemon that is killed
+//! rules     one of them as text, from the configuration alone
+//! nft       carries a text out, in one transaction
+//! ranges    prefixes as disjoint ranges        sysctl  the kernel's switches, put back as they were
+//! leaktest  watches what leaves beside a tunnel
+//! ```
+//!
+//! Each has one table of its own, named after the interface, so that a new daemon finds what a dead one left. Nobody
+//! else's tables are touched. Packets still have to pass those: an "accept" of ours does not overrule a "drop" elsewhere.
+#![forbid(unsafe_code)]
+
+pub mod gateway;
+pub mod leaktest;
+pub mod lockdown;
+mod nft;
+mod ranges;
+mod rules;
+mod sysctl;
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::link::LinkError;
+
+/// Why the kernel does not filter as it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum FirewallError {
+    /// No nft.
+    #[error("[gateway] and lockdown need the program nft, which is not installed (Debian's package: nftables)")]
+    NoNft,
+    /// It failed.
+    #[error("cannot {what}: {error}{}", hint(error))]
+    Nft {
+        /// What was tried, e.g. "set the rules of the gateway rw0".
+        what: String,
+        /// Why it did not work, in nft's words.
+        #[source]
+        error: io::Error,
+    },
+    /// A switch of the kernel.
+    #[error("cannot set {key} = {value}: {error}; set it yourself with: sysctl -w {key}={value}")]
+    Sysctl {
+        /// Its name, as sysctl(8) has it.
+        key: String,
+        /// What it should be.
+        value: String,
+        /// Why it is not.
+        #[source]
+        error: io::Error,
+    },
+    /// What a switch was can't be written down.
+    #[error("{}: cannot keep what the kernel's switches were: {error}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// Two kill switches let nothing through.
+    #[error(
+        "the kill switch of {other} holds, and two of them would block each other's tunnel; lift that one: ringway \
+             unblock {other}"
+    )]
+    OtherLockdown {
+        /// The interface that it is for.
+        other: String,
+    },
+    /// The routes or interfaces can't be listed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; this needs root or CAP_NET_ADMIN",
+        _ => "",
+    }
+}

@@ -1,0 +1,264 @@
+//! Switches below /proc/sys/net: set, and put back as they were.
+//!
+//! What they were is written to a file before they are changed, so that a daemon that was killed does not leave its
+//! changes to the next one as if they had always been there.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::FirewallError;
+
+/// Switches of this network namespace that were changed.
+pub(super) struct Sysctls {
+    /// /proc/sys, or a test's own.
+    root: PathBuf,
+    /// Where the changes are written down.
+    state: PathBuf,
+    /// In the order in which they were made.
+    changes: Vec<Change>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Change {
+    /// Path below the root.
+    key: String,
+    was: String,
+    is: String,
+}
+
+impl Sysctls {
+    /// Those below /proc/sys. What a dead daemon has changed and written to `state` counts as changed.
+    pub(super) fn open(state: PathBuf) -> Sysctls {
+        Sysctls::below("/proc/sys".into(), state)
+    }
+
+    fn below(root: PathBuf, state: PathBuf) -> Sysctls {
+        // A file of before a reboot is gone with /run; one that can't be read says nothing.
+        let changes = fs::read(&state)
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
+        Sysctls { root, state, changes }
+    }
+
+    /// Lets packets that come from these interfaces be forwarded.
+    pub(super) fn forward<'a>(
+        &mut self,
+        interfaces: impl Iterator<Item = &'a str>,
+        ipv4: bool,
+        ipv6: bool,
+    ) -> Result<(), FirewallError> {
+        for interface in interfaces {
+            if ipv4 {
+                self.set(&format!("net/ipv4/conf/{interface}/forwarding"), "1")?;
+            }
+            // Since 6.17; before, IPv6 is forwarded between all interfaces or none.
+            let force = format!("net/ipv6/conf/{interface}/force_forwarding");
+            if ipv6 && self.exists(&force) {
+                self.set(&force, "1")?;
+            } else if ipv6 {
+                self.forward_ipv6_everywhere()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A machine that forwards forgets the default routes that it has from router advertisements, unless accept_ra is 2.
+    fn forward_ipv6_everywhere(&mut self) -> Result<(), FirewallError> {
+        let interfaces = fs::read_dir(self.root.join("net/ipv6/conf")).into_iter().flatten();
+        for name in interfaces.flatten().map(|entry| entry.file_name()) {
+            let name = name.to_string_lossy();
+            let accept = format!("net/ipv6/conf/{name}/accept_ra");
+            if !matches!(&*name, "all" | "default") && self.get(&accept).is_ok_and(|value| value == "1") {
+                self.set(&accept, "2")?;
+            }
+        }
+        self.set("net/ipv6/conf/all/forwarding", "1")
+    }
+
+    /// Sets one switch.
+    fn set(&mut self, key: &str, value: &str) -> Result<(), FirewallError> {
+        let failed = |error| FirewallError::Sysctl {
+            key: shown(key),
+            value: value.into(),
+            error,
+        };
+        let was = self.get(key).map_err(failed)?;
+        if was == value {
+            return Ok(());
+        }
+        if !self.changes.iter().any(|change| change.key == key) {
+            self.changes.push(Change {
+                key: key.into(),
+                was,
+                is: value.into(),
+            });
+            self.write_down()?;
+        }
+        fs::write(self.root.join(key), value).map_err(failed)
+    }
+
+    /// Puts everything back that nobody else has changed since.
+    pub(super) fn restore(&mut self) {
+        while let Some(change) = self.changes.pop() {
+            // The interface may be gone, and its switches with it.
+            if self.get(&change.key).is_ok_and(|value| value == change.is)
+                && let Err(error) = fs::write(self.root.join(&change.key), &change.was)
+            {
+                tracing::warn!(key = shown(&change.key), was = change.was, %error, "cannot put the switch back");
+            }
+        }
+        if let Err(error) = fs::remove_file(&self.state)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.state.display(), %error, "cannot remove the file");
+        }
+    }
+
+    fn write_down(&self) -> Result<(), FirewallError> {
+        let text = serde_json::to_vec(&self.changes).expect("texts are JSON");
+        let write = || {
+            let new = self.state.with_extension("new");
+            fs::write(&new, text)?;
+            fs::rename(&new, &self.state)
+        };
+        write().map_err(|error| FirewallError::State {
+            path: self.state.clone(),
+            error,
+        })
+    }
+
+    fn exists(&self, key: &str) -> bool {
+        self.root.join(key).exists()
+    }
+
+    fn get(&self, key: &str) -> io::Result<String> {
+        Ok(fs::read_to_string(self.root.join(key))?.trim_end().to_owned())
+    }
+}
+
+/// Where the daemon whose control socket this is keeps what it changed.
+pub(super) fn state_path(control_socket: &Path) -> PathBuf {
+    control_socket.with_extension("sysctl")
+}
+
+/// As sysctl(8) takes it: dots for slashes, and slashes for the dots of an interface's name.
+fn shown(key: &str) -> String {
+    let swap = |c| match c {
+        '/' => '.',
+        '.' => '/',
+        c => c,
+    };
+    key.chars().map(swap).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree of switches, removed on drop.
+    struct Tree(PathBuf);
+
+    impl Tree {
+        fn new(name: &str, switches: &[(&str, &str)]) -> Tree {
+            let root = std::env::temp_dir().join(format!("ringway-sysctl-{}-{name}", std::process::id()));
+            for (key, value) in switches {
+                let path = root.join(key);
+                fs::create_dir_all(path.parent().expect("a folder")).expect("a tree");
+                fs::write(path, format!("{value}\n")).expect("a file");
+            }
+            Tree(root)
+        }
+
+        fn sysctls(&self) -> Sysctls {
+            Sysctls::below(self.0.clone(), self.0.join("state"))
+        }
+
+        fn get(&self, key: &str) -> String {
+            self.sysctls().get(key).expect("it is there")
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    const V4: &str = "net/ipv4/conf/eth0/forwarding";
+    const OTHER: &str = "net/ipv4/conf/eth1.7/forwarding";
+
+    #[test]
+    fn switches_are_put_back_as_they_were_also_after_a_crash() {
+        let tree = Tree::new("crash", &[(V4, "0"), (OTHER, "1")]);
+        let forward = |sysctls: &mut Sysctls| sysctls.forward(["eth0", "eth1.7"].into_iter(), true, false);
+        let mut killed = tree.sysctls();
+        forward(&mut killed).expect("they can be set");
+        assert_eq!([tree.get(V4), tree.get(OTHER)], ["1", "1"]);
+        drop(killed);
+        let mut next = tree.sysctls();
+        forward(&mut next).expect("they can be set");
+        next.restore();
+        assert_eq!([tree.get(V4), tree.get(OTHER)], ["0", "1"]);
+        assert!(!tree.0.join("state").exists());
+        assert!(tree.sysctls().changes.is_empty());
+    }
+
+    #[test]
+    fn what_others_have_changed_since_is_left_alone() {
+        let tree = Tree::new("others", &[(V4, "0")]);
+        let mut sysctls = tree.sysctls();
+        sysctls
+            .forward(["eth0"].into_iter(), true, false)
+            .expect("it can be set");
+        fs::write(tree.0.join(V4), "2").expect("a file");
+        sysctls.restore();
+        assert_eq!(tree.get(V4), "2");
+    }
+
+    #[test]
+    fn where_ipv6_is_forwarded_everywhere_routers_are_still_listened_to() {
+        let all = "net/ipv6/conf/all/forwarding";
+        let accept = ["eth0", "eth1", "default"].map(|name| format!("net/ipv6/conf/{name}/accept_ra"));
+        let tree = Tree::new(
+            "ipv6",
+            &[(all, "0"), (&accept[0], "1"), (&accept[1], "0"), (&accept[2], "1")],
+        );
+        let values = || accept.each_ref().map(|key| tree.get(key));
+        let mut sysctls = tree.sysctls();
+        sysctls
+            .forward(["eth0"].into_iter(), false, true)
+            .expect("they can be set");
+        assert_eq!(
+            (tree.get(all), values()),
+            ("1".into(), ["2", "0", "1"].map(str::to_owned))
+        );
+        sysctls.restore();
+        assert_eq!(
+            (tree.get(all), values()),
+            ("0".into(), ["1", "0", "1"].map(str::to_owned))
+        );
+    }
+
+    #[test]
+    fn where_the_kernel_has_it_ipv6_is_forwarded_from_the_interfaces_concerned_alone() {
+        let force = "net/ipv6/conf/eth0/force_forwarding";
+        let tree = Tree::new("force", &[(force, "0"), ("net/ipv6/conf/all/forwarding", "0")]);
+        let mut sysctls = tree.sysctls();
+        sysctls
+            .forward(["eth0"].into_iter(), false, true)
+            .expect("it can be set");
+        assert_eq!([tree.get(force), tree.get("net/ipv6/conf/all/forwarding")], ["1", "0"]);
+    }
+
+    #[test]
+    fn a_switch_that_is_missing_is_named_with_the_command_that_sets_it() {
+        let tree = Tree::new("missing", &[(V4, "0")]);
+        let error = tree.sysctls().forward(["eth1.7"].into_iter(), true, false);
+        let text = error.expect_err("there is no such interface").to_string();
+        assert!(text.ends_with("sysctl -w net.ipv4.conf.eth1/7.forwarding=1"), "{text}");
+    }
+}
