@@ -51,7 +51,8 @@ fn hash(label: &[u8], public_key: &[u8; 32]) -> [u8; 32] {
         .into()
 }
 
-/// Every message of a flood costs one of these: with vectors it takes a third of the time that [`blake2`] needs.
+/// Every message of a flood costs one of these: with vectors it takes less than half of the time that
+/// [`blake2`] needs.
 fn keyed(key: &[u8], parts: &[&[u8]]) -> Hash {
     let mut state = Params::new().hash_length(MAC_LEN).key(key).to_state();
     for part in parts {
