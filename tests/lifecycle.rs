@@ -564,6 +564,47 @@ fn a_repeated_initiation_gives_up_our_own_address() {
     assert_eq!(world.ends[0].endpoint, Some(Endpoint::new(home(1))));
 }
 
+#[test]
+fn an_address_of_ours_that_was_refused_is_not_used_until_the_peer_moves_or_the_route_is_back() {
+    let mut world = connected(SuiteChoice::Native);
+    let local = |interface: u32| {
+        Some(ringway::proto::Local {
+            address: home(0).ip(),
+            interface,
+        })
+    };
+    let at = |remote, local| Endpoint { remote, local };
+    let [wifi, cable] = [local(3), local(4)];
+    let hear = |world: &mut World, endpoint| {
+        world.with_device(0, |device, peer, _| device.roamed(peer, endpoint));
+        world.ends[0].endpoint
+    };
+    assert_eq!(hear(&mut world, at(home(1), wifi)), Some(at(home(1), wifi)));
+    world.with_device(0, |device, peer, _| device.refuse_source(peer, wifi));
+    assert_eq!(world.ends[0].endpoint, Some(at(home(1), None)));
+    assert_eq!(
+        hear(&mut world, at(home(1), wifi)),
+        Some(at(home(1), None)),
+        "what was on its way"
+    );
+    assert_eq!(hear(&mut world, at(home(1), cable)), Some(at(home(1), cable)));
+    world.with_device(0, |device, peer, _| device.refuse_source(peer, cable));
+    assert_eq!(
+        hear(&mut world, at(home(1), wifi)),
+        Some(at(home(1), wifi)),
+        "one is refused at a time"
+    );
+    world.with_device(0, |device, peer, _| device.refuse_source(peer, None));
+    assert_eq!(hear(&mut world, at(home(1), cable)), Some(at(home(1), cable)));
+    world.with_device(0, |device, peer, _| device.refuse_source(peer, cable));
+    let elsewhere = "203.0.113.9:4242".parse().unwrap();
+    assert_eq!(
+        hear(&mut world, at(elsewhere, cable)),
+        Some(at(elsewhere, cable)),
+        "another way"
+    );
+}
+
 // Addresses of names.
 
 fn name_says(world: &mut World, end: usize, addresses: &[SocketAddr]) {

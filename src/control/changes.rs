@@ -230,6 +230,8 @@ impl Control {
                 .try_for_each(|socket| socket.set_mark(mark))
                 .map_err(failed)?;
             self.udp_options.mark = mark;
+            // Other rules may hold for this mark.
+            self.ask_for_routes();
         }
         Ok(())
     }

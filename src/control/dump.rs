@@ -58,7 +58,7 @@ impl Control {
                     .map(|key| PresharedKey::from_bytes(Zeroizing::new(*key))),
                 endpoint: info.and_then(|info| info.endpoint).map(|endpoint| endpoint.remote),
                 last_handshake: handshake.map(|handshake| handshake.at.duration_since(UNIX_EPOCH).unwrap_or_default()),
-                tx_bytes: traffic.tx_bytes + peer.handshake_bytes_sent,
+                tx_bytes: traffic.tx_bytes,
                 rx_bytes: traffic.rx_bytes,
                 persistent_keepalive: info.and_then(|info| info.persistent_keepalive),
                 allowed_ips: self.allowed.of(id),

@@ -12,8 +12,10 @@ pub mod dump;
 mod latency_log;
 mod lookup;
 mod names;
+mod path_mtu;
 mod peers;
 mod report;
+mod routes;
 pub mod runtime;
 pub mod server;
 pub mod signals;
@@ -35,6 +37,7 @@ use latency_log::LatencyLog;
 use lookup::Lookups;
 use names::{Names, Question};
 use peers::Peers;
+use routes::RouteReporter;
 use runtime::Runtime;
 use signals::Signals;
 use state::State;
@@ -64,8 +67,6 @@ const ORDERS_MAX: usize = 32;
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// How long the names of endpoints may take when the tunnel comes up, before it goes on without those that are missing.
 const FIRST_LOOKUPS_MAX: Duration = Duration::from_secs(3);
-/// How long one peer's path MTU is not asked for again.
-const PATH_MTU_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the tunnel ended.
 #[derive(Debug, thiserror::Error)]
@@ -222,6 +223,8 @@ pub struct Control {
     state: Option<State>,
     /// Peers were removed, of which workers may have reported since.
     removed: bool,
+    /// Tells of routes, once the loop runs.
+    routes: Option<RouteReporter>,
     latency_since: SystemTime,
     started: SystemTime,
     drops: BTreeMap<&'static str, u64>,
@@ -250,6 +253,7 @@ impl Control {
             lookups: Lookups::new(),
             state: None,
             removed: false,
+            routes: None,
             latency_since: SystemTime::now(),
             started: SystemTime::now(),
             drops: BTreeMap::new(),
@@ -328,6 +332,9 @@ impl Control {
 
     async fn run_on(&mut self, orders: &mut mpsc::Receiver<Order>, signals: &mut Signals) -> Result<(), ControlError> {
         let news = self.reports.news.clone();
+        self.routes = RouteReporter::start()
+            .inspect_err(|error| tracing::warn!(%error, "peers follow to new links only after a silence"))
+            .ok();
         loop {
             self.act()?;
             let deadline = self
@@ -351,6 +358,7 @@ impl Control {
                     // Under a flood there is always news: let sockets, signals and clocks have their turn too.
                     tokio::task::yield_now().await;
                 }
+                news = RouteReporter::next(&mut self.routes) => self.hear(news)?,
                 () = tokio::time::sleep(pause.min(Duration::from_secs(3600))) => {}
             }
             self.time_passes();
@@ -460,6 +468,9 @@ impl Control {
                 Action::Endpoint { peer, endpoint } => {
                     self.forget_path_mtu(peer);
                     self.broadcast(|| Command::Endpoint(peer, endpoint))?;
+                    if endpoint.local.is_some() {
+                        self.ask_for_route(peer);
+                    }
                 }
                 Action::Unanswered { peer } => self.names.unanswered(peer, worker::time_now()),
                 Action::HandshakeGivenUp { peer } => {
@@ -527,7 +538,11 @@ impl Control {
                     self.forget_path_mtu(peer);
                     self.device.roamed(peer, endpoint);
                 }
-                Report::PathTooSmall(peer) => self.path_too_small(peer, now.mono),
+                Report::PathTooSmall(peer) => {
+                    if self.peers.get(peer).is_some_and(|peer| peer.path_mtu.may_ask(now.mono)) {
+                        self.ask_path_mtu(peer, now.mono);
+                    }
+                }
                 Report::Rtt(peer, rtt) => self.peers.record_rtt(peer, rtt),
                 Report::Goodbye(peer) => tracing::debug!(peer = %self.peers.name(peer), "peer goes down"),
                 Report::Handshake { .. } => {}
@@ -551,8 +566,10 @@ impl Control {
                 true => self.device.handle_admitted(now, from, &datagram),
                 false => self.device.handle_datagram(now, from, &datagram),
             };
-            if let Err(rejected) = taken {
-                self.count(rejected.into());
+            match taken {
+                Ok(Some(peer)) => self.peers.received(peer, datagram.len()),
+                Ok(None) => {}
+                Err(rejected) => self.count(rejected.into()),
             }
         }
         if more {
@@ -574,6 +591,9 @@ impl Control {
             for peer in busy.echo {
                 // A worker that has died ends the loop by itself.
                 let _ = self.tell_owner(peer, Command::Echo(peer));
+            }
+            for peer in busy.path_mtu {
+                self.ask_path_mtu(peer, now.mono);
             }
         }
         if self.device.poll_timeout().is_some_and(|due| due <= now.mono) {
@@ -635,33 +655,34 @@ impl Control {
     }
 
     /// Asks the kernel what the path to the peer carries, and bounds the peer's packets to it.
-    fn path_too_small(&mut self, peer: PeerId, now: Time) {
-        let Some(remote) = self
-            .device
-            .peer(peer)
-            .and_then(|info| info.endpoint)
-            .map(|endpoint| endpoint.remote)
-        else {
+    fn ask_path_mtu(&mut self, id: PeerId, now: Time) {
+        let endpoint = self.device.peer(id).and_then(|info| info.endpoint);
+        let (Some(endpoint), Some(peer)) = (endpoint, self.peers.get_mut(id)) else {
             return;
         };
-        if !self.peers.may_ask_path_mtu(peer, now, PATH_MTU_INTERVAL) {
-            return;
-        }
+        let remote = endpoint.remote;
         match udp::path_mtu(remote, self.udp_options) {
             Ok(outer) => {
-                let mtu = inner_mtu(outer, &remote);
-                tracing::info!(peer = %self.peers.name(peer), outer, inner = mtu, "the path to the peer is smaller");
-                self.peers.set_path_mtu(peer, Some(mtu));
-                let _ = self.broadcast(|| Command::PathMtu(peer, mtu));
+                if peer
+                    .path_mtu
+                    .learn(now, inner_mtu(outer, &remote), self.facts.mtu as usize)
+                {
+                    let inner = peer.path_mtu.known();
+                    tracing::info!(peer = %peer.label(), outer, inner, "the path to the peer has another MTU");
+                    let _ = self.broadcast(|| Command::PathMtu(id, inner.unwrap_or(usize::MAX)));
+                }
             }
-            Err(error) => tracing::debug!(peer = %self.peers.name(peer), %error, "cannot ask for the path MTU"),
+            Err(error) => {
+                peer.path_mtu.not_told(now);
+                tracing::debug!(peer = %peer.label(), %error, "cannot ask for the path MTU");
+            }
         }
     }
 
-    /// The peer has moved: what its old path carried says nothing about the new one.
-    fn forget_path_mtu(&mut self, peer: PeerId) {
-        if self.peers.set_path_mtu(peer, None).is_some() {
-            let _ = self.broadcast(|| Command::PathMtu(peer, usize::MAX));
+    /// The peer has moved.
+    fn forget_path_mtu(&mut self, id: PeerId) {
+        if self.peers.get_mut(id).is_some_and(|peer| peer.path_mtu.forget()) {
+            let _ = self.broadcast(|| Command::PathMtu(id, usize::MAX));
         }
     }
 

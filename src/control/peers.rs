@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
+use super::path_mtu::PathMtu;
+use super::routes::Source;
 use crate::config::{self, PublicKey};
 use crate::path::peers::NewPeer;
 use crate::proto::{Device, Now, PeerId, Suite, SuiteChoice, Time, Traffic};
@@ -25,9 +27,11 @@ pub(super) struct Peer {
     pub(super) handshake: Option<Handshake>,
     /// Allocated with the first echo that comes back.
     pub(super) rtt: Option<Box<StageHistogram>>,
-    pub(super) path_mtu: Option<usize>,
-    pub(super) handshake_bytes_sent: u64,
-    path_mtu_asked: Option<Time>,
+    pub(super) path_mtu: PathMtu,
+    /// Our address that it uses.
+    pub(super) source: Source,
+    handshake_bytes_sent: u64,
+    handshake_bytes_received: u64,
     sampled: PeerSnapshot,
     echoed: Time,
 }
@@ -49,6 +53,8 @@ pub(super) struct Busy {
     pub(super) any_session: bool,
     /// Native peers that had traffic and whose round trip is due.
     pub(super) echo: Vec<PeerId>,
+    /// Peers whose path was narrow so long ago that it may be wider.
+    pub(super) path_mtu: Vec<PeerId>,
 }
 
 impl Peers {
@@ -62,6 +68,10 @@ impl Peers {
 
     pub(super) fn remove(&mut self, id: PeerId) {
         self.0.remove(&id);
+    }
+
+    pub(super) fn get(&self, id: PeerId) -> Option<&Peer> {
+        self.0.get(&id)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
@@ -94,6 +104,13 @@ impl Peers {
         }
     }
 
+    /// Counts a handshake message that came, and was authentic.
+    pub(super) fn received(&mut self, id: PeerId, bytes: usize) {
+        if let Some(peer) = self.0.get_mut(&id) {
+            peer.handshake_bytes_received += bytes as u64;
+        }
+    }
+
     pub(super) fn record_rtt(&mut self, id: PeerId, rtt: Duration) {
         if let Some(peer) = self.0.get_mut(&id) {
             let histogram = peer
@@ -109,26 +126,12 @@ impl Peers {
         }
     }
 
-    /// Whether the path MTU to the peer may be asked for; not more often than once per `interval`.
-    pub(super) fn may_ask_path_mtu(&mut self, id: PeerId, now: Time, interval: Duration) -> bool {
-        let Some(peer) = self.0.get_mut(&id) else { return false };
-        let may = peer.path_mtu_asked.is_none_or(|asked| now - asked >= interval);
-        if may {
-            peer.path_mtu_asked = Some(now);
-        }
-        may
-    }
-
-    /// Replaces the peer's path MTU and gives back the one before.
-    pub(super) fn set_path_mtu(&mut self, id: PeerId, mtu: Option<usize>) -> Option<usize> {
-        std::mem::replace(&mut self.0.get_mut(&id)?.path_mtu, mtu)
-    }
-
     /// Tells the protocol's timers what the workers have seen since the last sample.
     pub(super) fn sample(&mut self, device: &mut Device, now: Now) -> Busy {
         let mut busy = Busy {
             any_session: false,
             echo: Vec::new(),
+            path_mtu: Vec::new(),
         };
         for (&id, peer) in &mut self.0 {
             let Some(handshake) = &peer.handshake else { continue };
@@ -149,6 +152,9 @@ impl Peers {
                 peer.echoed = now.mono;
                 busy.echo.push(id);
             }
+            if peer.path_mtu.is_due(now.mono) {
+                busy.path_mtu.push(id);
+            }
         }
         busy
     }
@@ -163,17 +169,22 @@ impl Peer {
             shared,
             handshake: None,
             rtt: None,
-            path_mtu: None,
+            path_mtu: PathMtu::default(),
+            source: Source::default(),
             handshake_bytes_sent: 0,
-            path_mtu_asked: None,
+            handshake_bytes_received: 0,
             sampled: PeerSnapshot::default(),
             echoed: Time::default(),
         }
     }
 
-    /// What all workers have counted of it.
+    /// What was exchanged with it. The bytes are those that wireguard-go counts: UDP payloads of handshakes, data and
+    /// keepalives, without cookie replies, and received ones once they proved authentic.
     pub(super) fn traffic(&self) -> PeerSnapshot {
-        self.shared.cells.snapshot()
+        let mut traffic = self.shared.cells.snapshot();
+        traffic.tx_bytes += self.handshake_bytes_sent;
+        traffic.rx_bytes += self.handshake_bytes_received;
+        traffic
     }
 
     /// What people call the peer.

@@ -193,14 +193,14 @@ fn peer_report(peer: &Peer, info: Option<PeerInfo>, allowed_ips: Vec<IpNet>) -> 
             .filter(|handshake| handshake.suite == Suite::Native)
             .map(|handshake| handshake.remote_lanes),
         tx_packets: traffic.tx_packets,
-        tx_bytes: traffic.tx_bytes + peer.handshake_bytes_sent,
+        tx_bytes: traffic.tx_bytes,
         rx_packets: traffic.rx_packets,
         rx_bytes: traffic.rx_bytes,
         rtt_ns: peer.rtt.as_deref().map(summary),
         persistent_keepalive_s: info
             .and_then(|info| info.persistent_keepalive)
             .map(|interval| interval.as_secs() as u16),
-        mtu: peer.path_mtu.map(|mtu| mtu as u32),
+        mtu: peer.path_mtu.known().map(|mtu| mtu as u32),
     }
 }
 

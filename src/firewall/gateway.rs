@@ -95,7 +95,7 @@ impl Running {
                 self.updated.notified().await;
                 continue;
             }
-            let mut watch = match link::RouteWatch::new() {
+            let mut watch = match link::RouteWatch::start() {
                 Ok(watch) => watch,
                 Err(error) => {
                     tracing::warn!(%error, "changes of the default route will not be noticed");
@@ -103,16 +103,20 @@ impl Running {
                 }
             };
             loop {
-                tokio::select! {
-                    () = watch.changed() => {}
-                    () = self.updated.notified() => {}
-                }
                 let mut state = self.state.lock().await;
                 if !state.follows_routes() {
                     break;
                 }
                 if let Err(error) = state.apply().await {
                     tracing::warn!(%error, "the gateway does not follow the default route");
+                }
+                drop(state);
+                let is_over = tokio::select! {
+                    change = watch.changed() => change.is_none(),
+                    () = self.updated.notified() => false,
+                };
+                if is_over {
+                    return std::future::pending().await;
                 }
             }
         }

@@ -1,21 +1,15 @@
-//! The machine's interfaces: their names, which of them lead out (those of the default routes), and being told when that
-//! changes.
+//! The machine's interfaces: their names, and which of them lead out (those of the default routes).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use futures_util::TryStreamExt as _;
+use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use rtnetlink::{MulticastGroup, RouteMessageBuilder};
-use tokio::task::JoinHandle;
 
 use super::LinkError;
 use super::netlink::{Netlink, io_error};
-
-/// Routes change in bursts, and a router may learn thousands in one.
-const SETTLED: Duration = Duration::from_millis(300);
 
 /// The names of all interfaces, by their indices.
 pub async fn interface_names() -> Result<BTreeMap<u32, String>, LinkError> {
@@ -61,38 +55,6 @@ pub async fn egress_interfaces(except: &str) -> Result<BTreeSet<String>, LinkErr
     }
     names.remove(except);
     Ok(names)
-}
-
-/// Tells when routes have changed.
-pub struct RouteWatch {
-    changes: BoxStream<'static, ()>,
-    task: JoinHandle<()>,
-}
-
-impl RouteWatch {
-    /// Watches the routes of the calling thread's network namespace from here on.
-    pub fn new() -> Result<RouteWatch, LinkError> {
-        let groups = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
-        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups).map_err(LinkError::Socket)?;
-        Ok(RouteWatch {
-            changes: messages.map(drop).boxed(),
-            task: tokio::spawn(connection),
-        })
-    }
-
-    /// Waits until some route has changed and no other has for a moment. Never ends when the kernel tells nothing more.
-    pub async fn changed(&mut self) {
-        if self.changes.next().await.is_none() {
-            std::future::pending().await
-        }
-        while let Ok(Some(())) = tokio::time::timeout(SETTLED, self.changes.next()).await {}
-    }
-}
-
-impl Drop for RouteWatch {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 fn name_of(link: LinkMessage) -> Option<String> {

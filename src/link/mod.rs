@@ -17,16 +17,18 @@ mod routes;
 mod setup;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::io;
 
 use ipnet::IpNet;
 
-pub use interfaces::{RouteWatch, egress_interfaces, interface_names};
+pub use interfaces::{egress_interfaces, interface_names};
 pub use mtu::{MTU_DEFAULT, Underlay, auto_mtu, tunnel_mtu};
 pub use policy::Policy;
 pub use routes::{Routes, policy_for};
 pub use setup::{Link, Plan, prepare, set_up};
+pub use watch::{RouteQueries, RouteWatch};
 
 use netlink::Netlink;
 

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use futures_util::TryStreamExt as _;
-use rtnetlink::Handle;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use rtnetlink::{Handle, MulticastGroup};
 use tokio::task::JoinHandle;
 
 use super::LinkError;
@@ -22,6 +22,18 @@ impl Netlink {
             handle,
             task: tokio::spawn(connection),
         })
+    }
+
+    /// As [`Netlink::connect`]; also told of what happens in `groups`: one item each, whatever it is.
+    pub(super) fn listen(
+        groups: &[MulticastGroup],
+    ) -> Result<(Netlink, impl Stream<Item = ()> + Unpin + Send + use<>), LinkError> {
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(groups).map_err(LinkError::Socket)?;
+        let netlink = Netlink {
+            handle,
+            task: tokio::spawn(connection),
+        };
+        Ok((netlink, messages.map(drop)))
     }
 
     pub(super) fn links(&self) -> rtnetlink::LinkHandle {

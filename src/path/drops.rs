@@ -34,10 +34,12 @@ drop_reasons! {
     NoRoute = "no_route",
     /// The peer has no known endpoint to send to.
     NoEndpoint = "no_endpoint",
-    /// The queue of packets that wait for a handshake was full; the oldest one went.
+    /// Too many packets wait for handshakes, of this peer or of all; its oldest one went.
     PendingFull = "pending_full",
     /// A packet waited for a handshake that never came about.
     HandshakeFailed = "handshake_failed",
+    /// The tunnel's own datagram came back into the tunnel: the route to the peer's endpoint leads there.
+    RoutingLoop = "routing_loop",
     /// The session may seal no more: its time or its record count is used up.
     SessionExpired = "session_expired",
     /// The packet is larger than the path to the peer carries, and did not leave in fragments either.

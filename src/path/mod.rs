@@ -8,6 +8,7 @@ pub mod forward;
 pub mod gso;
 pub mod icmp;
 mod lane_port;
+mod loops;
 mod peer;
 pub mod peers;
 pub mod report;

@@ -62,9 +62,11 @@ impl PeerTable {
         self.slots[at] = Slot::Idle(peer);
     }
 
-    pub(super) fn remove(&mut self, id: PeerId) {
-        if let Some(slot) = self.slots.get_mut(id.0 as usize) {
-            *slot = Slot::Vacant;
+    /// Forgets the peer; gives back what there was to know of it.
+    pub(super) fn remove(&mut self, id: PeerId) -> Option<Box<PeerPath>> {
+        match std::mem::take(self.slots.get_mut(id.0 as usize)?) {
+            Slot::Active(peer) => Some(peer),
+            Slot::Vacant | Slot::Idle(_) => None,
         }
     }
 
@@ -113,8 +115,8 @@ mod tests {
         assert!(table.get_mut(PeerId(2)).is_none() && table.get_mut(PeerId(4)).is_none());
         assert_eq!(table.get_mut(id).map(|peer| peer.endpoint), Some(Some(endpoint)));
         assert!(table.active_mut(id).is_some() && !table.is_idle_at(id, endpoint));
-        table.remove(id);
-        table.remove(PeerId(9));
+        assert!(table.remove(id).is_some() && table.remove(id).is_none());
+        assert!(table.remove(PeerId(9)).is_none());
         assert!(table.get_mut(id).is_none());
         assert_eq!(Arc::strong_count(&peer), 1);
     }

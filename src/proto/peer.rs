@@ -13,7 +13,7 @@ use super::attempt::Attempt;
 use super::context::Context;
 use super::cookie::Cookie;
 use super::device::{PeerConfig, PeerInfo, Traffic};
-use super::endpoint::{Endpoint, PeerId};
+use super::endpoint::{Endpoint, Local, PeerId};
 use super::limits::{DEAD_PEER_TIMEOUT, KEEPALIVE_TIMEOUT, ZERO_KEYS_AFTER};
 use super::noise::NO_PSK;
 use super::slots::{Slot, Slots};
@@ -27,6 +27,8 @@ pub(super) struct Peer {
     pub(super) public_key: [u8; 32],
     pub(super) preshared_key: Option<Zeroizing<[u8; 32]>>,
     pub(super) endpoint: Option<Endpoint>,
+    /// Our address that the peer where it is may use, but that it is not answered from.
+    refused_source: Option<Local>,
     /// Where it may be too: the addresses of its name.
     pub(super) candidates: Box<[SocketAddr]>,
     pub(super) persistent_keepalive: Option<Duration>,
@@ -76,6 +78,7 @@ impl Peer {
             public_key: config.public_key,
             preshared_key: config.preshared_key,
             endpoint: config.endpoint.map(Endpoint::new),
+            refused_source: None,
             candidates: Box::default(),
             persistent_keepalive: None,
             choice: config.suite,
@@ -144,7 +147,13 @@ impl Peer {
     }
 
     /// Sends to `endpoint` from here on.
-    pub(super) fn set_endpoint(&mut self, context: &mut Context, endpoint: Endpoint) {
+    pub(super) fn set_endpoint(&mut self, context: &mut Context, mut endpoint: Endpoint) {
+        if self.endpoint.is_none_or(|before| before.remote != endpoint.remote) {
+            self.refused_source = None;
+        }
+        if self.refused_source.is_some() && endpoint.local == self.refused_source {
+            endpoint.local = None;
+        }
         if self.endpoint != Some(endpoint) {
             self.endpoint = Some(endpoint);
             context.actions.push_back(Action::Endpoint {
@@ -180,6 +189,14 @@ impl Peer {
     pub(super) fn forget_local_address(&mut self, context: &mut Context) {
         if let Some(Endpoint { remote, local: Some(_) }) = self.endpoint {
             self.set_endpoint(context, Endpoint::new(remote));
+        }
+    }
+
+    /// Answers from `source` no more while the peer stays where it is; `None`: from any address again.
+    pub(super) fn refuse_source(&mut self, context: &mut Context, source: Option<Local>) {
+        self.refused_source = source;
+        if let Some(endpoint) = self.endpoint.filter(|endpoint| endpoint.local == source) {
+            self.set_endpoint(context, endpoint);
         }
     }
 

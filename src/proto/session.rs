@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::endpoint::SessionId;
+use super::index::Base;
 use super::limits::{REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_TIMEOUT};
 use super::replay::{ReplayError, ReplayWindow};
 use super::suite::Suite;
@@ -201,6 +202,12 @@ impl SealHalf {
         .bytes()
     }
 
+    /// Whether `receiver` is an index of the peer's in this session, whichever lane it names.
+    #[inline]
+    pub fn is_for(&self, receiver: u32) -> bool {
+        Base::of(receiver) == Base::of(self.receiver)
+    }
+
     /// Whether the session is too old to seal anything (REJECT_AFTER_TIME).
     #[inline]
     pub fn is_expired(&self, now: Time) -> bool {
@@ -321,6 +328,19 @@ fn associated_data(suite: Suite, header: &[u8; DATA_HEADER_LEN]) -> &[u8] {
         Suite::Native => header,
         Suite::WireGuard => &[],
     }
+}
+
+/// An opening half of a session that nobody else is part of.
+#[cfg(test)]
+pub(crate) fn open_half(session: SessionId, index: u32) -> OpenHalf {
+    let facts = SessionFacts {
+        suite: Suite::Native,
+        session,
+        created: Time::default(),
+        initiator: true,
+    };
+    let aead = Aead::new(facts.suite.algorithm(), crate::crypto::Choice::Auto, &[9; 32]);
+    OpenHalf::new(facts, index, aead)
 }
 
 #[cfg(test)]

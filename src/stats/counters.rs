@@ -44,7 +44,7 @@ macro_rules! worker_counters {
         #[repr(align(128))]
         pub struct WorkerCounters {
             $($(#[doc = $doc])+ pub $name: Cell,)+
-            drops: [Cell; Drop::COUNT],
+            drops: DropCells,
         }
 
         /// [`WorkerCounters`] as they were when read, or a sum of several.
@@ -111,16 +111,26 @@ worker_counters! {
     loops,
 }
 
+/// One cell per reason. (The standard library's arrays have a default up to a length of 32.)
+#[derive(Debug)]
+struct DropCells([Cell; Drop::COUNT]);
+
+impl Default for DropCells {
+    fn default() -> DropCells {
+        DropCells(std::array::from_fn(|_| Cell::default()))
+    }
+}
+
 impl WorkerCounters {
     /// Counts `packets` that died for `reason`.
     #[inline]
     pub fn dropped(&self, reason: Drop, packets: u64) {
-        self.drops[reason as usize].add(packets);
+        self.drops.0[reason as usize].add(packets);
     }
 
     /// How many packets died for `reason`.
     pub fn dropped_so_far(&self, reason: Drop) -> u64 {
-        self.drops[reason as usize].get()
+        self.drops.0[reason as usize].get()
     }
 }
 

@@ -47,17 +47,26 @@ impl Control {
 
     /// The address to send from: in6_pktinfo for a dual-stack socket (with a mapped address the kernel applies it to
     /// IPv4, ip_cmsg_send), in_pktinfo for an IPv4 one, which can't name an IPv6 address and then sends nothing.
+    ///
+    /// The interface is the routes' choice, as in the kernel's WireGuard: naming it would hold on to a link after the
+    /// route has left it, and take a peer behind a router for a neighbour where no route goes through it. Only link-local
+    /// addresses mean nothing without it.
     pub(super) fn source(&mut self, family: Family, source: &Local) {
+        let interface = if is_link_local(source.address) {
+            source.interface
+        } else {
+            0
+        };
         match (family, source.address) {
             (Family::Dual, address) => {
                 let mut info = [0; 20];
                 info[..16].copy_from_slice(&mapped(address).octets());
-                info[16..].copy_from_slice(&source.interface.to_ne_bytes());
+                info[16..].copy_from_slice(&interface.to_ne_bytes());
                 self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
             }
             (Family::V4, IpAddr::V4(address)) => {
                 let mut info = [0; 12];
-                info[..4].copy_from_slice(&source.interface.to_ne_bytes());
+                info[..4].copy_from_slice(&interface.to_ne_bytes());
                 info[4..8].copy_from_slice(&address.octets());
                 self.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
             }
@@ -86,6 +95,13 @@ impl Control {
         message[WORD + 4..][..4].copy_from_slice(&kind.to_ne_bytes());
         message[HEADER_LEN..][..data.len()].copy_from_slice(data);
         self.len += space(data.len());
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 
@@ -211,22 +227,22 @@ mod tests {
     }
 
     #[test]
-    fn v4_packet_info_is_the_same_in_both_families() {
-        let local = Local {
-            address: "192.0.2.9".parse().unwrap(),
-            interface: 2,
-        };
-        for family in [Family::Dual, Family::V4] {
-            let mut control = Control::new();
-            control.source(family, &local);
-            assert_eq!(parse(control.bytes()).local, Some(local), "{family:?}");
+    fn v4_packet_info_is_the_same_in_both_families_and_names_the_interface_of_link_local_addresses_only() {
+        for (address, interface) in [("192.0.2.9", 0), ("169.254.7.7", 2)] {
+            let address = address.parse().unwrap();
+            for family in [Family::Dual, Family::V4] {
+                let mut control = Control::new();
+                control.source(family, &Local { address, interface: 2 });
+                let told = Some(Local { address, interface });
+                assert_eq!(parse(control.bytes()).local, told, "{family:?}");
+            }
         }
     }
 
     #[test]
     fn a_send_with_everything_fits() {
         let local = Local {
-            address: "2001:db8::9".parse().unwrap(),
+            address: "fe80::9".parse().unwrap(),
             interface: 2,
         };
         let mut control = Control::new();
@@ -235,7 +251,7 @@ mod tests {
         control.tos(local.address, 0xb8);
         let mut expected = message(libc::SOL_UDP, libc::UDP_SEGMENT, &1452u16.to_ne_bytes());
         let mut info = [0; 20];
-        info[..16].copy_from_slice(&"2001:db8::9".parse::<std::net::Ipv6Addr>().unwrap().octets());
+        info[..16].copy_from_slice(&"fe80::9".parse::<std::net::Ipv6Addr>().unwrap().octets());
         info[16] = 2;
         expected.extend(message(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info));
         expected.extend(message(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &0xb8i32.to_ne_bytes()));

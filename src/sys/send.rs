@@ -80,7 +80,7 @@ pub(super) fn empty_header() -> libc::msghdr {
 impl Outgoing<'_> {
     /// Whether `errno` may mean that the source address in `to.local` is not this machine's any more: `EINVAL` (IPv4 and
     /// IPv6 say it of a foreign address), `EADDRNOTAVAIL`, `ENODEV` (the interface is gone), `ENETUNREACH` and
-    /// `EHOSTUNREACH` (no route through that interface).
+    /// `EHOSTUNREACH` (no route from that address).
     pub(super) fn may_have_stale_source(&self, errno: i32) -> bool {
         let blamed = [
             libc::EINVAL,

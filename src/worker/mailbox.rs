@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::path::peers::NewPeer;
 use crate::path::report::{Handover, Report};
 use crate::path::route::RouteTable;
-use crate::proto::{Doorman, Endpoint, OpenHalf, PeerId, SealHalf, SessionId};
+use crate::proto::{Doorman, Endpoint, Local, OpenHalf, PeerId, SealHalf, SessionId};
 use crate::stats::latency::StageHistograms;
 use crate::sys::engine::EngineCounters;
 use crate::sys::udp::UdpSocket;
@@ -52,6 +52,8 @@ pub enum Command {
     Retire(PeerId, SessionId),
     /// Send to another address.
     Endpoint(PeerId, Endpoint),
+    /// Do not answer the peer from this address of ours while it stays where it is; none: from any again.
+    RefuseSource(PeerId, Option<Local>),
     /// The largest inner packet for the path, in bytes.
     PathMtu(PeerId, usize),
     /// The interface's MTU.

@@ -223,6 +223,7 @@ impl<E: Engine> Worker<E> {
             Command::Promote(peer, session) => forwarder.promote(now, peer, session, slots),
             Command::Retire(peer, session) => forwarder.retire(peer, session),
             Command::Endpoint(peer, endpoint) => forwarder.set_endpoint(peer, endpoint),
+            Command::RefuseSource(peer, source) => forwarder.refuse_source(peer, source),
             Command::PathMtu(peer, mtu) => forwarder.set_path_mtu(peer, mtu),
             Command::TunMtu(mtu) => forwarder.set_tun_mtu(mtu),
             Command::Keepalive(peer) => forwarder.send_keepalive(now, peer, slots),

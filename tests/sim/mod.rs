@@ -512,6 +512,7 @@ impl World {
             return Ok(());
         }
         let verdict = self.with_device(end, |device, _, now| device.handle_datagram(now, from, &flight.bytes));
+        let verdict = verdict.map(drop);
         let seen = verdict.map_or_else(Seen::Rejected, |()| Seen::Received { kind });
         self.ends[end].note(self.time, seen);
         verdict

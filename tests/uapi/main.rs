@@ -357,7 +357,7 @@ fn the_mark_is_on_what_is_sent() {
     let Some(lab) = lab() else { return };
     let pair = Pair::new(lab, &[]);
     pair.wait_until_packets_pass();
-    let rule = "table ip t { chain out { type filter hook output priority 0; meta mark 0x77 drop; } }";
+    let rule = "table ip t { chain out { type filter hook output priority 0; meta mark 0x77 drop; }; }";
     if let Err(error) = pair.lab.a.try_run(&["nft", rule]) {
         return println!("skipped: needs nft: {error}");
     }

@@ -8,7 +8,7 @@ use crate::path::gso::Slots;
 use crate::path::peer::PeerPath;
 use crate::path::peers::NewPeer;
 use crate::path::route::RouteTable;
-use crate::proto::{Endpoint, OpenHalf, PeerId, SealHalf, SessionId, Time};
+use crate::proto::{Endpoint, Local, OpenHalf, PeerId, SealHalf, SessionId, Time};
 
 impl<S: AsMut<[u8]>> Forwarder<S> {
     /// Replaces the allowed IPs of all peers.
@@ -24,7 +24,9 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     /// Forgets a peer, its keys and its waiting packets, and what there was to report of it: its number may be given to
     /// another.
     pub fn remove_peer(&mut self, id: PeerId) {
-        self.peers.remove(id);
+        if let Some(mut peer) = self.peers.remove(id) {
+            peer.pending.take(&mut self.pending_room);
+        }
         self.openers.retire_peer(id);
         self.reports.retain(|report| report.peer() != Some(id));
     }
@@ -74,7 +76,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         if let Some(peer) = self.peers.active_mut(id) {
             peer.retire(session);
         }
-        self.openers.retire(session);
+        self.openers.retire(id, session);
     }
 
     /// Sends to another address from now on.
@@ -84,6 +86,19 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             && let Some(peer) = self.peers.get_mut(id)
         {
             peer.move_to(endpoint);
+        }
+    }
+
+    /// Does not answer from this address of ours, for as long as the peer stays where it is, though the peer's packets
+    /// may come to it: they were on their way when the route to the peer changed. `None`: any will do again.
+    pub fn refuse_source(&mut self, id: PeerId, source: Option<Local>) {
+        let Some(peer) = self.peers.active_mut(id) else { return };
+        peer.refused_source = source;
+        if let Some(endpoint) = peer.endpoint
+            && source.is_some()
+            && endpoint.local == source
+        {
+            peer.move_to(Endpoint::new(endpoint.remote));
         }
     }
 
@@ -113,7 +128,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     /// Gives the packets up that wait for a handshake.
     pub fn give_up(&mut self, id: PeerId) {
         if let Some(peer) = self.peers.active_mut(id) {
-            let waiting = std::mem::take(&mut peer.pending).take().len();
+            let waiting = peer.pending.take(&mut self.pending_room).len();
             self.counters.dropped(Drop::HandshakeFailed, waiting as u64);
             peer.session_wanted = None;
         }

@@ -95,12 +95,17 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let results = opener.half.open_group(now, &headers, segment, group);
         let (id, session) = (opener.peer, opener.half.session());
         let wants_rekey = opener.half.wants_rekey(now);
+        let authentic = headers.iter().zip(&results).filter(|(_, result)| result.is_ok());
+        let telling = authentic.filter(|(header, _)| says_where(header));
+        let newest = telling.map(|(header, _)| header.counter).max();
+        let newest = newest.filter(|&counter| opener.is_news(counter));
         let each = group.chunks_mut(segment).zip(&headers).zip(results).enumerate();
         for (index, ((datagram, header), result)) in each {
             let opened = result.map(|text| Opened {
                 id,
                 session,
                 wants_rekey,
+                newest: Some(header.counter) == newest,
                 text,
             });
             let outcome = match opened {
@@ -147,6 +152,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             id,
             session,
             wants_rekey,
+            newest: says_where(&header) && opener.is_news(header.counter),
             text,
         };
         self.accept(now, received, home, &header, opened, datagram, slots)
@@ -168,6 +174,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             id,
             session,
             wants_rekey,
+            newest,
             text,
         } = opened;
         let peer = self.peers.get_mut(id).ok_or(Drop::UnknownIndex)?;
@@ -175,8 +182,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             want_session(peer, id, now, &mut self.reports);
         }
         peer.count_received(now, datagram.len() as u64);
-        let says_where = header.kind != NATIVE_DATA || header.flags & FLAG_LANE_PORT == 0;
-        if says_where && peer.move_to(received.from) {
+        if newest && peer.heard_from(received.from) {
             self.reports.push(Report::Roamed(id, received.from));
         }
         if peer.promote(session) {
@@ -225,11 +231,18 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     }
 }
 
+/// Whether a peer is where its datagram came from: not so when it left from a lane's own port.
+fn says_where(header: &DataHeader) -> bool {
+    header.kind != NATIVE_DATA || header.flags & FLAG_LANE_PORT == 0
+}
+
 /// A datagram that has turned out authentic.
 struct Opened {
     id: PeerId,
     session: SessionId,
     wants_rekey: bool,
+    /// Of those that tell where the peer is, none that came before on the same lane was sent later.
+    newest: bool,
     /// The plaintext within the datagram.
     text: Range<usize>,
 }

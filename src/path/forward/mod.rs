@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use crate::path::coalesce::{Coalescer, Group};
 use crate::path::gso::Batches;
-use crate::path::peer::PeerPath;
+use crate::path::peer::{PeerPath, Room};
 use crate::path::peers::PeerTable;
 use crate::path::report::{Handover, Report};
 use crate::path::route::{RouteTable, Routes};
@@ -51,6 +51,7 @@ pub struct Forwarder<S> {
     routes: Arc<RouteTable<PeerId>>,
     peers: PeerTable,
     openers: Openers,
+    pending_room: Room,
     coalescer: Coalescer,
     /// Datagrams on their way out.
     pub batches: Batches<S>,
@@ -85,6 +86,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             routes: Arc::new(Routes::new().table()),
             peers: PeerTable::new(worker),
             openers: Openers::default(),
+            pending_room: Room::default(),
             coalescer,
             batches,
             groups: Vec::new(),

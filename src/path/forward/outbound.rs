@@ -7,7 +7,7 @@ use crate::path::coalesce::Group;
 use crate::path::drops::Drop;
 use crate::path::gso::{Outer, SEND_LEN_MAX, Slots};
 use crate::path::segment::{Checksums, Segments};
-use crate::path::{ecn, icmp};
+use crate::path::{ecn, icmp, loops};
 use crate::proto::{PeerId, Suite, Time};
 use crate::wire::ip::Ip;
 use crate::wire::message::{DATA_HEADER_LEN, DATA_OVERHEAD, FLAG_LANE_PORT, FLAG_PARTIAL_CHECKSUM};
@@ -37,7 +37,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let endpoint = peer.endpoint.ok_or(one(Drop::NoEndpoint))?;
         let lane_port_carries = self.lane_ports && peer.lane_port_carries(now);
         let Some(seal) = peer.current.as_mut().filter(|seal| !seal.is_expired(now)) else {
-            let dropped = peer.pending.push(frame);
+            let dropped = peer.pending.push(frame, &mut self.pending_room);
             self.counters.dropped(Drop::PendingFull, dropped);
             want_session(peer, id, now, &mut self.reports);
             return Ok(());
@@ -50,6 +50,9 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let mut segments = Segments::parse(frame, checksums).map_err(one)?;
         if DATA_OVERHEAD + segments.largest() > SEND_LEN_MAX {
             return Err((Drop::TooBig, segments.remaining() as u64));
+        }
+        if loops::leads_back(ip, &endpoint.remote, seal) {
+            return Err((Drop::RoutingLoop, segments.remaining() as u64));
         }
         self.counters.tun_read_packets.add(segments.remaining() as u64);
         if segments.largest() > peer.mtu {
@@ -127,7 +130,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
-        for frame in peer.pending.take() {
+        for frame in peer.pending.take(&mut self.pending_room) {
             if let Err((reason, packets)) = self.try_outbound(now, &frame, slots) {
                 self.counters.dropped(reason, packets);
             }

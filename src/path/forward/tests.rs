@@ -730,6 +730,143 @@ fn keepalives_of_an_old_session_ask_for_a_new_one() {
     );
 }
 
+/// A frame from the TUN: an IPv4 packet of `protocol` from 10.9.0.1 to `to`, without checksums.
+fn v4_frame(to: SocketAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let std::net::IpAddr::V4(ip) = to.ip() else {
+        panic!("IPv4")
+    };
+    let [len, udp_len] = [28 + payload.len() as u16, 8 + payload.len() as u16].map(u16::to_be_bytes);
+    let [port, own_port] = [to.port(), 51820].map(u16::to_be_bytes);
+    let header = [0x45, 0, len[0], len[1], 0, 0, 0, 0, 64, protocol, 0, 0, 10, 9, 0, 1];
+    let udp = [own_port[0], own_port[1], port[0], port[1], udp_len[0], udp_len[1], 0, 0];
+    [&[0; 10], &header[..], &ip.octets(), &udp, payload].concat()
+}
+
+#[test]
+fn a_datagram_that_is_routed_back_into_the_tunnel_is_dropped_and_what_only_looks_like_one_passes() {
+    for suite in SUITES {
+        let mut pair = connected(suite, [2, 2]);
+        let (now, to) = (pair.now, pair.hosts[1].address);
+        let host = &mut pair.hosts[0];
+        let sample = Sample::udp(false, vec![1; 100]);
+        host.workers[1].outbound(now.mono, &sample.frame(0).tap(plain), &mut host.memory);
+        let (_, sealed) = host.drain(now).pop().expect("one datagram");
+        let elsewhere = SocketAddr::new(to.ip(), 9);
+        let strangers = sealed.clone().tap(|datagram| datagram[6] ^= 1);
+        let cases = [
+            (v4_frame(to, 17, &sealed), true),
+            (v4_frame(elsewhere, 17, &sealed), false),
+            (v4_frame(to, 6, &sealed), false),
+            (v4_frame(to, 17, &strangers), false),
+            (v4_frame(to, 17, &sealed[..8]), false),
+        ];
+        for (at, (frame, loops)) in cases.iter().enumerate() {
+            // Whichever worker's queue it comes from.
+            host.workers[0].outbound(now.mono, frame, &mut host.memory);
+            assert_eq!(host.drain(now).is_empty(), *loops, "{suite:?}: case {at}");
+        }
+        assert_eq!(pair.drops(0).drops.get(Drop::RoutingLoop.name()), Some(&1));
+    }
+}
+
+#[test]
+fn what_comes_late_does_not_move_a_peer_back() {
+    let mut pair = connected(SuiteChoice::Native, [2, 2]);
+    let (now, home) = (pair.now, pair.hosts[0].address);
+    let away: SocketAddr = "198.51.100.7:999".parse().expect("an address");
+    let frame = Sample::udp(false, vec![1; 10]).frame(0).tap(plain);
+    let sealed = |pair: &mut Pair| {
+        let host = &mut pair.hosts[0];
+        host.workers[1].outbound(now.mono, &frame, &mut host.memory);
+        host.drain(now).pop().expect("one datagram")
+    };
+    let [late, first] = [sealed(&mut pair), sealed(&mut pair)];
+    let moves = |pair: &mut Pair| {
+        let reports = pair.hosts[1].workers[1].reports.drain(..);
+        let moved = reports.filter_map(|report| match report {
+            Report::Roamed(_, endpoint) => Some(endpoint.remote),
+            _ => None,
+        });
+        moved.collect::<Vec<_>>()
+    };
+    pair.hosts[1].receive(now, away, first.0, first.1);
+    assert_eq!(moves(&mut pair), [away]);
+    pair.hosts[1].receive(now, home, late.0, late.1);
+    assert_eq!(moves(&mut pair), []);
+    assert_eq!(pair.hosts[1].tun.len(), 2, "it is a packet all the same");
+    // In a run it is the newest of them that tells.
+    let mut run: Vec<u8> = Vec::new();
+    let datagrams: Vec<_> = (0..8).map(|_| sealed(&mut pair).1).collect();
+    datagrams.iter().for_each(|datagram| run.extend(datagram));
+    let segment = datagrams[0].len();
+    pair.hosts[1].receive_run(now, home, 1, &mut run, segment);
+    assert_eq!(moves(&mut pair), [home]);
+}
+
+#[test]
+fn an_address_that_was_refused_is_not_answered_from() {
+    let mut pair = connected(SuiteChoice::Native, [1, 1]);
+    let (now, peer, remote) = (pair.now, pair.hosts[1].peer, pair.hosts[0].address);
+    let local = |host: u8| crate::proto::Local {
+        address: [192, 0, 2, host].into(),
+        interface: host.into(),
+    };
+    let frame = Sample::udp(false, vec![1; 10]).frame(0).tap(plain);
+    let answers_from = |pair: &mut Pair, arrived_at| {
+        let host = &mut pair.hosts[0];
+        host.workers[0].outbound(now.mono, &frame, &mut host.memory);
+        let (_, mut datagram) = host.drain(now).pop().expect("one datagram");
+        let received = Received {
+            from: Endpoint {
+                remote,
+                local: Some(arrived_at),
+            },
+            segment: datagram.len(),
+            tos: 0,
+            received_unix_ns: 0,
+        };
+        let host = &mut pair.hosts[1];
+        host.workers[0].inbound(now.mono, &received, 0, &mut datagram, &mut host.memory);
+        host.workers[0].outbound(now.mono, &frame, &mut host.memory);
+        let batch = host.workers[0].batches.drain().next().expect("an answer");
+        batch.to.local
+    };
+    assert_eq!(answers_from(&mut pair, local(1)), Some(local(1)));
+    pair.hosts[1].workers[0].refuse_source(peer, Some(local(1)));
+    assert_eq!(answers_from(&mut pair, local(1)), None);
+    assert_eq!(answers_from(&mut pair, local(2)), Some(local(2)));
+    assert_eq!(answers_from(&mut pair, local(1)), Some(local(2)));
+    pair.hosts[1].workers[0].refuse_source(peer, None);
+    assert_eq!(answers_from(&mut pair, local(1)), Some(local(1)));
+}
+
+#[test]
+fn packets_for_many_silent_peers_take_a_bounded_room_and_are_counted() {
+    let mut pair = Pair::new([SuiteChoice::Native; 2], [1, 1]);
+    let (now, host) = (pair.now, &mut pair.hosts[0]);
+    let frame = Sample::udp(false, vec![1; 60_000]).frame(0).tap(plain);
+    let mut routes = Routes::new();
+    for number in 0..400u32 {
+        let id = PeerId(10 + number);
+        host.workers[0].add_peer(id, host.shared.clone());
+        // Each in turn has all addresses.
+        routes.insert("0.0.0.0/0".parse().expect("a prefix"), id);
+        host.workers[0].set_routes(Arc::new(routes.table()));
+        host.workers[0].outbound(now.mono, &frame, &mut host.memory);
+    }
+    let dropped = |host: &Host| host.counters[0].dropped_so_far(Drop::PendingFull);
+    let fit = (16 << 20) / frame.len() as u64;
+    assert_eq!(dropped(host), 400 - fit);
+    // Their room is free again when they are gone, or given up.
+    host.workers[0].remove_peer(PeerId(10));
+    host.workers[0].outbound(now.mono, &frame, &mut host.memory);
+    host.workers[0].give_up(PeerId(11));
+    host.workers[0].outbound(now.mono, &frame, &mut host.memory);
+    assert_eq!(dropped(host), 400 - fit);
+    host.workers[0].outbound(now.mono, &frame, &mut host.memory);
+    assert_eq!(dropped(host), 400 - fit + 1);
+}
+
 mod lane_ports {
     use super::*;
 

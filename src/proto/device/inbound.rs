@@ -8,7 +8,7 @@ use super::Device;
 use crate::proto::action::Rejected;
 use crate::proto::cookie::Cookie;
 use crate::proto::doorman::TurnedAway;
-use crate::proto::endpoint::Endpoint;
+use crate::proto::endpoint::{Endpoint, PeerId};
 use crate::proto::handshake::Asked;
 use crate::proto::index::Base;
 use crate::proto::noise::NoiseError;
@@ -17,11 +17,12 @@ use crate::proto::time::{Now, Time};
 use crate::wire::message::{Body, COOKIE_LEN, COOKIE_NONCE_LEN, HandshakeMessage, Macs, TAG_LEN};
 
 impl Device {
-    /// Takes in a datagram that is no data message: initiations, responses and cookie replies of both suites.
+    /// Takes in a datagram that is no data message: initiations, responses and cookie replies of both suites. Tells
+    /// which peer it was authentically from; a cookie reply is not.
     ///
     /// # Errors
     /// [`Rejected`] says why nothing came of it. The caller counts that; there is nothing else to do.
-    pub fn handle_datagram(&mut self, now: Now, from: Endpoint, datagram: &[u8]) -> Result<(), Rejected> {
+    pub fn handle_datagram(&mut self, now: Now, from: Endpoint, datagram: &[u8]) -> Result<Option<PeerId>, Rejected> {
         let message = HandshakeMessage::parse(datagram).ok_or(Rejected::BadMessage)?;
         match message.body {
             Body::Initiation { sender, macs, .. } => {
@@ -38,16 +39,16 @@ impl Device {
     ///
     /// # Errors
     /// [`Rejected`], as there.
-    pub fn handle_admitted(&mut self, now: Now, from: Endpoint, datagram: &[u8]) -> Result<(), Rejected> {
+    pub fn handle_admitted(&mut self, now: Now, from: Endpoint, datagram: &[u8]) -> Result<Option<PeerId>, Rejected> {
         let message = HandshakeMessage::parse(datagram).ok_or(Rejected::BadMessage)?;
         self.take_in(now, from, message)
     }
 
     /// A message that deserves attention: an initiation that was admitted, a response with a valid mac1, a cookie reply.
-    fn take_in(&mut self, now: Now, from: Endpoint, message: HandshakeMessage<'_>) -> Result<(), Rejected> {
+    fn take_in(&mut self, now: Now, from: Endpoint, message: HandshakeMessage<'_>) -> Result<Option<PeerId>, Rejected> {
         let suite = Suite::from_native(message.native);
         match message.body {
-            Body::Initiation { sender, noise, .. } => self.initiation(now, from, suite, sender, noise),
+            Body::Initiation { sender, noise, .. } => self.initiation(now, from, suite, sender, noise).map(Some),
             Body::Response {
                 sender,
                 receiver,
@@ -59,13 +60,13 @@ impl Device {
                 if !first {
                     self.admit(now.mono, from, suite, sender, &macs)?;
                 }
-                self.response(now, from, (sender, receiver), noise)
+                self.response(now, from, (sender, receiver), noise).map(Some)
             }
             Body::CookieReply {
                 receiver,
                 nonce,
                 sealed,
-            } => self.cookie_reply(now.mono, receiver, nonce, sealed),
+            } => self.cookie_reply(now.mono, receiver, nonce, sealed).map(|()| None),
         }
     }
 
@@ -89,7 +90,7 @@ impl Device {
         suite: Suite,
         sender: u32,
         noise: &[u8],
-    ) -> Result<(), Rejected> {
+    ) -> Result<PeerId, Rejected> {
         let ephemeral = self.context.draw_key();
         let asked = Asked::read(self.context.means(suite), ephemeral, sender, noise).map_err(|error| match error {
             NoiseError::UnknownPeer => Rejected::UnknownPeer,
@@ -100,7 +101,7 @@ impl Device {
         self.with_peer(peer, |peer, context| {
             verdict = peer.answer(context, now, from, suite, asked)
         });
-        verdict
+        verdict.map(|()| peer)
     }
 
     /// Whether a response in `suite` to `receiver` is waited for, and is the first one.
@@ -123,7 +124,7 @@ impl Device {
         from: Endpoint,
         (sender, receiver): (u32, u32),
         noise: &[u8],
-    ) -> Result<(), Rejected> {
+    ) -> Result<PeerId, Rejected> {
         let peer = self
             .context
             .indices
@@ -134,7 +135,7 @@ impl Device {
         self.with_peer(peer, |peer, context| {
             verdict = peer.finish(context, now, from, (sender, receiver), noise);
         });
-        verdict
+        verdict.map(|()| peer)
     }
 
     /// A peer under load wants to see a cookie in our next message. It says nothing about where the peer is.

@@ -19,7 +19,7 @@ use peers::Peers;
 use super::action::Action;
 use super::context::{Context, Random};
 use super::doorman::Door;
-use super::endpoint::{Endpoint, PeerId, SessionId};
+use super::endpoint::{Endpoint, Local, PeerId, SessionId};
 use super::identity::Identity;
 use super::peer::Peer;
 use super::time::{Now, Time};
@@ -210,6 +210,13 @@ impl Device {
     /// sessions, does no harm.
     pub fn confirmed(&mut self, peer: PeerId, session: SessionId, now: Now) {
         self.with_peer(peer, |peer, context| peer.confirm(context, now, session));
+    }
+
+    /// The route to the peer leaves by another interface than the one where its packets came to `source`, an address of
+    /// ours: the kernel chooses the address to answer from, until the peer comes to another one or from elsewhere.
+    /// `None`: the route is what it was before that.
+    pub fn refuse_source(&mut self, peer: PeerId, source: Option<Local>) {
+        self.with_peer(peer, |peer, context| peer.refuse_source(context, source));
     }
 
     /// An authentic data message came from `endpoint`: send there from here on.
