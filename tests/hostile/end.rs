@@ -65,10 +65,11 @@ impl End {
         let control = path("sock");
         let mut config = format!(
             "[interface]\nname = \"rw0\"\nprivate_key = \"{}\"\nlisten_port = {PORT}\nmtu = 1420\naddresses = [\"{}\"]\n\
-             workers = 2\ncontrol_socket = \"{}\"\n",
+             workers = 2\ncontrol_socket = \"{}\"\nstate_dir = \"{}\"\n",
             STANDARD.encode(setup.private_key),
             setup.address,
-            control.display()
+            control.display(),
+            path("state").display()
         );
         for peer in peers {
             let public_key = STANDARD.encode(peer.public_key);

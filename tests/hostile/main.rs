@@ -194,7 +194,8 @@ fn every_datagram_of_a_flood_is_counted_under_its_reason_and_a_transfer_goes_on(
                 transfer.wait_for_progress();
             }
             let grown = b.rss_bytes().saturating_sub(memory);
-            assert!(grown < 8 * MIB, "{grown} bytes more than before");
+            // Receive buffers that were not needed before, and a little that is the same for any flood; not 240 MB.
+            assert!(grown < 16 * MIB, "{grown} bytes more than before");
             transfer.finish();
         });
         b.assert_runs();
