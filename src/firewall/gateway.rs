@@ -1,7 +1,9 @@
 //! A running gateway: its table in place, packets forwarded, and the egress followed as default routes change.
 
+use std::path::Path;
+
 use ipnet::IpNet;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use super::rules::{self, GatewayPlan};
 use super::sysctl::{self, Sysctls};
@@ -11,14 +13,15 @@ use crate::link;
 
 const PURPOSE: &str = "gateway";
 
-/// What was set up for one tunnel. Dropping it removes nothing: that takes a runtime, see [`Running::tear_down`].
+/// What one tunnel has, which may be nothing. Dropping it removes nothing: that takes a runtime, see [`Running::tear_down`].
 pub struct Running {
     state: Mutex<State>,
+    updated: Notify,
 }
 
 struct State {
     interface: String,
-    /// None once `[gateway]` went from the configuration.
+    /// None without `[gateway]`.
     wanted: Option<Wanted>,
     /// None before the first rules.
     egress: Option<Vec<String>>,
@@ -36,76 +39,117 @@ struct Wanted {
 
 /// Sets up what `[gateway]` in `config` says, in place of what a dead daemon may have left. The interface exists, and
 /// nothing of this lets a packet pass that the rules do not: they come first. On an error nothing is left.
-///
-/// `None` without `[gateway]`; what a dead daemon left is removed then.
-pub async fn set_up(config: &Config) -> Result<Option<Running>, FirewallError> {
-    let Some(wanted) = Wanted::of(config) else {
-        remove_leftovers(config).await;
-        return Ok(None);
-    };
+pub async fn set_up(config: &Config) -> Result<Running, FirewallError> {
+    let interface = &config.interface;
+    let wanted = Wanted::of(config);
+    if wanted.is_none() {
+        match remove_leftovers(&interface.name, &interface.control_socket).await {
+            Ok(removed) => {
+                for what in removed {
+                    tracing::info!("removed what a daemon that was killed has left: {what}");
+                }
+            }
+            // No reason not to come up.
+            Err(error) => tracing::warn!(%error, "cannot remove what a daemon that was killed may have left"),
+        }
+    }
     let mut state = State {
         egress: None,
         rules: String::new(),
-        sysctls: Sysctls::open(sysctl::state_path(&config.interface.control_socket)),
-        interface: config.interface.name.clone(),
-        wanted: Some(wanted),
+        sysctls: Sysctls::open(sysctl::state_path(&interface.control_socket)),
+        interface: interface.name.clone(),
+        wanted,
     };
-    match state.apply().await {
-        Ok(()) => Ok(Some(Running {
-            state: Mutex::new(state),
-        })),
-        Err(error) => {
-            state.remove().await;
-            Err(error)
-        }
+    if let Err(error) = state.apply_or_remove(false).await {
+        state.remove().await;
+        return Err(error);
     }
+    Ok(Running {
+        state: Mutex::new(state),
+        updated: Notify::new(),
+    })
 }
 
 impl Running {
-    /// Replaces the rules by those of a changed configuration, from one packet to the next. On an error the rules are
-    /// those of before.
+    /// Replaces the rules by those of a changed configuration, from one packet to the next; `[gateway]` may come and go. On
+    /// an error all is as before.
     pub async fn update(&self, config: &Config) -> Result<(), FirewallError> {
         let mut state = self.state.lock().await;
         let before = std::mem::replace(&mut state.wanted, Wanted::of(config));
-        if state.wanted.is_none() {
-            state.remove().await;
-            return Ok(());
-        }
-        let result = state.apply().await;
+        let result = state.apply_or_remove(before.is_some()).await;
         if result.is_err() {
+            let is_set = state.wanted.is_some();
             state.wanted = before;
+            if let Err(error) = state.apply_or_remove(is_set).await {
+                tracing::warn!(%error, "the gateway's rules are not as before");
+            }
         }
+        self.updated.notify_one();
         result
     }
 
     /// Follows the default routes for as long as it is polled, where the egress is "auto".
     pub async fn follow(&self) -> std::convert::Infallible {
-        let mut watch = match link::RouteWatch::start() {
-            Ok(watch) => watch,
-            Err(error) => {
-                tracing::warn!(%error, "changes of the default route will not be noticed");
-                return std::future::pending().await;
+        loop {
+            if !self.state.lock().await.follows_routes() {
+                self.updated.notified().await;
+                continue;
             }
-        };
-        while watch.changed().await.is_some() {
-            let mut state = self.state.lock().await;
-            let is_auto = |wanted: &Wanted| wanted.gateway.egress == Egress::Auto;
-            if state.wanted.as_ref().is_some_and(is_auto)
-                && let Err(error) = state.apply().await
-            {
-                tracing::warn!(%error, "the gateway does not follow the default route");
+            let mut watch = match link::RouteWatch::start() {
+                Ok(watch) => watch,
+                Err(error) => {
+                    tracing::warn!(%error, "changes of the default route will not be noticed");
+                    return std::future::pending().await;
+                }
+            };
+            loop {
+                let mut state = self.state.lock().await;
+                if !state.follows_routes() {
+                    break;
+                }
+                if let Err(error) = state.apply().await {
+                    tracing::warn!(%error, "the gateway does not follow the default route");
+                }
+                drop(state);
+                let is_over = tokio::select! {
+                    change = watch.changed() => change.is_none(),
+                    () = self.updated.notified() => false,
+                };
+                if is_over {
+                    return std::future::pending().await;
+                }
             }
         }
-        std::future::pending().await
     }
 
     /// Removes the table and puts the kernel's switches back.
     pub async fn tear_down(self) {
-        self.state.into_inner().remove().await;
+        let mut state = self.state.into_inner();
+        if state.wanted.is_some() {
+            state.remove().await;
+        }
     }
 }
 
 impl State {
+    fn follows_routes(&self) -> bool {
+        let is_auto = |wanted: &Wanted| wanted.gateway.egress == Egress::Auto;
+        self.wanted.as_ref().is_some_and(is_auto)
+    }
+
+    /// As [`State::apply`]; where nothing is wanted, removes what `is_set`.
+    async fn apply_or_remove(&mut self, is_set: bool) -> Result<(), FirewallError> {
+        match &self.wanted {
+            Some(_) => self.apply().await,
+            None => {
+                if is_set {
+                    self.remove().await;
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Makes the kernel do what is wanted. Does nothing where it does already.
     async fn apply(&mut self) -> Result<(), FirewallError> {
         let Some(wanted) = &self.wanted else { return Ok(()) };
@@ -153,6 +197,7 @@ impl State {
             Err(error) => tracing::warn!(%error, "the gateway's rules are left"),
         }
         self.rules.clear();
+        self.egress = None;
     }
 }
 
@@ -180,17 +225,19 @@ impl Wanted {
     }
 }
 
-/// What a daemon that was killed left under this name, before `[gateway]` went from its file.
-async fn remove_leftovers(config: &Config) {
-    let state = sysctl::state_path(&config.interface.control_socket);
+/// Removes what a daemon that was killed left of the tunnel `name`, which must not run; tells what that was, a phrase each.
+pub async fn remove_leftovers(name: &str, control_socket: &Path) -> Result<Vec<String>, FirewallError> {
+    let mut removed = Vec::new();
+    let state = sysctl::state_path(control_socket);
     if state.exists() {
         Sysctls::open(state).restore();
+        removed.push("forwarding".to_owned());
     }
-    let table = nft::table(PURPOSE, &config.interface.name);
+    let table = nft::table(PURPOSE, name);
     // Without nft, or without the right to list tables, there is none of ours.
-    if nft::tables().await.is_ok_and(|tables| tables.contains(&table))
-        && let Err(error) = nft::delete(&table).await
-    {
-        tracing::warn!(%error, "a dead daemon's rules are left");
+    if nft::tables().await.is_ok_and(|tables| tables.contains(&table)) {
+        nft::delete(&table).await?;
+        removed.push(format!("the table inet {table}"));
     }
+    Ok(removed)
 }

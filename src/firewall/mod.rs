@@ -24,6 +24,7 @@ mod sysctl;
 use std::io;
 use std::path::PathBuf;
 
+use crate::config::Config;
 use crate::link::LinkError;
 
 /// Why the kernel does not filter as it was asked to.
@@ -73,6 +74,38 @@ pub enum FirewallError {
     /// The routes or interfaces can't be listed.
     #[error(transparent)]
     Link(#[from] LinkError),
+}
+
+/// Makes the kernel filter as `new` says instead of as `old` says, which it does. Each table is replaced from one packet to
+/// the next; where one of them comes and the other goes, the new one comes first. On an error all is as before.
+///
+/// The interface is the same. The kill switch knows the tunnel's packets by `fwmark`: while that changes, they are
+/// dropped until the sockets have the new one.
+pub async fn change(gateway: &gateway::Running, old: &Config, new: &Config) -> Result<(), FirewallError> {
+    let switch = |config: &Config| (config.interface.lockdown.clone(), config.interface.fwmark);
+    let switches = switch(old) != switch(new) && (old.interface.lockdown.is_some() || new.interface.lockdown.is_some());
+    let closes = new.interface.lockdown.is_some();
+    let result = async {
+        if switches && closes {
+            lockdown::apply(&new.interface).await?;
+        }
+        gateway.update(new).await?;
+        if switches && !closes {
+            lockdown::apply(&new.interface).await?;
+        }
+        Ok(())
+    }
+    .await;
+    if result.is_err() {
+        let mut back = vec![gateway.update(old).await];
+        if switches {
+            back.push(lockdown::apply(&old.interface).await.map(drop));
+        }
+        for error in back.into_iter().filter_map(Result::err) {
+            tracing::warn!(%error, "the packet filter is not as before");
+        }
+    }
+    result
 }
 
 fn hint(error: &io::Error) -> &'static str {

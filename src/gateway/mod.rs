@@ -164,18 +164,8 @@ async fn serve(
     control.add_peers(&config.peers).await?;
     // Before the link, so that no packet of the tunnel passes unjudged.
     let rules = firewall::gateway::set_up(config).await?;
-    let result = serve_link(
-        (control, signals),
-        config,
-        ifindex,
-        runtime,
-        (&server, rules.as_ref()),
-        ready,
-    )
-    .await;
-    if let Some(rules) = rules {
-        rules.tear_down().await;
-    }
+    let result = serve_link((control, signals), config, ifindex, runtime, (&server, &rules), ready).await;
+    rules.tear_down().await;
     result
 }
 
@@ -184,7 +174,7 @@ async fn serve_link(
     config: &Config,
     ifindex: u32,
     runtime: Runtime,
-    (server, rules): (&Server, Option<&firewall::gateway::Running>),
+    (server, rules): (&Server, &firewall::gateway::Running),
     ready: impl FnOnce(&Facts),
 ) -> Result<(), RunError> {
     let hooks = &config.interface.hooks;
@@ -212,18 +202,12 @@ async fn serve_link(
             Err(error) => error,
         }
     };
-    let follow_routes = async {
-        match rules {
-            Some(rules) => rules.follow().await,
-            None => std::future::pending().await,
-        }
-    };
     let result = tokio::select! {
         result = control.run(&mut orders, signals) => result.map_err(RunError::from),
         () = server.serve(orders_in.clone()) => Ok(()),
         () = service::watch(orders_in.clone(), control_workers) => Ok(()),
         error = post_up => Err(error.into()),
-        never = follow_routes => match never {},
+        never = rules.follow() => match never {},
     };
     service::stopping();
     hooks::run_down("pre_down", &hooks.pre_down, &name).await;

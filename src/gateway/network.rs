@@ -1,14 +1,16 @@
 //! What the system around a tunnel is made to do: its link, routes to it, and the name servers behind it.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 
 use super::RunError;
-use crate::config::{Config, Mtu};
+use crate::config::{Config, Mtu, RUN_DIR};
 use crate::control::Control;
 use crate::control::runtime::Runtime;
 use crate::dns;
+use crate::firewall::gateway;
 use crate::link::{self, Link, LinkError, Routes};
 
 /// A tunnel's place in the system, while it is up.
@@ -102,6 +104,8 @@ pub fn cleanup(name: &str) -> Result<Vec<String>, RunError> {
         }
         let mut removed = dns::remove_leftovers(name).await?;
         removed.extend(link::remove_leftovers(name).await?);
+        let socket = Path::new(RUN_DIR).join(format!("{name}.sock"));
+        removed.extend(gateway::remove_leftovers(name, &socket).await?);
         Ok(removed)
     })?
 }
