@@ -251,7 +251,7 @@ mod tests {
                 listen_port: Some(51820),
                 fwmark: Some(u32::MAX),
                 replace_peers: true,
-                peers: Vec::new(),
+                ..Changes::default()
             }
         );
     }
