@@ -7,7 +7,8 @@ use super::parts::{Identity, Parts};
 use crate::config::{
     Dns, Hooks, Interface, Mtu, OffloadSwitches, PrivateKey, Routing, Table, WireGuard, default_control_socket,
 };
-use crate::control::server::{Desks, Server};
+use crate::control::server::Server;
+use crate::control::signals::Signals;
 use crate::control::{self, ControlError, Facts};
 use crate::link;
 use crate::uapi;
@@ -53,7 +54,7 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         addresses: Vec::new(),
         suite: options.suite,
     };
-    parts.run(identity, async |control, signals, _| {
+    parts.run(identity, Signals::install, async |control, signals, _| {
         let name = control.facts().name.clone();
         link::prepare(ifindex, &name, link::MTU_DEFAULT).await?;
         control.set_tun_mtu(link::MTU_DEFAULT)?;
@@ -67,13 +68,7 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         let (orders_in, mut orders) = control::orders();
         let answer_status = async {
             match &status {
-                Ok(server) => {
-                    let desks = Desks {
-                        orders: orders_in.clone(),
-                        changes: None,
-                    };
-                    server.serve(desks).await;
-                }
+                Ok(server) => server.serve(orders_in.clone()).await,
                 Err(_) => std::future::pending().await,
             }
         };
