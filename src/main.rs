@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let run = |config| {
-        ringway::gateway::run(config, |facts| {
+    let run = |config, file: &_| {
+        ringway::gateway::run(config, file, |facts| {
             tracing::info!(name = facts.name, port = facts.listen_port, mtu = facts.mtu, "up");
         })
     };

@@ -1,4 +1,20 @@
 //! Single rules of the life cycle, each in a world of its own (WireGuard paper, sections 5 and 6).
+//!
+//! | constant | covered by |
+//! |---|---|
+//! | all values | `the_constants_are_those_of_the_paper` |
+//! | REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES | `proto::session`: `either_end_rekeys_by_count_but_only_the_initiator_by_age`, `a_session_ends_with_its_record_count` |
+//! | REKEY_AFTER_TIME | `only_the_initiator_rekeys_by_age_when_it_sends` |
+//! | REKEY_AFTER_TIME_RECEIVING | `an_initiator_that_only_receives_rekeys_before_the_end` |
+//! | REJECT_AFTER_TIME | `a_session_is_erased_when_its_time_is_up`; `proto::session`: `a_session_ends_with_its_time` |
+//! | ZERO_KEYS_AFTER | `nothing_secret_and_no_timer_is_left_of_a_peer_that_went_silent` |
+//! | REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER_MAX | `an_unanswered_initiation_is_repeated_with_jitter_and_given_up_after_rekey_attempt_time`, `new_packets_keep_an_attempt_alive`, `many_wishes_make_one_initiation_per_rekey_timeout` |
+//! | KEEPALIVE_TIMEOUT | `received_data_is_answered_by_a_keepalive_and_a_keepalive_by_nothing`, `a_stream_of_data_is_answered_by_a_keepalive_every_ten_seconds` |
+//! | DEAD_PEER_TIMEOUT | `a_dead_peer_is_looked_for_fifteen_seconds_after_the_first_unanswered_packet` |
+//! | INITIATIONS_PER_SECOND | `one_peers_initiations_are_consumed_at_most_fifty_times_a_second` |
+//! | COOKIE_SECRET_MAX_AGE, COOKIE_SECRET_LATENCY | `proto::cookie` |
+//! | AUTO_FALLBACK | `auto_falls_back_to_wireguard_after_a_quarter_of_a_second_and_remembers` |
+//! | REPLAY_WINDOW_BITS | `proto::replay` |
 
 mod sim;
 
@@ -6,8 +22,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ringway::proto::limits::{
-    AUTO_FALLBACK, DEAD_PEER_TIMEOUT, KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_AFTER_TIME,
-    REKEY_AFTER_TIME_RECEIVING, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER_MAX,
+    AUTO_FALLBACK, COOKIE_SECRET_MAX_AGE, DEAD_PEER_TIMEOUT, INITIATIONS_PER_SECOND, KEEPALIVE_TIMEOUT,
+    REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING,
+    REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER_MAX, ZERO_KEYS_AFTER,
 };
 use ringway::proto::{Endpoint, PeerUpdate, Rejected, Suite, SuiteChoice, Time, Timestamps};
 use sim::{Network, Seen, Setup, World, home};
@@ -406,6 +423,34 @@ fn a_session_is_erased_when_its_time_is_up() {
     world.run_seconds(2);
     assert_eq!([world.ends[0].session_count(), world.ends[1].session_count()], [0, 0]);
     assert_eq!(world.flows(), [true, true]);
+}
+
+#[test]
+fn nothing_secret_and_no_timer_is_left_of_a_peer_that_went_silent() {
+    for (choice, _) in SINGLE {
+        let mut world = connected(choice);
+        world.network.cut = [true, true];
+        world.send(0);
+        world.run(ZERO_KEYS_AFTER + REKEY_ATTEMPT_TIME);
+        for end in &world.ends {
+            assert_eq!((end.session_count(), end.device.poll_timeout()), (0, None));
+        }
+    }
+}
+
+#[test]
+fn the_constants_are_those_of_the_paper() {
+    let seconds = Duration::from_secs;
+    assert_eq!(REKEY_AFTER_MESSAGES, 1 << 60);
+    assert_eq!(REJECT_AFTER_MESSAGES, u64::MAX - (1 << 13));
+    assert_eq!([REKEY_AFTER_TIME, REJECT_AFTER_TIME], [seconds(120), seconds(180)]);
+    assert_eq!([REKEY_ATTEMPT_TIME, REKEY_TIMEOUT], [seconds(90), seconds(5)]);
+    assert_eq!(KEEPALIVE_TIMEOUT, seconds(10));
+    assert_eq!(
+        [REKEY_AFTER_TIME_RECEIVING, ZERO_KEYS_AFTER],
+        [seconds(165), seconds(540)]
+    );
+    assert_eq!(COOKIE_SECRET_MAX_AGE, seconds(120));
 }
 
 // Keepalives and dead peers.
@@ -825,6 +870,25 @@ fn a_new_private_key_ends_all_sessions() {
     assert_eq!(world.ends[0].session_count(), 0);
     world.run_seconds(10);
     assert_eq!(world.flows(), [false, false], "the other end does not know the new key");
+}
+
+#[test]
+fn one_peers_initiations_are_consumed_at_most_fifty_times_a_second() {
+    // Three initiations, each newer than the one before, as a peer that restarts again and again would send.
+    let setups = Setup::pair(SuiteChoice::Native);
+    let mut world = World::new(&setups, 1);
+    world.keep_wire = true;
+    world.network.cut = [true, true];
+    for restart in 0..3 {
+        world.restart(0, &setups[0], 60 + restart);
+        world.ends[0].wall_offset = restart as i64;
+        world.send(0);
+    }
+    let sent: Vec<Vec<u8>> = world.wire.iter().map(|flight| flight.bytes.clone()).collect();
+    assert_eq!(world.inject(1, home(0), &sent[0]), Ok(()));
+    assert_eq!(world.inject(1, home(0), &sent[1]), Err(Rejected::RateLimited));
+    world.run(Duration::from_secs(1) / INITIATIONS_PER_SECOND);
+    assert_eq!(world.inject(1, home(0), &sent[2]), Ok(()));
 }
 
 // Load.

@@ -3,11 +3,13 @@
 //! Output goes to standard output, everything else to standard error; the exit codes are those of [`Exit`].
 #![forbid(unsafe_code)]
 
+mod change;
 pub mod exit;
 mod keys;
 mod latency;
 mod leaktest;
 mod log;
+mod peer;
 mod show;
 mod status;
 mod style;
@@ -95,6 +97,28 @@ enum Command {
     },
     /// Show running tunnels: peers, workers, offloads, drops
     Status(status::Options),
+    /// Read a running tunnel's configuration file again and carry out what changed in it
+    ///
+    /// The same as SIGHUP. The whole file is checked first; what is wrong in it changes nothing. Sessions with peers that did
+    /// not change go on.
+    Reload(change::Reload),
+    /// Make another file what a running tunnel does
+    ///
+    /// With --confirm it is undone after that time unless "ringway confirm" comes before, so that a change which cuts the
+    /// way to the machine does not last.
+    Apply(change::Apply),
+    /// Keep what "ringway apply --confirm" changed
+    Confirm(change::Confirm),
+    /// Add, change, remove and list the peers of a running tunnel
+    #[command(subcommand)]
+    Peer(peer::Command),
+    /// Change a running tunnel's interface
+    #[command(subcommand)]
+    Set(change::Set),
+    /// Write what a running tunnel does into its configuration file
+    ///
+    /// Only what differs is written; comments and order stay.
+    Save(change::Save),
     /// Show how long packets take inside a running tunnel, by stage
     Latency(latency::Options),
 }
@@ -108,7 +132,7 @@ pub fn command() -> clap::Command {
 /// ended from outside, `cleanup` removes what is left of one and says what that was; when the operating system denied
 /// something, the source chain of an error should have the `io::Error` that says so.
 pub fn main<E: Error + 'static>(
-    run: impl FnOnce(Config) -> Result<(), E>,
+    run: impl FnOnce(Config, &Path) -> Result<(), E>,
     cleanup: impl FnOnce(&str) -> Result<Vec<String>, E>,
 ) -> ExitCode {
     // Prints help and usage errors by itself and ends with 0 or 2.
@@ -128,14 +152,14 @@ pub fn main<E: Error + 'static>(
 
 fn carry_out<E: Error + 'static>(
     command: Command,
-    run: impl FnOnce(Config) -> Result<(), E>,
+    run: impl FnOnce(Config, &Path) -> Result<(), E>,
     cleanup: impl FnOnce(&str) -> Result<Vec<String>, E>,
 ) -> Result<(), Failure> {
     match command {
-        Command::Run { config } => {
-            let Loaded { config, warnings } = load(&config)?;
+        Command::Run { config: file } => {
+            let Loaded { config, warnings } = load(&file)?;
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            run(config).map_err(|error| Failure::of(&error))
+            run(config, &file).map_err(|error| Failure::of(&error))
         }
         Command::Check { config } => check(&config),
         Command::Convert { config } => convert(&config),
@@ -156,6 +180,12 @@ fn carry_out<E: Error + 'static>(
         }
         Command::Status(options) => status::status(&options),
         Command::Latency(options) => latency::latency(&options),
+        Command::Reload(options) => change::reload(&options),
+        Command::Apply(options) => change::apply(&options),
+        Command::Confirm(options) => change::confirm(&options),
+        Command::Peer(command) => peer::peer(&command),
+        Command::Set(command) => change::set(&command),
+        Command::Save(options) => change::save(&options),
     }
 }
 

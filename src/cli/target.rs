@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::exit::{Exit, Failure};
 use crate::config::{RUN_DIR, default_control_socket};
+use crate::control::api::ErrorCode;
 use crate::control::client::{Client, ClientError, sockets_in};
 
 /// The help of every `NAME` argument.
@@ -87,6 +88,7 @@ impl From<ClientError> for Failure {
         let exit = match &error {
             ClientError::NoDaemon { .. } => Exit::NoDaemon,
             ClientError::Permission { .. } => Exit::Permission,
+            ClientError::Refused { error, .. } if error.code == ErrorCode::InvalidConfig => Exit::Invalid,
             ClientError::Io { .. } | ClientError::Protocol { .. } | ClientError::Refused { .. } => Exit::Failure,
         };
         Failure::new(exit, error.to_string())

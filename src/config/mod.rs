@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod dns;
+pub mod edit;
 pub mod gateway;
 pub mod host;
 pub mod key;
@@ -14,6 +15,7 @@ pub mod problem;
 pub mod raw;
 pub mod render;
 pub mod routing;
+pub mod save;
 pub mod toml;
 pub mod types;
 pub mod validate;
@@ -58,16 +60,22 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
         path: path.to_owned(),
         error,
     })?;
+    check(path, &text, mode)
+}
+
+/// Checks the text of a configuration file, which is at `path` and has the permission bits `mode` (0: they do not count),
+/// and the key files that it names.
+pub fn check(path: &Path, text: &str, mode: u32) -> Result<Loaded, LoadError> {
     let mut problems = Vec::new();
     let mut warnings = Vec::new();
     let source = validate::Source {
         path,
         read_key_file: &keyfile::read,
     };
-    let raw = if wgquick::is_meant(path, &text) {
-        wgquick::parse(&text, &mut problems)
+    let raw = if wgquick::is_meant(path, text) {
+        wgquick::parse(text, &mut problems)
     } else {
-        toml::parse(&text, &mut problems)
+        toml::parse(text, &mut problems)
     };
     let config = raw.and_then(|raw| {
         warnings.extend(warn_of_exposed_secrets(&raw, path, mode));

@@ -23,9 +23,9 @@ use super::types::{
 use super::values;
 
 /// Least MTU: what every IPv4 host must be able to receive (RFC 791, section 3.2).
-const MTU_MIN: i64 = 576;
+pub(super) const MTU_MIN: i64 = 576;
 /// Least MTU of a link that carries IPv6 (RFC 8200, section 5); below it the kernel takes the addresses away.
-const MTU_MIN_IPV6: i64 = 1280;
+pub(super) const MTU_MIN_IPV6: i64 = 1280;
 
 /// Where a configuration comes from, as far as its values depend on it.
 #[derive(Clone, Copy)]

@@ -16,11 +16,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::PublicKey;
+use crate::config::edit::PeerEdit;
 
 /// Longest request line that a daemon must accept, in bytes without the newline.
 pub const REQUEST_LEN_MAX: usize = 64 * 1024;
@@ -37,6 +39,62 @@ pub enum Request {
         #[serde(default)]
         reset: bool,
     },
+    /// Read the configuration file again and make it what runs: a [`ChangeReport`].
+    Reload {},
+    /// Make another file what runs: a [`ChangeReport`].
+    Apply {
+        /// The file; absolute.
+        path: PathBuf,
+        /// Undo it after so many seconds, unless [`Request::Confirm`] comes before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confirm_s: Option<u64>,
+    },
+    /// Keep what was applied: a [`ChangeReport`].
+    Confirm {},
+    /// Write what runs into the configuration file: a [`ChangeReport`].
+    Save {},
+    /// Add a peer: a [`ChangeReport`].
+    PeerAdd {
+        /// Who it is.
+        public_key: PublicKey,
+        /// Its keys.
+        #[serde(default)]
+        set: PeerEdit,
+    },
+    /// Change a peer: a [`ChangeReport`].
+    PeerSet {
+        /// Its name or public key.
+        peer: String,
+        /// What to change.
+        set: PeerEdit,
+    },
+    /// Remove a peer: a [`ChangeReport`].
+    PeerRemove {
+        /// Its name or public key.
+        peer: String,
+    },
+    /// Set the interface's MTU: a [`ChangeReport`].
+    SetMtu {
+        /// "auto", or bytes.
+        mtu: String,
+    },
+}
+
+impl Request {
+    /// Whether it changes the configuration, or what is done with it.
+    pub fn is_change(&self) -> bool {
+        match self {
+            Request::Status {} | Request::Latency { .. } => false,
+            Request::Reload {}
+            | Request::Apply { .. }
+            | Request::Confirm {}
+            | Request::Save {}
+            | Request::PeerAdd { .. }
+            | Request::PeerSet { .. }
+            | Request::PeerRemove { .. }
+            | Request::SetMtu { .. } => true,
+        }
+    }
 }
 
 /// What the daemon answers.
@@ -47,6 +105,8 @@ pub enum Response {
     Status(Box<StatusReport>),
     /// To [`Request::Latency`].
     Latency(Box<LatencyReport>),
+    /// To every request that changes something.
+    Changed(ChangeReport),
     /// To a request that was not carried out.
     Error(ApiError),
 }
@@ -67,6 +127,16 @@ pub struct ApiError {
 pub enum ErrorCode {
     /// Not JSON, an unknown command, or an unknown field.
     BadRequest,
+    /// The configuration, or what it would become, is not valid; nothing was changed.
+    InvalidConfig,
+    /// Something differs that is read only when the tunnel comes up; nothing was changed.
+    NeedsRestart,
+    /// No such peer.
+    NotFound,
+    /// Not at this time: a change waits for its confirmation, or none does.
+    Conflict,
+    /// The system refused; nothing was changed.
+    Failed,
     /// The daemon is shutting down or a worker did not answer in time.
     Unavailable,
     /// A fault of the daemon's.
@@ -74,6 +144,19 @@ pub enum ErrorCode {
     /// A code that this version does not know.
     #[serde(other)]
     Unknown,
+}
+
+/// What a change changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeReport {
+    /// A line each, for people; none when nothing had to change.
+    pub changes: Vec<String>,
+    /// What is unwise in the file, a line each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// So long the change waits for its confirmation before it is undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_within_s: Option<u64>,
 }
 
 /// A tunnel as it is.

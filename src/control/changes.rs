@@ -30,6 +30,8 @@ pub struct Changes {
     pub listen_port: Option<u16>,
     /// SO_MARK of the outer sockets; 0 for none.
     pub fwmark: Option<u32>,
+    /// The interface's addresses, which somebody else has changed, for reports.
+    pub addresses: Option<Vec<IpNet>>,
     /// The interface's MTU in bytes, which somebody else has changed.
     pub mtu: Option<u16>,
     /// Remove all peers first.
@@ -167,6 +169,9 @@ impl Control {
         }
         if let Some(key) = changes.private_key {
             self.set_private_key(key)?;
+        }
+        if let Some(addresses) = changes.addresses {
+            self.addresses = addresses;
         }
         if let Some(mtu) = changes.mtu {
             self.set_tun_mtu(mtu)?;

@@ -5,7 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::api::{ApiError, LatencyReport, Request, Response, StatusReport};
+use zeroize::Zeroizing;
+
+use super::api::{ApiError, ChangeReport, LatencyReport, Request, Response, StatusReport};
 
 /// A daemon answers within milliseconds, or not at all.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
@@ -103,6 +105,14 @@ impl Client {
         }
     }
 
+    /// Changes something.
+    pub fn change(&mut self, request: &Request) -> Result<ChangeReport, ClientError> {
+        match self.request(request)? {
+            Response::Changed(report) => Ok(report),
+            other => Err(self.mismatch(&other)),
+        }
+    }
+
     /// Sends one request and waits for its response; an error response is an `Err`.
     pub fn request(&mut self, request: &Request) -> Result<Response, ClientError> {
         let line = self.exchange(request).map_err(|error| failed(&self.path, error))?;
@@ -131,10 +141,11 @@ impl Client {
     }
 
     fn exchange(&mut self, request: &Request) -> io::Result<String> {
-        let mut line = serde_json::to_string(request)?;
+        // It may hold a key.
+        let mut line = Zeroizing::new(serde_json::to_string(request)?);
         line.push('\n');
         self.stream.get_mut().write_all(line.as_bytes())?;
-        line.clear();
+        let mut line = String::new();
         (&mut self.stream).take(RESPONSE_LEN_MAX).read_line(&mut line)?;
         Ok(line)
     }
@@ -143,6 +154,7 @@ impl Client {
         let kind = match response {
             Response::Status(_) => "a status report",
             Response::Latency(_) => "a latency report",
+            Response::Changed(_) => "a report of changes",
             Response::Error(_) => "an error",
         };
         ClientError::Protocol {

@@ -30,6 +30,15 @@ impl Control {
         let answer = match request {
             Request::Status {} => self.status().map(|report| Response::Status(Box::new(report))),
             Request::Latency { reset } => self.latency(*reset).map(|report| Response::Latency(Box::new(report))),
+            // The server sends those to whoever changes this tunnel.
+            Request::Reload {}
+            | Request::Apply { .. }
+            | Request::Confirm {}
+            | Request::Save {}
+            | Request::PeerAdd { .. }
+            | Request::PeerSet { .. }
+            | Request::PeerRemove { .. }
+            | Request::SetMtu { .. } => Ok(refusal(ErrorCode::Internal, "this request changes something".into())),
         };
         answer.unwrap_or_else(|NoAnswer| {
             refusal(

@@ -140,6 +140,21 @@ pub async fn set(name: &str, index: u32, dns: &Dns) -> Result<Setting, DnsError>
     })
 }
 
+/// Sets other name servers than `before` has, or none. After an error there are none of ours.
+pub async fn change(before: Option<Setting>, name: &str, index: u32, dns: &Dns) -> Result<Option<Setting>, DnsError> {
+    if let Some(before) = before {
+        // The other ones overwrite what is set, but a file would be kept in place of what was there first.
+        let overwrites = before.backend != Backend::File && !dns.servers.is_empty();
+        if !overwrites || backend().await != before.backend {
+            before.revert().await?;
+        }
+    }
+    match dns.servers.is_empty() {
+        true => Ok(None),
+        false => set(name, index, dns).await.map(Some),
+    }
+}
+
 impl Setting {
     /// Who was told.
     pub fn backend(&self) -> Backend {

@@ -7,8 +7,10 @@
 
 mod embed;
 mod hooks;
+mod live;
 mod network;
 mod parts;
+mod plan;
 mod retry;
 mod save;
 mod service;
@@ -16,7 +18,9 @@ mod wireguard;
 mod workers;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use tokio::sync::mpsc;
 
 pub(crate) use embed::{Wish, embed};
 pub use hooks::HookError;
@@ -26,8 +30,8 @@ pub use wireguard::run_wireguard;
 use crate::config::{Config, Suite};
 use crate::control::changes::ChangeError;
 use crate::control::runtime::Runtime;
-use crate::control::server::Server;
-use crate::control::signals::Signals;
+use crate::control::server::{Desks, Server};
+use crate::control::signals::{Hangups, Signals};
 use crate::control::socket::SocketError;
 use crate::control::{self, Control, ControlError, Facts};
 use crate::crypto;
@@ -35,8 +39,12 @@ use crate::dns::DnsError;
 use crate::firewall::{self, FirewallError, lockdown};
 use crate::link::LinkError;
 use crate::sys::{probe, tun};
+use live::Live;
 use network::Network;
 use parts::{Identity, Parts};
+
+/// Changes that may wait for their turn.
+const CHANGES_MAX: usize = 8;
 
 /// Why a tunnel did not come up, or went down by itself.
 #[derive(Debug, thiserror::Error)]
@@ -105,27 +113,30 @@ pub enum RunError {
     Io(#[from] io::Error),
 }
 
-/// Runs the tunnel in the foreground until SIGINT or SIGTERM. `ready` is called once packets can pass.
-pub fn run(config: Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
+/// Runs the tunnel in the foreground until SIGINT or SIGTERM. `file` is where `config` came from: SIGHUP and reloads read it
+/// again. `ready` is called once packets can pass.
+pub fn run(config: Config, file: &Path, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
+    let file = std::path::absolute(file)?;
+    Runtime::Tokio.block_on(async |_| lockdown::apply(&config.interface).await)??;
+    // It changes as the tunnel does, and the end is as the last one says.
+    let mut config = config;
+    let result = run_open(&mut config, file, ready);
     let interface = &config.interface;
-    let locked = Runtime::Tokio.block_on(async |_| lockdown::apply(interface).await)??;
-    let result = run_open(&config, ready);
-    if locked {
-        match &result {
-            Ok(()) if interface.lockdown.as_ref().is_some_and(|lockdown| !lockdown.keep) => {
-                Runtime::Tokio.block_on(async |_| lockdown::lift(&interface.name).await)??;
-            }
-            _ => tracing::warn!(
-                "the kill switch holds; lift it with: ringway unblock {}",
-                interface.name
-            ),
+    match (&interface.lockdown, &result) {
+        (None, _) => {}
+        (Some(lockdown), Ok(())) if !lockdown.keep => {
+            Runtime::Tokio.block_on(async |_| lockdown::lift(&interface.name).await)??;
         }
+        (Some(_), _) => tracing::warn!(
+            "the kill switch holds; lift it with: ringway unblock {}",
+            interface.name
+        ),
     }
     result
 }
 
-/// As [`run`], whatever the kill switch does.
-fn run_open(config: &Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
+/// As [`run`], whatever the kill switch does. Leaves in `config` what ran last.
+fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
     let interface = &config.interface;
     let parts = Parts::assemble(interface)?;
     let ifindex = parts.ifindex;
@@ -136,88 +147,116 @@ fn run_open(config: &Config, ready: impl FnOnce(&Facts)) -> Result<(), RunError>
     };
     let runtime = parts.runtime();
     let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
-        serve(control, signals, config, ifindex, runtime, ready).await
+        let mut hangups = Hangups::install()?;
+        let server = Server::bind(&config.interface.control_socket).await?;
+        let tunnel = Tunnel {
+            server,
+            file,
+            ifindex,
+            runtime,
+        };
+        tunnel.serve(control, signals, &mut hangups, config, ready).await
     });
     // The interface is gone.
+    let interface = &config.interface;
     runtime.block_on(async |_| hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await)?;
     result
 }
 
-/// Runs the tunnel between its rules' and its link's coming up and going down.
-async fn serve(
-    control: &mut Control,
-    signals: &mut Signals,
-    config: &Config,
+/// What a tunnel has beside its parts.
+struct Tunnel {
+    server: Server,
+    file: PathBuf,
     ifindex: u32,
     runtime: Runtime,
-    ready: impl FnOnce(&Facts),
-) -> Result<(), RunError> {
-    let server = Server::bind(&config.interface.control_socket).await?;
-    let hooks = &config.interface.hooks;
-    let name = control.facts().name.clone();
-    tokio::select! {
-        biased;
-        () = signals.end() => return Ok(()),
-        result = hooks::run("pre_up", &hooks.pre_up, &name) => result?,
-    }
-    if let Some(folder) = &config.interface.state_dir {
-        control.keep_state(runtime, &folder.join(format!("{name}.state")));
-    }
-    control.add_peers(&config.peers).await?;
-    // Before the link, so that no packet of the tunnel passes unjudged.
-    let rules = firewall::gateway::set_up(config).await?;
-    let result = serve_link((control, signals), config, ifindex, runtime, (&server, &rules), ready).await;
-    rules.tear_down().await;
-    result
 }
 
-async fn serve_link(
-    (control, signals): (&mut Control, &mut Signals),
-    config: &Config,
-    ifindex: u32,
-    runtime: Runtime,
-    (server, rules): (&Server, &firewall::gateway::Running),
-    ready: impl FnOnce(&Facts),
-) -> Result<(), RunError> {
-    let hooks = &config.interface.hooks;
-    let name = control.facts().name.clone();
-    let network = Network::up(control, config, ifindex).await?;
-    if let Some(path) = &config.interface.latency_log {
-        let failed = |error| RunError::LatencyLog {
-            path: path.clone(),
-            error,
+impl Tunnel {
+    /// Runs the tunnel between its rules' and its link's coming up and going down. Leaves in `config` what ran last.
+    async fn serve(
+        self,
+        control: &mut Control,
+        signals: &mut Signals,
+        hangups: &mut Hangups,
+        config: &mut Config,
+        ready: impl FnOnce(&Facts),
+    ) -> Result<(), RunError> {
+        let interface = &config.interface;
+        let name = control.facts().name.clone();
+        tokio::select! {
+            biased;
+            () = signals.end() => return Ok(()),
+            result = hooks::run("pre_up", &interface.hooks.pre_up, &name) => result?,
+        }
+        if let Some(folder) = &interface.state_dir {
+            control.keep_state(self.runtime, &folder.join(format!("{name}.state")));
+        }
+        control.add_peers(&config.peers).await?;
+        // Before the link, so that no packet of the tunnel passes unjudged.
+        let rules = firewall::gateway::set_up(config).await?;
+        let result = self
+            .serve_link((control, signals, hangups), config, &rules, ready)
+            .await;
+        rules.tear_down().await;
+        result
+    }
+
+    async fn serve_link(
+        self,
+        (control, signals, hangups): (&mut Control, &mut Signals, &mut Hangups),
+        config: &mut Config,
+        rules: &firewall::gateway::Running,
+        ready: impl FnOnce(&Facts),
+    ) -> Result<(), RunError> {
+        let name = control.facts().name.clone();
+        let mut network = Network::up(control, config, self.ifindex).await?;
+        if let Some(path) = &config.interface.latency_log {
+            let failed = |error| RunError::LatencyLog {
+                path: path.clone(),
+                error,
+            };
+            if let Err(error) = control.log_latency(self.runtime, path).await {
+                network.down().await;
+                return Err(failed(error));
+            }
+        }
+        ready(control.facts());
+        service::ready(&name);
+        network.confined = service::confine(config, &self.file, network.dns_backend());
+        let (orders_in, mut orders) = control::orders();
+        let (changes_in, changes) = mpsc::channel(CHANGES_MAX);
+        let workers = control.workers();
+        let desks = Desks {
+            orders: orders_in.clone(),
+            changes: Some(changes_in),
         };
-        if let Err(error) = control.log_latency(runtime, path).await {
-            network.down().await;
-            return Err(failed(error));
+        let mut live = Live::new(config.clone(), self.file, network, rules, orders_in.clone(), changes);
+        // Commands may want to use the tunnel, so it runs beside them.
+        let post_up = async {
+            match hooks::run("post_up", &config.interface.hooks.post_up, &name).await {
+                Ok(()) => std::future::pending().await,
+                Err(error) => error,
+            }
+        };
+        let result = tokio::select! {
+            result = control.run(&mut orders, signals) => result.map_err(RunError::from),
+            () = self.server.serve(desks) => Ok(()),
+            never = live.serve(hangups) => match never {},
+            () = service::watch(orders_in, workers) => Ok(()),
+            never = rules.follow() => match never {},
+            error = post_up => Err(error.into()),
+        };
+        service::stopping();
+        let network;
+        (network, *config) = live.end();
+        let interface = &config.interface;
+        hooks::run_down("pre_down", &interface.hooks.pre_down, &name).await;
+        if let Some(path) = &interface.save
+            && let Err(error) = save::save(control, self.runtime, config, path).await
+        {
+            tracing::warn!(%error, path = %path.display(), "SaveConfig: the configuration is not written");
         }
+        network.down().await;
+        result
     }
-    ready(control.facts());
-    service::ready(&name);
-    service::confine(config, network.dns_backend());
-    let (orders_in, mut orders) = control::orders();
-    let control_workers = control.workers();
-    // Commands may want to use the tunnel, so it runs beside them.
-    let post_up = async {
-        match hooks::run("post_up", &hooks.post_up, &name).await {
-            Ok(()) => std::future::pending().await,
-            Err(error) => error,
-        }
-    };
-    let result = tokio::select! {
-        result = control.run(&mut orders, signals) => result.map_err(RunError::from),
-        () = server.serve(orders_in.clone()) => Ok(()),
-        () = service::watch(orders_in.clone(), control_workers) => Ok(()),
-        error = post_up => Err(error.into()),
-        never = rules.follow() => match never {},
-    };
-    service::stopping();
-    hooks::run_down("pre_down", &hooks.pre_down, &name).await;
-    if let Some(path) = &config.interface.save
-        && let Err(error) = save::save(control, runtime, config, path).await
-    {
-        tracing::warn!(%error, path = %path.display(), "SaveConfig: the configuration is not written");
-    }
-    network.down().await;
-    result
 }

@@ -52,19 +52,20 @@ pub(super) async fn watch(orders: mpsc::Sender<Order>, workers: usize) {
 }
 
 /// Gives up what the control thread does not need, unless commands of the configuration are to run, which nobody knows
-/// the needs of. `dns`: who was told of name servers, and has to be told of their end.
-pub(super) fn confine(config: &Config, dns: Option<dns::Backend>) {
+/// the needs of. `file`: where the configuration came from and is saved to; `dns`: who was told of name servers, and has to
+/// be told of their end. False where nothing was given up.
+pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -> bool {
     let interface = &config.interface;
     if !interface.sandbox {
-        return;
+        return false;
     }
     if interface.hooks != Hooks::default() {
         tracing::info!("commands of the configuration run unconfined, so the control thread is not confined either");
-        return;
+        return false;
     }
     if dns == Some(dns::Backend::Resolvconf) {
         tracing::info!("resolvconf runs unconfined, so the control thread is not confined either");
-        return;
+        return false;
     }
     let folder_of = |path: &Path| path.parent().map(Path::to_owned);
     let mut writable: Vec<PathBuf> = WRITABLE.iter().map(PathBuf::from).collect();
@@ -77,11 +78,12 @@ pub(super) fn confine(config: &Config, dns: Option<dns::Backend>) {
         writable.push(folder.clone());
     }
     writable.extend((dns == Some(dns::Backend::File)).then(|| PathBuf::from("/etc")));
-    let saved = interface.save.as_deref();
-    writable.extend(saved.and_then(|path| folder_of(&path.canonicalize().ok()?)));
+    let saved = [Some(file), interface.save.as_deref()].into_iter().flatten();
+    writable.extend(saved.filter_map(|path| folder_of(&path.canonicalize().ok()?)));
     for missing in sandbox::confine_control(writable.iter().map(PathBuf::as_path)) {
         tracing::debug!("{missing}");
     }
+    true
 }
 
 fn tell(state: &[NotifyState<'_>]) {

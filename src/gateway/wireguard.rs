@@ -7,7 +7,7 @@ use super::parts::{Identity, Parts};
 use crate::config::{
     Dns, Hooks, Interface, Mtu, OffloadSwitches, PrivateKey, Routing, Table, WireGuard, default_control_socket,
 };
-use crate::control::server::Server;
+use crate::control::server::{Desks, Server};
 use crate::control::signals::Signals;
 use crate::control::{self, ControlError, Facts};
 use crate::link;
@@ -68,7 +68,13 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         let (orders_in, mut orders) = control::orders();
         let answer_status = async {
             match &status {
-                Ok(server) => server.serve(orders_in.clone()).await,
+                Ok(server) => {
+                    let desks = Desks {
+                        orders: orders_in.clone(),
+                        changes: None,
+                    };
+                    server.serve(desks).await;
+                }
                 Err(_) => std::future::pending().await,
             }
         };

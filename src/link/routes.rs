@@ -108,6 +108,14 @@ impl Link {
         Ok(())
     }
 
+    /// Makes those routes again that the kernel has taken along with an address that went.
+    pub async fn mend(&mut self, routes: &Routes<'_>, addresses: &[IpNet]) -> Result<(), LinkError> {
+        for route in wanted(routes, &routes.layout(), addresses) {
+            self.add_route(route).await?;
+        }
+        Ok(())
+    }
+
     /// Undoes all that [`Link::route`] did. Carries on after an error, and reports the first.
     pub(super) async fn unroute(&mut self) -> Result<(), LinkError> {
         let mut first_error = self.lead(None, &[]).await.err();
@@ -122,11 +130,11 @@ impl Link {
     async fn lead(&mut self, policy: Option<Policy>, own: &[IpNet]) -> Result<(), LinkError> {
         let is_led = |ipv6| own.iter().any(|network| is_ipv6(network) == ipv6);
         let mut first_error = None;
-        for (made_for, rule) in std::mem::take(&mut self.rules).into_iter().rev() {
-            if Some(made_for) == policy && is_led(policy::is_ipv6(&rule)) {
-                self.rules.insert(0, (made_for, rule));
-            } else {
-                first_error = first_error.or(policy::remove_rule(&self.netlink, rule).await.err());
+        // Whenever this is dropped half-way, the list has every rule that may exist.
+        for (made_for, rule) in self.rules.clone().into_iter().rev() {
+            if Some(made_for) != policy || !is_led(policy::is_ipv6(&rule)) {
+                first_error = first_error.or(policy::remove_rule(&self.netlink, rule.clone()).await.err());
+                self.rules.retain(|(_, made)| *made != rule);
             }
         }
         if let Some(error) = first_error {
@@ -138,8 +146,11 @@ impl Link {
             let is_made = self.rules.iter().any(|(_, rule)| policy::is_ipv6(rule) == ipv6);
             if is_led(ipv6) && !is_made {
                 for rule in policy::pair(policy, state) {
-                    policy::add_rule(&self.netlink, rule.clone()).await?;
-                    self.rules.push((policy, rule));
+                    self.rules.push((policy, rule.clone()));
+                    if let Err(error) = policy::add_rule(&self.netlink, rule).await {
+                        self.rules.pop();
+                        return Err(error);
+                    }
                 }
             }
         }
@@ -155,6 +166,7 @@ impl Link {
     async fn add_route(&mut self, route: Route) -> Result<(), LinkError> {
         let message = self.route_message(route);
         match self.netlink.routes().add(message).execute().await.map_err(io_error) {
+            Ok(()) if self.routes.contains(&route) => {}
             Ok(()) => self.routes.push(route),
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
                 if !self.has_route(route).await {

@@ -103,12 +103,8 @@ impl Link {
     /// reports the first; what is gone already, or the whole interface, is no error.
     pub async fn tear_down(mut self) -> Result<(), LinkError> {
         let mut first_error = self.unroute().await.err();
-        for address in std::mem::take(&mut self.addresses).into_iter().rev() {
-            let message = self.address_message(address);
-            let result = self.netlink.addresses().del(message).execute().await.map_err(io_error);
-            if let Err(error) = result.or_else(unless_gone) {
-                first_error.get_or_insert(self.failed(format!("remove the address {address} from"), error));
-            }
+        for address in self.addresses.clone().into_iter().rev() {
+            first_error = first_error.or(self.remove_address(address).await.err());
         }
         let message = LinkUnspec::new_with_index(self.index).down().build();
         let result = self.netlink.links().set(message).execute().await.map_err(io_error);
@@ -130,7 +126,8 @@ impl Link {
         self.lay(&plan.routes, plan.addresses).await
     }
 
-    async fn add_address(&mut self, address: IpNet) -> Result<(), LinkError> {
+    /// Gives the interface an address. Nothing happens when it has it already.
+    pub async fn add_address(&mut self, address: IpNet) -> Result<(), LinkError> {
         match self
             .netlink
             .addresses()
@@ -147,6 +144,20 @@ impl Link {
                 error => Err(self.failed(format!("add the address {address} to"), error)),
             },
         }
+    }
+
+    /// Removes an address that [`Link::add_address`] or [`set_up`] made; others are left alone.
+    pub async fn remove_address(&mut self, address: IpNet) -> Result<(), LinkError> {
+        let Some(at) = self.addresses.iter().position(|made| *made == address) else {
+            return Ok(());
+        };
+        let message = self.address_message(address);
+        let result = self.netlink.addresses().del(message).execute().await.map_err(io_error);
+        result
+            .or_else(unless_gone)
+            .map_err(|error| self.failed(format!("remove the address {address} from"), error))?;
+        self.addresses.remove(at);
+        Ok(())
     }
 
     /// A tunnel has no use for a link-local address of the kernel's making, nor for the multicast that comes with it, which

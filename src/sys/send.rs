@@ -182,6 +182,8 @@ pub(super) fn last_errno() -> i32 {
 pub(super) struct Resender {
     batch: SendBatch,
     gso: bool,
+    /// The kernel has refused GSO, so runs leave from here.
+    refused: bool,
 }
 
 impl Resender {
@@ -190,6 +192,7 @@ impl Resender {
         Resender {
             batch: SendBatch::new(super::engine::DATAGRAMS_MAX as usize),
             gso: socket.gso(),
+            refused: false,
         }
     }
 
@@ -198,9 +201,14 @@ impl Resender {
         run.count == 1 || self.gso
     }
 
+    /// Whether runs leave from here, and would overtake what waits in a ring: then everything has to leave from here.
+    pub(super) fn overtakes_a_ring(&self) -> bool {
+        self.refused
+    }
+
     /// Sends the datagrams of `run` one by one.
     pub(super) fn send_single(&mut self, socket: &UdpSocket, run: &SendRun, counters: &mut EngineCounters) -> Sent {
-        counters.runs_unsegmented += 1;
+        counters.runs_unsegmented += u64::from(run.count > 1);
         let (taken, result) = self.one_by_one(socket, run, counters);
         let sent = Sent {
             taken,
@@ -235,7 +243,7 @@ impl Resender {
         }
         match errno {
             libc::EIO if run.count > 1 => {
-                self.gso = false;
+                (self.gso, self.refused) = (false, true);
                 counters.gso_off = 1;
                 self.send_single(socket, run, counters)
             }

@@ -252,7 +252,7 @@ mod tests {
                 fwmark: Some(u32::MAX),
                 mtu: None,
                 replace_peers: true,
-                peers: Vec::new(),
+                ..Changes::default()
             }
         );
     }

@@ -177,10 +177,14 @@ fn a_device_without_checksum_offload_turns_gso_off() {
             1000,
             10,
         );
-        assert!(resender.takes_whole(&first));
+        assert!(resender.takes_whole(&first) && !resender.overtakes_a_ring());
         let Sent { result, taken, .. } = resender.recover(&socket, &first, libc::EIO, &mut counters);
         assert_eq!((result, taken, counters.gso_off), (Ok(()), 10, 1));
         assert!(!resender.takes_whole(&first));
+        assert!(
+            resender.overtakes_a_ring(),
+            "single datagrams of the same flow keep behind it"
+        );
         expect(&mut b, 1000, 10);
         // A single datagram's EIO is what it is.
         let single = run(

@@ -234,7 +234,7 @@ impl Engine for Uring {
             run.slot.buffer.is_of(self.requests.send_pool()),
             "a slot of another engine"
         );
-        let sent = if self.resender.takes_whole(&run) {
+        let sent = if self.resender.takes_whole(&run) && !self.resender.overtakes_a_ring() {
             match self.requests.send(&self.udp, run) {
                 Ok(()) => return,
                 Err(run) => send::outcome(&run, Err(libc::EAFNOSUPPORT)),
