@@ -3,17 +3,25 @@
 //! Output goes to standard output, everything else to standard error; the exit codes are those of [`Exit`].
 #![forbid(unsafe_code)]
 
+mod capture;
 mod change;
+mod doctor;
+mod drops;
 pub mod exit;
+mod explain;
 mod keys;
 mod latency;
 mod leaktest;
 mod log;
+mod packet_line;
 mod peer;
 mod show;
+mod signals;
+mod stats;
 mod status;
 mod style;
 mod target;
+mod top;
 mod unblock;
 mod units;
 pub mod wireguard;
@@ -121,6 +129,24 @@ enum Command {
     Save(change::Save),
     /// Show how long packets take inside a running tunnel, by stage
     Latency(latency::Options),
+    /// Show what running tunnels have counted since they started or since the last reset
+    Stats(stats::Options),
+    /// Look for what stands in a tunnel's way: kernel, system, configuration, paths to the peers
+    ///
+    /// Ends with 1 if there is a problem; warnings are none.
+    Doctor(doctor::Options),
+    /// Show what running tunnels do at this moment: speeds, drops, round trips, latency
+    Top(top::Options),
+    /// Show which packets were dropped, where, why, and what to do about it
+    Drops(drops::Options),
+    /// Capture packets inside a tunnel: a line each, or pcapng for tcpdump and Wireshark
+    #[command(after_help = capture::HELP)]
+    Capture(capture::Options),
+    /// Tell whether a packet would pass, by which rule, to which peer and lane, and if not, why
+    ///
+    /// Asks the kernel for its route and the tunnel's workers for theirs; no packet is sent. What firewalls do is not
+    /// asked. For example: ringway explain 10.99.0.1 10.99.0.2 tcp 443
+    Explain(explain::Options),
 }
 
 /// The command line as clap knows it, for man pages and completions.
@@ -186,6 +212,12 @@ fn carry_out<E: Error + 'static>(
         Command::Peer(command) => peer::peer(&command),
         Command::Set(command) => change::set(&command),
         Command::Save(options) => change::save(&options),
+        Command::Stats(options) => stats::stats(&options),
+        Command::Doctor(options) => doctor::doctor(&options),
+        Command::Top(options) => top::top(&options),
+        Command::Drops(options) => drops::drops(&options),
+        Command::Capture(options) => capture::capture(&options),
+        Command::Explain(options) => explain::explain(&options),
     }
 }
 

@@ -10,7 +10,7 @@ use crossbeam_channel::bounded;
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 
-use crate::config::{Config, Hooks, RUN_DIR};
+use crate::config::{Config, Hooks, MetricsListen, RUN_DIR};
 use crate::control::Order;
 use crate::dns;
 use crate::sandbox;
@@ -71,6 +71,10 @@ pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -
     writable.extend(folder_of(&interface.control_socket));
     writable.extend(interface.latency_log.as_deref().and_then(folder_of));
     writable.extend(interface.state_dir.clone());
+    if let Some(MetricsListen::Unix(path)) = &config.metrics {
+        // The socket is removed at the end.
+        writable.extend(folder_of(path));
+    }
     writable.extend((dns == Some(dns::Backend::File)).then(|| PathBuf::from("/etc")));
     let saved = [Some(file), interface.save.as_deref()].into_iter().flatten();
     writable.extend(saved.filter_map(|path| folder_of(&path.canonicalize().ok()?)));
