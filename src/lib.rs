@@ -3,7 +3,8 @@
 //! Dependencies point one way:
 //!
 //! ```text
-//! wire, crypto <- proto <- path <- worker -> sys      control, gateway assemble; main knows gateway, config, cli
+//! wire, crypto <- proto <- path <- worker -> sys      control, gateway assemble; main knows gateway, config, cli; tunnel is for
+//!                                                     other programs
 //! ```
 //!
 //! `wire`, `crypto`, `proto` and `path` do no I/O and read no clock: bytes, the time and randomness come in as
@@ -22,6 +23,7 @@ pub mod proto;
 pub mod sandbox;
 pub mod stats;
 pub mod sys;
+pub mod tunnel;
 pub mod uapi;
 pub mod wire;
 pub mod worker;

@@ -56,17 +56,22 @@ impl Validation<'_> {
 }
 
 fn parse_server(text: &str) -> Result<IpAddr, String> {
-    match text.parse::<IpAddr>() {
-        Ok(address) if address.is_unspecified() || address.is_multicast() => {
-            Err(format!("{address} is not an address that a name server can have"))
-        }
-        Ok(address) => Ok(address),
+    match text.parse() {
+        Ok(address) => check_server(address),
         Err(_) => Err("a name server is an IP address, for example \"10.99.0.1\"".into()),
     }
 }
 
-/// A domain in lower case. What could end a line or a word of resolv.conf is none.
-fn parse_domain(text: &str) -> Result<String, String> {
+/// Checks the address of a name server.
+pub fn check_server(address: IpAddr) -> Result<IpAddr, String> {
+    if address.is_unspecified() || address.is_multicast() {
+        return Err(format!("{address} is not an address that a name server can have"));
+    }
+    Ok(address)
+}
+
+/// Reads a domain: in lower case. What could end a line or a word of resolv.conf is none.
+pub fn parse_domain(text: &str) -> Result<String, String> {
     let name = text.strip_suffix('.').unwrap_or(text);
     let is_label = |label: &str| {
         let right = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';

@@ -64,7 +64,11 @@ pub fn parse_network(text: &str) -> Result<IpNet, String> {
 
 /// Reads an address that the interface is to have, with the prefix length of its network.
 pub fn parse_interface_address(text: &str) -> Result<IpNet, String> {
-    let network = parse_network(text)?;
+    check_interface_address(parse_network(text)?)
+}
+
+/// Checks an address that the interface is to have, with the prefix length of its network.
+pub fn check_interface_address(network: IpNet) -> Result<IpNet, String> {
     let address = network.addr();
     if address.is_unspecified() || address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
         return Err(format!("{address} is not an address that an interface can have"));

@@ -1,35 +1,50 @@
-//! The signals that end a tunnel and those that make it read its file again.
+//! What ends a tunnel, and the signals that make it read its file again.
 
+use std::convert::Infallible;
 use std::future::pending;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
-/// Signals that this process takes. From its making on none of them kills the process; one that comes before anybody
-/// listens is kept.
-pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+/// Waits for whoever ends the tunnel.
+pub struct Signals(Source);
+
+enum Source {
+    Process { interrupt: Signal, terminate: Signal },
+    Program(mpsc::Receiver<Infallible>),
 }
 
 /// SIGHUP, for who has a file to read again.
 pub struct Hangups(Signal);
 
 impl Signals {
-    /// Takes SIGINT and SIGTERM over. Needs a tokio runtime.
+    /// Takes SIGINT and SIGTERM over. Needs a tokio runtime. From here on none of them kills the process; one that comes before
+    /// anybody listens is kept.
     pub fn install() -> io::Result<Signals> {
-        Ok(Signals {
+        Ok(Signals(Source::Process {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-        })
+        }))
+    }
+
+    /// For a tunnel inside of a program that has its own idea of signals: it ends when the other end is dropped.
+    pub fn until_dropped(other_end: mpsc::Receiver<Infallible>) -> Signals {
+        Signals(Source::Program(other_end))
     }
 
     /// Waits until somebody wants the tunnel to end.
     pub async fn end(&mut self) {
-        tokio::select! {
-            Some(()) = self.interrupt.recv() => {}
-            Some(()) = self.terminate.recv() => {}
-            else => pending().await,
+        match &mut self.0 {
+            Source::Process { interrupt, terminate } => tokio::select! {
+                Some(()) = interrupt.recv() => {}
+                Some(()) = terminate.recv() => {}
+                else => pending().await,
+            },
+            Source::Program(other_end) => match other_end.recv().await {
+                None => {}
+                Some(never) => match never {},
+            },
         }
     }
 }

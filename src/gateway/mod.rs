@@ -5,6 +5,7 @@
 //! socket; the TUN goes with its last descriptor. Last of all, and only after an end in good order, the kill switch.
 #![forbid(unsafe_code)]
 
+mod embed;
 mod hooks;
 mod live;
 mod network;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc;
 
+pub(crate) use embed::{Wish, embed};
 pub use hooks::HookError;
 pub use network::cleanup;
 pub use wireguard::run_wireguard;
@@ -144,7 +146,7 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
         suite: Suite::Auto,
     };
     let runtime = parts.runtime();
-    let result = parts.run(identity, async |control, signals, runtime| {
+    let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
         let mut hangups = Hangups::install()?;
         let server = Server::bind(&config.interface.control_socket).await?;
         let tunnel = Tunnel {

@@ -159,11 +159,17 @@ impl Parts {
         self.runtime
     }
 
-    /// Runs `serve` on the control thread, which is the calling one, and takes everything down when it ends. The signals
+    /// The interface's TUN.
+    pub(super) fn tun(&self) -> io::Result<TunMtu> {
+        self.mtu.try_clone()
+    }
+
+    /// Runs `serve` on the control thread, which is the calling one, and takes everything down when it ends. The `signals`
     /// that end a tunnel are taken before `serve` makes anything that would outlive the process.
     pub(super) fn run(
         self,
         identity: Identity,
+        signals: impl FnOnce() -> io::Result<Signals>,
         serve: impl AsyncFnOnce(&mut Control, &mut Signals, Runtime) -> Result<(), RunError>,
     ) -> Result<(), RunError> {
         let settings = Settings {
@@ -174,7 +180,7 @@ impl Parts {
             mtu: self.mtu,
         };
         let result = self.runtime.block_on(async |runtime| {
-            let mut signals = Signals::install()?;
+            let mut signals = signals()?;
             let mut control = Control::new(settings, self.facts, self.protocol, self.workforce);
             let result = serve(&mut control, &mut signals, runtime).await;
             control.stop().await;

@@ -8,6 +8,7 @@ use crate::config::{
     Dns, Hooks, Interface, Mtu, OffloadSwitches, PrivateKey, Routing, Table, WireGuard, default_control_socket,
 };
 use crate::control::server::{Desks, Server};
+use crate::control::signals::Signals;
 use crate::control::{self, ControlError, Facts};
 use crate::link;
 use crate::uapi;
@@ -53,7 +54,7 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         addresses: Vec::new(),
         suite: options.suite,
     };
-    parts.run(identity, async |control, signals, _| {
+    parts.run(identity, Signals::install, async |control, signals, _| {
         let name = control.facts().name.clone();
         link::prepare(ifindex, &name, link::MTU_DEFAULT).await?;
         control.set_tun_mtu(link::MTU_DEFAULT)?;

@@ -7,6 +7,7 @@
 //! has left, [`remove_leftovers`] finds.
 #![forbid(unsafe_code)]
 
+mod counters;
 mod guard;
 mod interfaces;
 mod layout;
@@ -23,11 +24,12 @@ use std::io;
 
 use ipnet::IpNet;
 
+pub use counters::Counters;
 pub use interfaces::{egress_interfaces, interface_names};
 pub use mtu::{MTU_DEFAULT, Underlay, auto_mtu, tunnel_mtu};
 pub use policy::Policy;
 pub use routes::{Routes, policy_for};
-pub use setup::{Link, Plan, prepare, set_up};
+pub use setup::{Link, Plan, describe, prepare, set_mtu, set_up};
 pub use watch::{RouteQueries, RouteWatch};
 
 use netlink::Netlink;

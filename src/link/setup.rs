@@ -66,6 +66,20 @@ pub async fn prepare(index: u32, name: &str, mtu: u16) -> Result<(), LinkError> 
     Ok(())
 }
 
+/// Sets the MTU of an interface that somebody else has set up, in bytes.
+pub async fn set_mtu(index: u32, name: &str, mtu: u16) -> Result<(), LinkError> {
+    Link::new(index, name)?.set_mtu(mtu).await
+}
+
+/// Gives an interface a description that `ip link` shows (IFLA_IFALIAS), of up to 255 bytes.
+pub async fn describe(index: u32, name: &str, description: &str) -> Result<(), LinkError> {
+    let message = LinkUnspec::new_with_index(index)
+        .append_extra_attribute(LinkAttribute::IfAlias(description.to_owned()))
+        .build();
+    let mut link = Link::new(index, name)?;
+    link.change(message, || "describe".into()).await
+}
+
 impl Link {
     fn new(index: u32, name: &str) -> Result<Link, LinkError> {
         Ok(Link {

@@ -1,4 +1,5 @@
-//! SO_BINDTODEVICE: a socket whose packets leave and arrive by one interface only, whatever routes say.
+//! SO_BINDTODEVICE and SO_MARK: a socket whose packets leave and arrive by one interface only, whatever routes say; or that
+//! routing rules can tell from others.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -22,10 +23,20 @@ impl DeviceName {
     }
 }
 
+/// Binds `socket` to the interface `device`.
+///
 /// # Errors
 /// `ENODEV`: there is no such interface. `EPERM`: without CAP_NET_RAW a socket that is bound already stays so.
-pub(super) fn bind(socket: BorrowedFd<'_>, device: DeviceName) -> io::Result<()> {
+pub fn bind(socket: BorrowedFd<'_>, device: DeviceName) -> io::Result<()> {
     option::set(socket, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, &device.0)
+}
+
+/// Marks what `socket` sends from here on with `mark`; 0 for none.
+///
+/// # Errors
+/// `EPERM` without CAP_NET_ADMIN.
+pub fn mark(socket: BorrowedFd<'_>, mark: u32) -> io::Result<()> {
+    option::set(socket, libc::SOL_SOCKET, libc::SO_MARK, &mark.cast_signed())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! ring      io_uring and its buffers     probe          why it is refused
 //! wake      eventfd     cpu  pinning     clock  the time     watch  inotify     daemon  going to the background
 //! tap       packet sockets, which see all that passes an interface
-//! device    one interface for a socket
+//! device    one interface for a socket, and the mark that keeps it out of the tunnel    tun_packets   a TUN without offloads
 //! ```
 
 mod address;
@@ -36,6 +36,7 @@ pub mod tap;
 mod tests;
 pub mod tun;
 pub mod tun_mtu;
+pub mod tun_packets;
 pub mod udp;
 pub mod uring;
 pub mod wake;

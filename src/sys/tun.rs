@@ -127,21 +127,18 @@ const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>())
 /// # Errors
 /// See [`TunError`].
 pub fn create(name: &str, queues: usize, want: Offloads) -> Result<TunDevice, TunError> {
-    let bad = |byte: u8| matches!(byte, b'/' | b':' | 0) || byte.is_ascii_whitespace();
-    if name.is_empty() || name.len() >= NAME_ROOM || name.bytes().any(bad) {
-        return Err(TunError::Name(name.to_owned()));
-    }
+    check_name(name)?;
     // MAX_TAP_QUEUES (drivers/net/tun.c).
     if !(1..=256).contains(&queues) {
         return Err(TunError::Queues(queues));
     }
     let first = open()?;
     // TUN_EXCL: the name may be another tunnel's, whose queues we would share.
-    let name = attach(&first, name, libc::IFF_TUN_EXCL)?;
+    let name = attach_queue(&first, name, libc::IFF_TUN_EXCL)?;
     let mut files = vec![first];
     for _ in 1..queues {
         let file = open()?;
-        attach(&file, &name, 0)?;
+        attach_queue(&file, &name, 0)?;
         files.push(file);
     }
     let offloads = set_offloads(&files[0], want)?;
@@ -178,7 +175,15 @@ pub fn index_of(name: &str) -> Option<u32> {
     index(name).ok()
 }
 
-fn open() -> Result<File, TunError> {
+pub(super) fn check_name(name: &str) -> Result<(), TunError> {
+    let bad = |byte: u8| matches!(byte, b'/' | b':' | 0) || byte.is_ascii_whitespace();
+    if name.is_empty() || name.len() >= NAME_ROOM || name.bytes().any(bad) {
+        return Err(TunError::Name(name.to_owned()));
+    }
+    Ok(())
+}
+
+pub(super) fn open() -> Result<File, TunError> {
     let result = OpenOptions::new()
         .read(true)
         .write(true)
@@ -195,9 +200,20 @@ fn open() -> Result<File, TunError> {
     })
 }
 
-/// Makes `file` a queue of the interface `name`; the name that it has.
-fn attach(file: &File, name: &str, extra: libc::c_int) -> Result<String, TunError> {
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | extra;
+/// Makes `file` a queue of the interface `name`, with virtio_net_hdrs; the name that it has.
+fn attach_queue(file: &File, name: &str, extra: libc::c_int) -> Result<String, TunError> {
+    let name = attach(file, name, libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | extra)?;
+    // SAFETY: TUNSETVNETHDRSZ reads one int.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const VNET_HEADER_BYTES) };
+    if result != 0 {
+        return Err(os("setting the header size (TUNSETVNETHDRSZ)"));
+    }
+    Ok(name)
+}
+
+/// Makes `file` the interface `name`, or a queue of it; the name that it has.
+pub(super) fn attach(file: &File, name: &str, extra: libc::c_int) -> Result<String, TunError> {
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | extra;
     // IFF_TUN_EXCL is the sign bit of the 16-bit field.
     let low = u16::try_from(flags)
         .expect("interface flags are 16 bits wide")
@@ -224,11 +240,6 @@ fn attach(file: &File, name: &str, extra: libc::c_int) -> Result<String, TunErro
             },
         });
     }
-    // SAFETY: TUNSETVNETHDRSZ reads one int.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const VNET_HEADER_BYTES) };
-    if result != 0 {
-        return Err(os("setting the header size (TUNSETVNETHDRSZ)"));
-    }
     let len = request.name.iter().position(|&byte| byte == 0).unwrap_or(NAME_ROOM);
     Ok(String::from_utf8_lossy(&request.name[..len]).into_owned())
 }
@@ -246,7 +257,7 @@ fn set_offloads(file: &File, want: Offloads) -> Result<Offloads, TunError> {
     Err(os("switching all offloads off (TUNSETOFFLOAD)"))
 }
 
-fn index(name: &str) -> Result<u32, TunError> {
+pub(super) fn index(name: &str) -> Result<u32, TunError> {
     let name = std::ffi::CString::new(name).map_err(|_| TunError::Name(name.to_owned()))?;
     // SAFETY: name is a zero-terminated string that outlives the call.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };

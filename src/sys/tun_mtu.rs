@@ -35,6 +35,25 @@ impl TunMtu {
         })
     }
 
+    /// Another one of the same TUN.
+    ///
+    /// # Errors
+    /// As [`TunMtu::new`].
+    pub fn try_clone(&self) -> io::Result<TunMtu> {
+        Ok(TunMtu {
+            queue: self.queue.try_clone()?,
+            asker: None,
+        })
+    }
+
+    /// A descriptor of the TUN, to ask for other things than the MTU. Packets go by those of the workers.
+    ///
+    /// # Errors
+    /// As [`TunMtu::new`].
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.queue.try_clone()
+    }
+
     /// The MTU, in bytes.
     ///
     /// # Errors

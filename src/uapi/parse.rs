@@ -250,6 +250,7 @@ mod tests {
                 private_key: Some(Some(PrivateKey::from_bytes(Zeroizing::new(key_bytes())))),
                 listen_port: Some(51820),
                 fwmark: Some(u32::MAX),
+                mtu: None,
                 replace_peers: true,
                 ..Changes::default()
             }

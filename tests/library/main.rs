@@ -1,0 +1,307 @@
+//! Tunnels as another program embeds them: the examples, and what they leave behind.
+//!
+//! ```text
+//!  +--------- a ---------+                    +--------- b ---------+
+//!  | this test's threads +---- veth under0 ---+ this test's threads |
+//!  +---------------------+                    +---------------------+
+//! ```
+#![allow(unreachable_pub, dead_code)] // examples and the lab are shared; each program uses its own part
+
+#[path = "../netns/lab.rs"]
+mod lab;
+
+#[path = "../../examples/connect.rs"]
+mod connect;
+#[path = "../../examples/establish.rs"]
+mod establish;
+#[path = "../../examples/mtu.rs"]
+mod mtu;
+#[path = "../../examples/statistics.rs"]
+mod statistics;
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use lab::{Lab, UNDERLAY, wait_until};
+use ringway::tunnel::{Builder, Device, Peer, PrivateKey, Statistics};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn arguments<const N: usize>(words: [&str; N]) -> impl Iterator<Item = String> {
+    words.map(String::from).into_iter()
+}
+
+/// What the system has of routes, rules and filters.
+fn state(lab: &Lab) -> Vec<String> {
+    let ip = |arguments: &[&str]| lab.a.ip(arguments);
+    vec![
+        ip(&["-o", "link"]),
+        ip(&["-4", "route", "show", "table", "all"]),
+        ip(&["-4", "rule"]),
+        ip(&["-6", "rule"]),
+        lab.a.run(&["nft", "list", "ruleset"]),
+    ]
+}
+
+#[test]
+fn a_device_moves_packets_is_counted_and_changes_its_mtu() {
+    let Some(lab) = Lab::new() else { return };
+    let before = state(&lab);
+    // Pings until enough were answered for the example to end.
+    std::thread::scope(|scope| {
+        let example = scope.spawn(|| {
+            lab.a
+                .enter(|| establish::run(arguments(["rw-ping", "2"])).map_err(|e| e.to_string()))
+        });
+        wait_until("two pings are answered", PATIENCE, || {
+            lab.a.ping([10, 77, 0, 2].into(), 56);
+            example.is_finished()
+        });
+        example.join().expect("no panic").expect("the example runs");
+    });
+
+    let counted = lab
+        .a
+        .enter(|| statistics::run(arguments(["rw-count"])).map_err(|error| error.to_string()));
+    let [first, second] = counted.expect("the example runs");
+    assert_eq!((first.tx_packets, first.tx_bytes), (3, 3 * 128));
+    assert_eq!((second.tx_packets, second.tx_bytes), (2, 2 * 128));
+
+    let lengths = lab
+        .a
+        .enter(|| mtu::run(arguments(["rw-mtu"])).map_err(|error| error.to_string()));
+    let [whole, fragments] = lengths.expect("the example runs");
+    assert_eq!(whole, [1328]);
+    assert!(
+        fragments.len() == 2 && fragments.iter().all(|len| *len <= 1280),
+        "{fragments:?}"
+    );
+
+    assert_eq!(state(&lab), before, "nothing is left");
+}
+
+/// The text of the first packet that holds one of ours.
+fn next(device: &Device) -> String {
+    let mut packet = [0; 1500];
+    loop {
+        let len = device.recv_timeout(&mut packet, PATIENCE).expect("a packet in time");
+        if packet[0] >> 4 == 4 && packet[9] == 17 {
+            return String::from_utf8_lossy(&packet[28..len]).into_owned();
+        }
+    }
+}
+
+#[test]
+fn a_default_route_leads_all_packets_into_a_device_but_those_of_protected_sockets() {
+    let Some(lab) = Lab::new() else { return };
+    let before = state(&lab);
+    let device = lab.a.enter(|| {
+        Builder::new("rw-all")
+            .session("Everything")
+            .address("10.76.0.1/24".parse().expect("a network"))
+            .route("0.0.0.0/0".parse().expect("a network"))
+            .mtu(1400)
+            .establish()
+            .expect("the lab lets us")
+    });
+    assert_eq!((device.name(), device.session()), ("rw-all", Some("Everything")));
+    assert!(lab.a.ip(&["link", "show", "rw-all"]).contains("alias Everything"));
+    assert_eq!(device.mtu().expect("it is there"), 1400);
+    assert!(device.fwmark().is_some());
+
+    let socket = || lab.a.enter(|| UdpSocket::bind("0.0.0.0:0").expect("any port"));
+    // The link's network has a route of its own, which is longer than a default route: any other address will do.
+    let inside = socket();
+    inside.send_to(b"inside", "203.0.113.1:5000").expect("there is a route");
+    assert_eq!(next(&device), "inside");
+
+    let outside = socket();
+    device.protect(&outside).expect("root may");
+    lab.a.ip(&["route", "add", "198.51.100.0/24", "via", "192.0.2.2"]);
+    lab.b.ip(&["address", "add", "198.51.100.1/32", "dev", "lo"]);
+    let far = lab
+        .b
+        .enter(|| UdpSocket::bind("198.51.100.1:5001").expect("b has the address"));
+    far.set_read_timeout(Some(PATIENCE)).expect("it is not zero");
+    let mut text = [0; 100];
+    outside
+        .send_to(b"outside", "198.51.100.1:5001")
+        .expect("there is a route");
+    let (len, from) = far.recv_from(&mut text).expect("a datagram");
+    assert_eq!(
+        (&text[..len], from.ip().to_string().as_str()),
+        (&b"outside"[..], "192.0.2.1")
+    );
+    lab.a.ip(&["route", "del", "198.51.100.0/24"]);
+
+    device.disconnect().expect("all is put back");
+    assert_eq!(state(&lab), before, "nothing is left");
+}
+
+#[test]
+fn with_a_mark_protected_sockets_go_around_every_route_and_may_be_bound_too() {
+    let Some(lab) = Lab::new() else { return };
+    lab.a.ip(&["route", "add", "default", "via", "192.0.2.2"]);
+    lab.b.ip(&["address", "add", "198.51.100.1/32", "dev", "lo"]);
+    let before = state(&lab);
+    let server = lab
+        .b
+        .enter(|| UdpSocket::bind("198.51.100.1:5000").expect("b has the address"));
+    server.set_read_timeout(Some(PATIENCE)).expect("it is not zero");
+    let device = lab.a.enter(|| {
+        Builder::new("rw-mark")
+            .address("10.76.0.1/24".parse().expect("a network"))
+            .route("198.51.100.0/24".parse().expect("a network"))
+            .fwmark(7.try_into().expect("not zero"))
+            .bind_interface(UNDERLAY)
+            .establish()
+            .expect("the lab lets us")
+    });
+    assert_eq!(device.fwmark(), Some(7));
+    let [inside, outside] = [(); 2].map(|()| lab.a.enter(|| UdpSocket::bind("0.0.0.0:0").expect("any port")));
+    inside
+        .send_to(b"inside", "198.51.100.1:5000")
+        .expect("there is a route");
+    assert_eq!(next(&device), "inside");
+    device.protect(&outside).expect("root may");
+    outside
+        .send_to(b"outside", "198.51.100.1:5000")
+        .expect("there is a route");
+    let mut text = [0; 100];
+    let (len, _) = server.recv_from(&mut text).expect("a datagram");
+    assert_eq!(&text[..len], b"outside");
+
+    // Dropping is as good, but says nothing.
+    drop(device);
+    assert_eq!(state(&lab), before, "nothing is left");
+}
+
+#[test]
+fn what_the_system_refuses_leaves_nothing_behind() {
+    let Some(lab) = Lab::new() else { return };
+    let before = state(&lab);
+    let error = lab.a.enter(|| {
+        Builder::new(UNDERLAY)
+            .address("10.76.0.1/24".parse().expect("a network"))
+            .establish()
+            .expect_err("the name is taken")
+    });
+    assert!(error.to_string().contains("exists already"), "{error}");
+    lab.a.ip(&["route", "add", "203.0.113.0/24", "via", "192.0.2.2"]);
+    let error = lab.a.enter(|| {
+        Builder::new("rw-late")
+            .address("10.76.0.1/24".parse().expect("a network"))
+            .route("203.0.113.0/24".parse().expect("a network"))
+            .establish()
+            .expect_err("the route leads elsewhere")
+    });
+    assert!(error.to_string().contains("203.0.113.0/24"), "{error}");
+    lab.a.ip(&["route", "del", "203.0.113.0/24"]);
+    assert_eq!(state(&lab), before, "nothing is left");
+}
+
+/// A private key for a lab.
+fn key(byte: u8) -> PrivateKey {
+    PrivateKey::generate(|bytes| bytes.fill(byte))
+}
+
+#[test]
+fn a_tunnel_carries_packets_and_is_counted_changed_and_gone() {
+    let Some(lab) = Lab::new() else { return };
+    let before = state(&lab);
+    let far = lab.b.enter(|| {
+        Builder::new("rw0")
+            .session("The far end")
+            .private_key(key(2))
+            .listen_port(51820)
+            .address("10.99.0.2/24".parse().expect("a network"))
+            .peer(Peer::new(key(1).public_key()).name("near"))
+            .route("10.99.0.1/32".parse().expect("a network"))
+            .workers(2)
+            .connect()
+            .expect("the lab lets us")
+    });
+    assert!(lab.b.ip(&["link", "show", "rw0"]).contains("alias The far end"));
+    assert_eq!(
+        (far.name(), far.statistics().expect("it runs")),
+        ("rw0", Statistics::default())
+    );
+
+    // A full tunnel, of the example's making.
+    let (private, public) = (key(1).to_base64(), key(2).public_key().to_string());
+    let words = [
+        "rw0",
+        &private,
+        "10.99.0.1/24",
+        &public,
+        "192.0.2.2:51820",
+        "0.0.0.0/0",
+        "3",
+    ];
+    std::thread::scope(|scope| {
+        let near = scope.spawn(|| {
+            lab.a
+                .enter(|| connect::run(arguments(words)).map_err(|error| error.to_string()))
+        });
+        wait_until("three pings are answered", PATIENCE, || {
+            lab.a.ping([10, 99, 0, 2].into(), 56);
+            near.is_finished()
+        });
+        let statistics = near.join().expect("no panic").expect("the example runs");
+        // 56 bytes behind 8 of ICMP's and 20 of IP's.
+        let packets = statistics.rx_packets;
+        assert!(packets >= 3 && statistics.rx_bytes == 84 * packets, "{statistics:?}");
+        assert!(statistics.tx_packets >= packets, "{statistics:?}");
+    });
+    assert_eq!(state(&lab), before, "the example has put everything back");
+
+    let first = far.reset_statistics().expect("it runs");
+    assert!(first.rx_packets >= 3 && first.tx_bytes >= 3 * 84, "{first:?}");
+    assert_eq!(far.statistics().expect("it runs"), Statistics::default());
+    let peers = far.peers().expect("it runs");
+    assert_eq!(peers.len(), 1);
+    assert_eq!(
+        (peers[0].name.as_deref(), peers[0].rx_packets, peers[0].tx_bytes),
+        (Some("near"), 0, 0)
+    );
+    assert!(peers[0].latest_handshake_unix_s.is_some());
+    let samples: u64 = far
+        .latency()
+        .expect("it runs")
+        .stages
+        .iter()
+        .map(|stage| stage.count)
+        .sum();
+    assert_eq!(samples, 0, "they begin anew too");
+
+    far.set_mtu(1300).expect("root may");
+    assert_eq!(
+        (far.mtu().expect("it is there"), far.report().expect("it runs").mtu),
+        (1300, 1300)
+    );
+    assert!(lab.b.ip(&["link", "show", "rw0"]).contains("mtu 1300"));
+    far.set_mtu(575).expect_err("no IPv4 link has so little");
+
+    assert!(far.is_running());
+    far.disconnect().expect("it ran until now");
+    assert!(!lab.b.has_interface("rw0"));
+}
+
+#[test]
+fn a_tunnel_whose_interface_is_removed_says_so() {
+    let Some(lab) = Lab::new() else { return };
+    let peer = Peer::new(key(1).public_key());
+    let tunnel = lab.a.enter(|| {
+        Builder::new("rw0")
+            .private_key(key(2))
+            .peer(peer)
+            .connect()
+            .expect("the lab lets us")
+    });
+    lab.a.ip(&["link", "delete", "rw0"]);
+    wait_until("it ends by itself", PATIENCE, || !tunnel.is_running());
+    tunnel.statistics().expect_err("nobody answers");
+    tunnel.set_mtu(1300).expect_err("nobody answers");
+    let error = tunnel.disconnect().expect_err("it had ended").to_string();
+    assert!(error.contains("the interface was removed"), "{error}");
+}
