@@ -19,9 +19,6 @@ _ringway() {
             ringway,apply)
                 cmd="ringway__subcmd__apply"
                 ;;
-            ringway,capture)
-                cmd="ringway__subcmd__capture"
-                ;;
             ringway,check)
                 cmd="ringway__subcmd__check"
                 ;;
@@ -34,14 +31,8 @@ _ringway() {
             ringway,convert)
                 cmd="ringway__subcmd__convert"
                 ;;
-            ringway,doctor)
-                cmd="ringway__subcmd__doctor"
-                ;;
-            ringway,drops)
-                cmd="ringway__subcmd__drops"
-                ;;
-            ringway,explain)
-                cmd="ringway__subcmd__explain"
+            ringway,down)
+                cmd="ringway__subcmd__down"
                 ;;
             ringway,genkey)
                 cmd="ringway__subcmd__genkey"
@@ -76,23 +67,17 @@ _ringway() {
             ringway,set)
                 cmd="ringway__subcmd__set"
                 ;;
-            ringway,stats)
-                cmd="ringway__subcmd__stats"
-                ;;
             ringway,status)
                 cmd="ringway__subcmd__status"
-                ;;
-            ringway,top)
-                cmd="ringway__subcmd__top"
                 ;;
             ringway,unblock)
                 cmd="ringway__subcmd__unblock"
                 ;;
+            ringway,up)
+                cmd="ringway__subcmd__up"
+                ;;
             ringway__subcmd__help,apply)
                 cmd="ringway__subcmd__help__subcmd__apply"
-                ;;
-            ringway__subcmd__help,capture)
-                cmd="ringway__subcmd__help__subcmd__capture"
                 ;;
             ringway__subcmd__help,check)
                 cmd="ringway__subcmd__help__subcmd__check"
@@ -106,14 +91,8 @@ _ringway() {
             ringway__subcmd__help,convert)
                 cmd="ringway__subcmd__help__subcmd__convert"
                 ;;
-            ringway__subcmd__help,doctor)
-                cmd="ringway__subcmd__help__subcmd__doctor"
-                ;;
-            ringway__subcmd__help,drops)
-                cmd="ringway__subcmd__help__subcmd__drops"
-                ;;
-            ringway__subcmd__help,explain)
-                cmd="ringway__subcmd__help__subcmd__explain"
+            ringway__subcmd__help,down)
+                cmd="ringway__subcmd__help__subcmd__down"
                 ;;
             ringway__subcmd__help,genkey)
                 cmd="ringway__subcmd__help__subcmd__genkey"
@@ -148,17 +127,14 @@ _ringway() {
             ringway__subcmd__help,set)
                 cmd="ringway__subcmd__help__subcmd__set"
                 ;;
-            ringway__subcmd__help,stats)
-                cmd="ringway__subcmd__help__subcmd__stats"
-                ;;
             ringway__subcmd__help,status)
                 cmd="ringway__subcmd__help__subcmd__status"
                 ;;
-            ringway__subcmd__help,top)
-                cmd="ringway__subcmd__help__subcmd__top"
-                ;;
             ringway__subcmd__help,unblock)
                 cmd="ringway__subcmd__help__subcmd__unblock"
+                ;;
+            ringway__subcmd__help,up)
+                cmd="ringway__subcmd__help__subcmd__up"
                 ;;
             ringway__subcmd__help__subcmd__peer,add)
                 cmd="ringway__subcmd__help__subcmd__peer__subcmd__add"
@@ -224,7 +200,7 @@ _ringway() {
 
     case "${cmd}" in
         ringway)
-            opts="-v -h -V --verbose --log-level --help --version run check convert genkey pubkey genpsk unblock leaktest cleanup status reload apply confirm peer set save latency stats doctor top drops capture explain help"
+            opts="-v -h -V --verbose --log-level --help --version run up down check convert genkey pubkey genpsk unblock leaktest cleanup status reload apply confirm peer set save latency help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -249,56 +225,6 @@ _ringway() {
             fi
             case "${prev}" in
                 --confirm)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --log-level)
-                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
-                    return 0
-                    ;;
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        ringway__subcmd__capture)
-            opts="-w -c -s -v -h --peer --write --count --seconds --snap-len --verbose --log-level --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                --peer)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --write)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                -w)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --count)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                -c)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --seconds)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --snap-len)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                -s)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -385,57 +311,13 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        ringway__subcmd__doctor)
-            opts="-v -h --json --verbose --log-level --help"
+        ringway__subcmd__down)
+            opts="-v -h --verbose --log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --log-level)
-                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
-                    return 0
-                    ;;
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        ringway__subcmd__drops)
-            opts="-v -h --json --all --verbose --log-level --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                --log-level)
-                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
-                    return 0
-                    ;;
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        ringway__subcmd__explain)
-            opts="-i -v -h --interface --json --verbose --log-level --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                --interface)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                -i)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --log-level)
                     COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
                     return 0
@@ -484,7 +366,7 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__help)
-            opts="run check convert genkey pubkey genpsk unblock leaktest cleanup status reload apply confirm peer set save latency stats doctor top drops capture explain help"
+            opts="run up down check convert genkey pubkey genpsk unblock leaktest cleanup status reload apply confirm peer set save latency help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -498,20 +380,6 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__help__subcmd__apply)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        ringway__subcmd__help__subcmd__capture)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -581,35 +449,7 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        ringway__subcmd__help__subcmd__doctor)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        ringway__subcmd__help__subcmd__drops)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        ringway__subcmd__help__subcmd__explain)
+        ringway__subcmd__help__subcmd__down)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -847,20 +687,6 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        ringway__subcmd__help__subcmd__stats)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
         ringway__subcmd__help__subcmd__status)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -875,7 +701,7 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        ringway__subcmd__help__subcmd__top)
+        ringway__subcmd__help__subcmd__unblock)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -889,7 +715,7 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        ringway__subcmd__help__subcmd__unblock)
+        ringway__subcmd__help__subcmd__up)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1323,24 +1149,6 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        ringway__subcmd__stats)
-            opts="-v -h --json --reset --verbose --log-level --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                --log-level)
-                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
-                    return 0
-                    ;;
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
         ringway__subcmd__status)
             opts="-v -h --json --watch --verbose --log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -1359,17 +1167,13 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        ringway__subcmd__top)
-            opts="-v -h --once --interval --verbose --log-level --help"
+        ringway__subcmd__unblock)
+            opts="-v -h --verbose --log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --interval)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --log-level)
                     COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
                     return 0
@@ -1381,7 +1185,7 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        ringway__subcmd__unblock)
+        ringway__subcmd__up)
             opts="-v -h --verbose --log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -42,6 +42,7 @@ impl Control {
             | Request::PeerAdd { .. }
             | Request::PeerSet { .. }
             | Request::PeerRemove { .. }
+            | Request::Stop {}
             | Request::SetMtu { .. } => Ok(refusal(ErrorCode::Internal, "this request changes something".into())),
         };
         answer.unwrap_or_else(no_answer)

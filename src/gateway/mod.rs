@@ -261,7 +261,7 @@ impl Tunnel {
             result = control.run(&mut orders, signals) => result.map_err(RunError::from),
             () = self.server.serve(desks) => Ok(()),
             () = serve_metrics => Ok(()),
-            never = live.serve(hangups) => match never {},
+            () = live.serve(hangups) => Ok(()),
             () = service::watch(orders_in.clone(), workers) => Ok(()),
             never = rules.follow() => match never {},
             error = post_up => Err(error.into()),
