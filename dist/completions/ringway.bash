@@ -31,6 +31,9 @@ _ringway() {
             ringway,convert)
                 cmd="ringway__subcmd__convert"
                 ;;
+            ringway,down)
+                cmd="ringway__subcmd__down"
+                ;;
             ringway,genkey)
                 cmd="ringway__subcmd__genkey"
                 ;;
@@ -70,6 +73,9 @@ _ringway() {
             ringway,unblock)
                 cmd="ringway__subcmd__unblock"
                 ;;
+            ringway,up)
+                cmd="ringway__subcmd__up"
+                ;;
             ringway__subcmd__help,apply)
                 cmd="ringway__subcmd__help__subcmd__apply"
                 ;;
@@ -84,6 +90,9 @@ _ringway() {
                 ;;
             ringway__subcmd__help,convert)
                 cmd="ringway__subcmd__help__subcmd__convert"
+                ;;
+            ringway__subcmd__help,down)
+                cmd="ringway__subcmd__help__subcmd__down"
                 ;;
             ringway__subcmd__help,genkey)
                 cmd="ringway__subcmd__help__subcmd__genkey"
@@ -123,6 +132,9 @@ _ringway() {
                 ;;
             ringway__subcmd__help,unblock)
                 cmd="ringway__subcmd__help__subcmd__unblock"
+                ;;
+            ringway__subcmd__help,up)
+                cmd="ringway__subcmd__help__subcmd__up"
                 ;;
             ringway__subcmd__help__subcmd__peer,add)
                 cmd="ringway__subcmd__help__subcmd__peer__subcmd__add"
@@ -188,7 +200,7 @@ _ringway() {
 
     case "${cmd}" in
         ringway)
-            opts="-v -h -V --verbose --log-level --help --version run check convert genkey pubkey genpsk unblock leaktest cleanup status reload apply confirm peer set save latency help"
+            opts="-v -h -V --verbose --log-level --help --version run up down check convert genkey pubkey genpsk unblock leaktest cleanup status reload apply confirm peer set save latency help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -299,6 +311,24 @@ _ringway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        ringway__subcmd__down)
+            opts="-v -h --verbose --log-level --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --log-level)
+                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         ringway__subcmd__genkey)
             opts="-v -h --verbose --log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -336,7 +366,7 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__help)
-            opts="run check convert genkey pubkey genpsk unblock leaktest cleanup status reload apply confirm peer set save latency help"
+            opts="run up down check convert genkey pubkey genpsk unblock leaktest cleanup status reload apply confirm peer set save latency help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -406,6 +436,20 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__help__subcmd__convert)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ringway__subcmd__help__subcmd__down)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -658,6 +702,20 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__help__subcmd__unblock)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ringway__subcmd__help__subcmd__up)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1110,6 +1168,24 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__unblock)
+            opts="-v -h --verbose --log-level --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --log-level)
+                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ringway__subcmd__up)
             opts="-v -h --verbose --log-level --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

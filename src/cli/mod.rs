@@ -3,6 +3,7 @@
 //! Output goes to standard output, everything else to standard error; the exit codes are those of [`Exit`].
 #![forbid(unsafe_code)]
 
+mod background;
 mod change;
 pub mod exit;
 mod keys;
@@ -48,6 +49,15 @@ enum Command {
         /// The configuration: a TOML file, or one of wg-quick's (*.conf)
         config: PathBuf,
     },
+    /// Run a tunnel in the background
+    ///
+    /// Comes back once packets can pass, or with what kept the tunnel from coming up. Not for tunnels of a service manager:
+    /// systemctl start ringway@NAME.
+    Up(background::Up),
+    /// End a tunnel, and come back once all is put back as it was
+    ///
+    /// Also removes what a daemon that was killed has left.
+    Down(background::Down),
     /// Check a configuration and the key files that it names, without running it
     ///
     /// Reports everything that is wrong, one line each: FILE:LINE: KEY = VALUE: what would be right.
@@ -161,6 +171,8 @@ fn carry_out<E: Error + 'static>(
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             run(config, &file).map_err(|error| Failure::of(&error))
         }
+        Command::Up(options) => background::up(&options),
+        Command::Down(options) => background::down(&options, cleanup),
         Command::Check { config } => check(&config),
         Command::Convert { config } => convert(&config),
         Command::Genkey => keys::genkey(),

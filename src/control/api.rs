@@ -73,6 +73,8 @@ pub enum Request {
         /// Its name or public key.
         peer: String,
     },
+    /// End the tunnel, as SIGTERM does: a [`ChangeReport`], and the end after it.
+    Stop {},
     /// Set the interface's MTU: a [`ChangeReport`].
     SetMtu {
         /// "auto", or bytes.
@@ -89,6 +91,7 @@ impl Request {
             | Request::Apply { .. }
             | Request::Confirm {}
             | Request::Save {}
+            | Request::Stop {}
             | Request::PeerAdd { .. }
             | Request::PeerSet { .. }
             | Request::PeerRemove { .. }

@@ -38,6 +38,7 @@ impl Control {
             | Request::PeerAdd { .. }
             | Request::PeerSet { .. }
             | Request::PeerRemove { .. }
+            | Request::Stop {}
             | Request::SetMtu { .. } => Ok(refusal(ErrorCode::Internal, "this request changes something".into())),
         };
         answer.unwrap_or_else(|NoAnswer| {

@@ -241,7 +241,7 @@ impl Tunnel {
         let result = tokio::select! {
             result = control.run(&mut orders, signals) => result.map_err(RunError::from),
             () = self.server.serve(desks) => Ok(()),
-            never = live.serve(hangups) => match never {},
+            () = live.serve(hangups) => Ok(()),
             () = service::watch(orders_in, workers) => Ok(()),
             never = rules.follow() => match never {},
             error = post_up => Err(error.into()),

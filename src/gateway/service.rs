@@ -3,6 +3,8 @@
 //! With `Type=notify` the unit counts as started when packets can pass. With `WatchdogSec=` the manager restarts it when
 //! the control thread or any worker stands still: all of them have to answer before it is told that all is well.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,7 +72,11 @@ pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -
     writable.push(RUN_DIR.into());
     writable.extend(folder_of(&interface.control_socket));
     writable.extend(interface.latency_log.as_deref().and_then(folder_of));
-    writable.extend(interface.state_dir.clone());
+    if let Some(folder) = &interface.state_dir {
+        // What is not there when the limits are set can't be made later. Who writes to it says what is wrong with it.
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        writable.push(folder.clone());
+    }
     writable.extend((dns == Some(dns::Backend::File)).then(|| PathBuf::from("/etc")));
     let saved = [Some(file), interface.save.as_deref()].into_iter().flatten();
     writable.extend(saved.filter_map(|path| folder_of(&path.canonicalize().ok()?)));

@@ -123,7 +123,7 @@ fn is_tunnel(frame: &Frame) -> bool {
     frame.text.contains(&way)
 }
 
-fn is_link_upkeep(frame: &Frame) -> bool {
+pub(crate) fn is_link_upkeep(frame: &Frame) -> bool {
     [
         "neighbor solicitation",
         "neighbor advertisement",

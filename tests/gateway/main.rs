@@ -9,6 +9,8 @@ mod hosts;
 #[expect(dead_code, reason = "another program's tests use the rest of the lab")]
 mod lab;
 mod lockdown;
+mod proof;
+mod readme;
 
 use std::time::Duration;
 
@@ -20,6 +22,13 @@ use lab::wait_until;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const TABLE: [&str; 5] = ["nft", "list", "table", "inet", "ringway-gateway-rw0"];
+
+/// Waits for an answer.
+fn ping_until(host: &lab::Namespace, address: &str) {
+    wait_until(&format!("an answer from {address}"), PATIENCE, || {
+        host.ping(address.parse().expect("an address"), 56)
+    });
+}
 
 #[test]
 fn masqueraded_peers_reach_the_internet_under_the_gateways_address() {
