@@ -189,7 +189,7 @@ fn nothing_but_the_tunnel_leaves_before_it_is_up_while_it_is_when_it_is_killed_a
 
     client.end(Signal::SIGTERM);
     assert!(!client.is_locked(), "an end in good order lifts it");
-    assert!(client.lab.a.ping(UNDERLAY_V4[1].parse().unwrap(), 56));
+    assert!(client.lab.a.answers(UNDERLAY_V4[1].parse().unwrap(), 56));
 }
 
 #[test]
@@ -257,7 +257,7 @@ fn unblock_lifts_what_a_killed_daemon_left_and_what_was_to_be_kept() {
     client.end(Signal::SIGKILL);
     assert!(client.unblock(&[]).expect("it holds").contains("rw0: unblocked"));
     assert!(!client.is_locked());
-    assert!(client.lab.a.ping(UNDERLAY_V4[1].parse().unwrap(), 56));
+    assert!(client.lab.a.answers(UNDERLAY_V4[1].parse().unwrap(), 56));
 
     // A configuration that does not want it any more lifts it too.
     client.start();
