@@ -3,17 +3,26 @@
 //! Output goes to standard output, everything else to standard error; the exit codes are those of [`Exit`].
 #![forbid(unsafe_code)]
 
+mod background;
+mod capture;
 mod change;
+mod doctor;
+mod drops;
 pub mod exit;
+mod explain;
 mod keys;
 mod latency;
 mod leaktest;
 mod log;
+mod packet_line;
 mod peer;
 mod show;
+mod signals;
+mod stats;
 mod status;
 mod style;
 mod target;
+mod top;
 mod unblock;
 mod units;
 pub mod wireguard;
@@ -48,6 +57,15 @@ enum Command {
         /// The configuration: a TOML file, or one of wg-quick's (*.conf)
         config: PathBuf,
     },
+    /// Run a tunnel in the background
+    ///
+    /// Comes back once packets can pass, or with what kept the tunnel from coming up. Not for tunnels of a service manager:
+    /// systemctl start ringway@NAME.
+    Up(background::Up),
+    /// End a tunnel, and come back once all is put back as it was
+    ///
+    /// Also removes what a daemon that was killed has left.
+    Down(background::Down),
     /// Check a configuration and the key files that it names, without running it
     ///
     /// Reports everything that is wrong, one line each: FILE:LINE: KEY = VALUE: what would be right.
@@ -121,6 +139,24 @@ enum Command {
     Save(change::Save),
     /// Show how long packets take inside a running tunnel, by stage
     Latency(latency::Options),
+    /// Show what running tunnels have counted since they started or since the last reset
+    Stats(stats::Options),
+    /// Look for what stands in a tunnel's way: kernel, system, configuration, paths to the peers
+    ///
+    /// Ends with 1 if there is a problem; warnings are none.
+    Doctor(doctor::Options),
+    /// Show what running tunnels do at this moment: speeds, drops, round trips, latency
+    Top(top::Options),
+    /// Show which packets were dropped, where, why, and what to do about it
+    Drops(drops::Options),
+    /// Capture packets inside a tunnel: a line each, or pcapng for tcpdump and Wireshark
+    #[command(after_help = capture::HELP)]
+    Capture(capture::Options),
+    /// Tell whether a packet would pass, by which rule, to which peer and lane, and if not, why
+    ///
+    /// Asks the kernel for its route and the tunnel's workers for theirs; no packet is sent. What firewalls do is not
+    /// asked. For example: ringway explain 10.99.0.1 10.99.0.2 tcp 443
+    Explain(explain::Options),
 }
 
 /// The command line as clap knows it, for man pages and completions.
@@ -161,6 +197,8 @@ fn carry_out<E: Error + 'static>(
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             run(config, &file).map_err(|error| Failure::of(&error))
         }
+        Command::Up(options) => background::up(&options),
+        Command::Down(options) => background::down(&options, cleanup),
         Command::Check { config } => check(&config),
         Command::Convert { config } => convert(&config),
         Command::Genkey => keys::genkey(),
@@ -186,6 +224,12 @@ fn carry_out<E: Error + 'static>(
         Command::Peer(command) => peer::peer(&command),
         Command::Set(command) => change::set(&command),
         Command::Save(options) => change::save(&options),
+        Command::Stats(options) => stats::stats(&options),
+        Command::Doctor(options) => doctor::doctor(&options),
+        Command::Top(options) => top::top(&options),
+        Command::Drops(options) => drops::drops(&options),
+        Command::Capture(options) => capture::capture(&options),
+        Command::Explain(options) => explain::explain(&options),
     }
 }
 

@@ -206,7 +206,7 @@ impl Block<'_> {
 }
 
 /// "3 no_route, 1 replayed": most frequent first.
-fn reasons(counts: &BTreeMap<String, u64>) -> String {
+pub(super) fn reasons(counts: &BTreeMap<String, u64>) -> String {
     let mut counts: Vec<(&String, &u64)> = counts.iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     let texts: Vec<String> = counts

@@ -42,6 +42,11 @@ impl Style {
         self.paint("1", value)
     }
 
+    /// What is as it should be.
+    pub(super) fn plain<T: Display>(self, value: T) -> Painted<T> {
+        Painted { sgr: None, value }
+    }
+
     /// What should not be.
     pub(super) fn alarm<T: Display>(self, value: T) -> Painted<T> {
         self.paint("31", value)

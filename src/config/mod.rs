@@ -11,6 +11,7 @@ pub mod host;
 pub mod key;
 pub mod keyfile;
 pub mod lockdown;
+pub mod metrics;
 pub mod problem;
 pub mod raw;
 pub mod render;
@@ -38,6 +39,7 @@ pub use gateway::{Egress, Gateway, Masquerade, PeerToPeer, Policy};
 pub use host::{Host, HostPort};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use lockdown::Lockdown;
+pub use metrics::MetricsListen;
 pub use problem::{LoadError, Located, Problem};
 pub use routing::{Routing, Table};
 pub use types::{

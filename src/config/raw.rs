@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 
 use super::gateway::{RawGateway, RawPolicy};
 use super::lockdown::RawLockdown;
+use super::metrics::RawMetrics;
 use super::problem::Problem;
 
 /// Where a value stands.
@@ -74,6 +75,8 @@ pub struct RawConfig {
     pub gateway: Option<RawGateway>,
     /// The other sides.
     pub peers: Vec<RawPeer>,
+    /// `[metrics]`.
+    pub metrics: Option<RawMetrics>,
 }
 
 /// Our side.

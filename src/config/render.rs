@@ -22,6 +22,9 @@ pub fn to_toml(config: &Config) -> Zeroizing<String> {
     for peer in &config.peers {
         let _ = write_peer(&mut text, peer);
     }
+    if let Some(listen) = &config.metrics {
+        let _ = write!(text, "\n[metrics]\nlisten = {}\n", quoted(listen));
+    }
     text
 }
 

@@ -112,6 +112,9 @@ fn every_key_is_read() {
         [[peer]]
         public_key = "{PUBLIC_C}"
         endpoint = "vpn.example.com:1"
+
+        [metrics]
+        listen = "unix:metrics.sock"
         "#
     );
     let Loaded { config, warnings } = read_text("/etc/rw/rw0.toml", &text).unwrap();
@@ -199,6 +202,7 @@ fn every_key_is_read() {
                 policy: Policy::default(),
             },
         ],
+        metrics: Some(MetricsListen::Unix("/etc/rw/metrics.sock".into())),
     };
     assert_eq!(config, expected);
 }
@@ -366,7 +370,8 @@ fn what_is_not_given_has_its_documented_default() {
         Config {
             interface: expected,
             gateway: None,
-            peers: vec![]
+            peers: vec![],
+            metrics: None,
         }
     );
 }
@@ -676,7 +681,7 @@ fn wrong_sections_are_named_with_what_would_be_right() {
         ),
         (
             format!("{interface}[colours]\n"),
-            "f:3: colours: unknown section; the sections are [interface], [gateway] and [[peer]]",
+            "f:3: colours: unknown section; the sections are [interface], [gateway], [metrics] and [[peer]]",
         ),
         (
             format!("mtu = 1420\n{interface}"),
@@ -688,7 +693,7 @@ fn wrong_sections_are_named_with_what_would_be_right() {
         ),
         (
             format!("colour = 1\n{interface}"),
-            "f:1: colour: unknown key; all keys belong in a section: [interface], [gateway] or [[peer]]",
+            "f:1: colour: unknown key; all keys belong in a section: [interface], [gateway], [metrics] or [[peer]]",
         ),
     ];
     for (text, expected) in cases {
@@ -1060,6 +1065,7 @@ proptest! {
         gateway in prop::option::of(any_gateway()),
         peers in (any_peer(0), any_peer(1), any_peer(2)),
         count in 0usize..=3,
+        metrics: bool,
     ) {
         let mut peers: Vec<Peer> = [peers.0, peers.1, peers.2].into_iter().take(count).collect();
         // A gateway and a kill switch exclude each other, and without a gateway a policy says nothing.
@@ -1072,7 +1078,8 @@ proptest! {
             Some(_) => {}
             None => peers.iter_mut().for_each(|peer| peer.policy = Policy::default()),
         }
-        let config = Config { interface, gateway, peers };
+        let metrics = metrics.then(|| MetricsListen::Tcp(([127, 0, 0, 1], 9586).into()));
+        let config = Config { interface, gateway, peers, metrics };
         let text = render::to_toml(&config);
         let read = read_text("/etc/rw/other.toml", &text).map_err(TestCaseError::fail)?;
         prop_assert_eq!(read.config, config);

@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 
 use super::gateway::{self, RawGateway, RawPolicy};
 use super::lockdown::RawLockdown;
+use super::metrics::{self, RawMetrics};
 use super::problem::{Problem, nearest};
 use super::raw::{
     At, FlagOrGroups, NumberOrWord, Place, RawConfig, RawDns, RawInterface, RawPeer, RawRouting, Secret, WordOrTexts,
@@ -36,11 +37,13 @@ pub fn parse(source: &str, problems: &mut Vec<Problem>) -> Option<RawConfig> {
     let interface = reader.interface(&root);
     let gateway = reader.gateway(&root);
     let peers = reader.peers(&root);
+    let metrics = reader.metrics(&root);
     reader.refuse_unknown_sections(&root);
     Some(RawConfig {
         interface,
         gateway,
         peers,
+        metrics,
     })
 }
 
@@ -99,9 +102,10 @@ const PEER_KEYS: &[&str] = &[
 ];
 
 /// Every section and its keys.
-const SECTIONS: [(&str, &[&str]); 3] = [
+const SECTIONS: [(&str, &[&str]); 4] = [
     ("[interface]", INTERFACE_KEYS),
     ("[gateway]", gateway::KEYS),
+    ("[metrics]", metrics::KEYS),
     ("[[peer]]", PEER_KEYS),
 ];
 
@@ -257,6 +261,29 @@ impl Reader<'_> {
         }
     }
 
+    fn metrics(&mut self, root: &DeTable<'_>) -> Option<RawMetrics> {
+        let (key, value) = find(root, "metrics")?;
+        let place = Place {
+            line: self.lines.line_at(key.span().start),
+            key: "metrics".into(),
+        };
+        let DeValue::Table(table) = value.get_ref() else {
+            self.problems
+                .push(place.problem(None, "this is a section of its own: write [metrics]"));
+            return None;
+        };
+        self.refuse_unknown_keys(table, &place, metrics::KEYS);
+        let mut section = Section {
+            reader: self,
+            table,
+            prefix: &place.key,
+        };
+        Some(RawMetrics {
+            listen: section.text("listen"),
+            place,
+        })
+    }
+
     fn refuse_unknown_keys(&mut self, table: &DeTable<'_>, at: &Place, known: &[&str]) {
         for key in table.keys().filter(|key| !known.contains(&key.get_ref().as_ref())) {
             let name = key.get_ref();
@@ -280,18 +307,23 @@ impl Reader<'_> {
     fn refuse_unknown_sections(&mut self, root: &DeTable<'_>) {
         for (key, value) in root
             .iter()
-            .filter(|(key, _)| !matches!(key.get_ref().as_ref(), "interface" | "gateway" | "peer"))
+            .filter(|(key, _)| !matches!(key.get_ref().as_ref(), "interface" | "gateway" | "metrics" | "peer"))
         {
             let name: &str = key.get_ref();
             let is_value = !matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
-            let text = match (section_of(name), nearest(name, &["interface", "gateway", "peer"])) {
+            let text = match (
+                section_of(name),
+                nearest(name, &["interface", "gateway", "metrics", "peer"]),
+            ) {
                 (Some(section), _) => format!("this key belongs in {section}"),
                 (None, Some("peer")) => "unknown section; did you mean [[peer]]?".into(),
                 (None, Some(nearest)) => format!("unknown section; did you mean [{nearest}]?"),
                 (None, None) if is_value => {
-                    "unknown key; all keys belong in a section: [interface], [gateway] or [[peer]]".into()
+                    "unknown key; all keys belong in a section: [interface], [gateway], [metrics] or [[peer]]".into()
                 }
-                (None, None) => "unknown section; the sections are [interface], [gateway] and [[peer]]".into(),
+                (None, None) => {
+                    "unknown section; the sections are [interface], [gateway], [metrics] and [[peer]]".into()
+                }
             };
             let line = self.lines.line_at(key.span().start);
             self.problems.push(Problem {

@@ -14,6 +14,7 @@ use super::gateway::{Gateway, Policy};
 use super::host::HostPort;
 use super::key::{PresharedKey, PrivateKey, PublicKey};
 use super::lockdown::Lockdown;
+use super::metrics::MetricsListen;
 use super::routing::Routing;
 pub use crate::crypto::Choice as Crypto;
 
@@ -50,6 +51,8 @@ pub struct Config {
     pub gateway: Option<Gateway>,
     /// The other sides, in the order of the file. Public keys, names and allowed IPs are unique among them.
     pub peers: Vec<Peer>,
+    /// Where metrics are served; `None`: nowhere.
+    pub metrics: Option<MetricsListen>,
 }
 
 /// Our side of the tunnel.

@@ -15,6 +15,7 @@ use super::host::HostPort;
 use super::key::PublicKey;
 use super::keyfile::KeyFileError;
 use super::lockdown;
+use super::metrics::{MetricsListen, RawMetrics};
 use super::problem::Problem;
 use super::raw::{At, NumberOrWord, Place, RawConfig, RawInterface, RawPeer, Secret};
 use super::types::{
@@ -65,6 +66,7 @@ pub fn validate(
         validation.refuse_self(interface.private_key.public_key(), &raw.peers);
         validation.check_lockdown(interface, &raw);
     }
+    let metrics = raw.metrics.as_ref().and_then(|metrics| validation.metrics(metrics));
     let peers: Option<Vec<Peer>> = peers.into_iter().collect();
     if let (Some(interface), Some(peers)) = (&interface, &peers) {
         validation.check_ways(&raw.interface.routing, &raw.peers, interface, peers);
@@ -74,6 +76,7 @@ pub fn validate(
             interface,
             gateway,
             peers,
+            metrics,
         }),
         _ => None,
     }
@@ -318,6 +321,20 @@ impl Validation<'_> {
             return None;
         }
         Some(self.beside_file(&at.value))
+    }
+
+    fn metrics(&mut self, raw: &RawMetrics) -> Option<MetricsListen> {
+        let Some(at) = &raw.listen else {
+            let text = "no address is given; write listen = \"127.0.0.1:9586\"";
+            self.missing(&raw.place, &["listen"], "listen", text);
+            return None;
+        };
+        let directory = self.source.path.parent().unwrap_or(Path::new(""));
+        let listen = self.read(at, |text| MetricsListen::parse(text, directory))?;
+        if let Some(warning) = listen.warning() {
+            self.warnings.push(at.place.problem(Some(at.value.shown()), warning));
+        }
+        Some(listen)
     }
 
     /// A secret that stands in the file or in a file of its own.

@@ -56,6 +56,7 @@ pub fn parse(source: &str, problems: &mut Vec<Problem>) -> Option<RawConfig> {
         interface,
         gateway: None,
         peers,
+        metrics: None,
     })
 }
 

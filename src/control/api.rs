@@ -14,12 +14,19 @@
 //! fields are refused; readers of responses must ignore fields they don't know, because reports grow. Times end in
 //! `_unix_s` or `_unix_ms` (since 1970) or in their unit; counters count since the daemon started.
 
+mod observe;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+pub use observe::{
+    CaptureReport, CaptureRequest, ExplainReport, ExplainRequest, InboundReport, KernelRoute, OutboundReport,
+    PeerStats, StatsReport, Verdict, WorkerStats, WorkerVerdict,
+};
 
 use crate::config::PublicKey;
 use crate::config::edit::PeerEdit;
@@ -39,6 +46,17 @@ pub enum Request {
         #[serde(default)]
         reset: bool,
     },
+    /// A [`StatsReport`] of everything that was counted since the last reset.
+    Stats {
+        /// Begin a new interval afterwards: no count is lost.
+        #[serde(default)]
+        reset: bool,
+    },
+    /// An [`ExplainReport`] of one packet.
+    Explain(ExplainRequest),
+    /// A [`CaptureReport`], and after its line the capture itself; a byte from the client, or the end of what it sends,
+    /// ends it. The connection takes no further request.
+    Capture(CaptureRequest),
     /// Read the configuration file again and make it what runs: a [`ChangeReport`].
     Reload {},
     /// Make another file what runs: a [`ChangeReport`].
@@ -73,6 +91,8 @@ pub enum Request {
         /// Its name or public key.
         peer: String,
     },
+    /// End the tunnel, as SIGTERM does: a [`ChangeReport`], and the end after it.
+    Stop {},
     /// Set the interface's MTU: a [`ChangeReport`].
     SetMtu {
         /// "auto", or bytes.
@@ -84,11 +104,16 @@ impl Request {
     /// Whether it changes the configuration, or what is done with it.
     pub fn is_change(&self) -> bool {
         match self {
-            Request::Status {} | Request::Latency { .. } => false,
+            Request::Status {}
+            | Request::Latency { .. }
+            | Request::Stats { .. }
+            | Request::Explain(_)
+            | Request::Capture(_) => false,
             Request::Reload {}
             | Request::Apply { .. }
             | Request::Confirm {}
             | Request::Save {}
+            | Request::Stop {}
             | Request::PeerAdd { .. }
             | Request::PeerSet { .. }
             | Request::PeerRemove { .. }
@@ -105,6 +130,12 @@ pub enum Response {
     Status(Box<StatusReport>),
     /// To [`Request::Latency`].
     Latency(Box<LatencyReport>),
+    /// To [`Request::Stats`].
+    Stats(Box<StatsReport>),
+    /// To [`Request::Explain`].
+    Explain(Box<ExplainReport>),
+    /// To [`Request::Capture`].
+    Capture(CaptureReport),
     /// To every request that changes something.
     Changed(ChangeReport),
     /// To a request that was not carried out.
@@ -133,6 +164,8 @@ pub enum ErrorCode {
     NeedsRestart,
     /// No such peer.
     NotFound,
+    /// The client's user may not do that.
+    NotPermitted,
     /// Not at this time: a change waits for its confirmation, or none does.
     Conflict,
     /// The system refused; nothing was changed.

@@ -185,6 +185,7 @@ impl Control {
         for peer in changes.peers {
             self.change_peer(peer)?;
         }
+        self.name_captured_peers();
         if let Some(table) = self.allowed.changed_table() {
             let table = Arc::new(table);
             self.broadcast(|| Command::Routes(table.clone()))?;

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::api::{ApiError, ChangeReport, LatencyReport, Request, Response, StatusReport};
+use super::api::{
+    ApiError, CaptureRequest, ChangeReport, ExplainReport, ExplainRequest, LatencyReport, Request, Response,
+    StatsReport, StatusReport,
+};
 
 /// A daemon answers within milliseconds, or not at all.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
@@ -28,7 +31,7 @@ pub enum ClientError {
         error: io::Error,
     },
     /// Somebody listens there, but not for us.
-    #[error("{}: permission denied; run as root", path.display())]
+    #[error("{}: permission denied; run as root or as a member of the group ringway", path.display())]
     Permission {
         /// The socket.
         path: PathBuf,
@@ -113,6 +116,35 @@ impl Client {
         }
     }
 
+    /// What was counted since the last reset; `reset` begins a new interval.
+    pub fn stats(&mut self, reset: bool) -> Result<StatsReport, ClientError> {
+        match self.request(&Request::Stats { reset })? {
+            Response::Stats(report) => Ok(*report),
+            other => Err(self.mismatch(&other)),
+        }
+    }
+
+    /// What would become of a packet.
+    pub fn explain(&mut self, request: &ExplainRequest) -> Result<ExplainReport, ClientError> {
+        match self.request(&Request::Explain(request.clone()))? {
+            Response::Explain(report) => Ok(*report),
+            other => Err(self.mismatch(&other)),
+        }
+    }
+
+    /// Begins a capture: what can be read from here on is pcapng, up to its end. Shutting the writing half down ends it.
+    pub fn capture(mut self, request: &CaptureRequest) -> Result<BufReader<UnixStream>, ClientError> {
+        match self.request(&Request::Capture(request.clone()))? {
+            Response::Capture(_) => {}
+            other => return Err(self.mismatch(&other)),
+        }
+        // Packets come when they come.
+        match self.stream.get_ref().set_read_timeout(None) {
+            Ok(()) => Ok(self.stream),
+            Err(error) => Err(failed(&self.path, error)),
+        }
+    }
+
     /// Sends one request and waits for its response; an error response is an `Err`.
     pub fn request(&mut self, request: &Request) -> Result<Response, ClientError> {
         let line = self.exchange(request).map_err(|error| failed(&self.path, error))?;
@@ -154,6 +186,9 @@ impl Client {
         let kind = match response {
             Response::Status(_) => "a status report",
             Response::Latency(_) => "a latency report",
+            Response::Stats(_) => "a report of counters",
+            Response::Explain(_) => "an explanation",
+            Response::Capture(_) => "a capture",
             Response::Changed(_) => "a report of changes",
             Response::Error(_) => "an error",
         };

@@ -6,13 +6,18 @@
 
 mod allowed;
 pub mod api;
+mod capture;
 pub mod changes;
 pub mod client;
 pub mod dump;
+mod explain;
+pub mod exporter;
 mod latency_log;
 mod lookup;
+mod metrics;
 mod names;
 mod path_mtu;
+pub mod pcapng;
 mod peers;
 mod report;
 mod routes;
@@ -21,6 +26,7 @@ pub mod server;
 pub mod signals;
 pub mod socket;
 mod state;
+mod stats;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,6 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use allowed::AllowedIps;
+use capture::Captures;
 use changes::{ChangeError, Changes, PeerChanges};
 use dump::Dump;
 use ipnet::IpNet;
@@ -41,6 +48,7 @@ use routes::RouteReporter;
 use runtime::Runtime;
 use signals::Signals;
 use state::State;
+use stats::Baseline;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
@@ -48,7 +56,9 @@ use crate::config::{self, PrivateKey, PublicKey};
 use crate::path::drops::Drop;
 use crate::path::report::Report;
 use crate::proto::{Action, Device, Doorman, Endpoint, Now, PeerId, PeerUpdate, Suite, Time, Timestamps};
+use crate::stats::buckets::StageBuckets;
 use crate::stats::counters::WorkerCounters;
+use crate::stats::exposition::Format;
 use crate::stats::latency::StageHistograms;
 use crate::sys::tun_mtu::TunMtu;
 use crate::sys::udp::{self, UdpOptions, UdpSocket};
@@ -191,6 +201,21 @@ pub struct Settings {
 pub enum Order {
     /// A request of the control socket.
     Answer(api::Request, oneshot::Sender<api::Response>),
+    /// Say the interface's name.
+    Name(oneshot::Sender<String>),
+    /// Begin a capture.
+    Capture(
+        api::CaptureRequest,
+        oneshot::Sender<Result<capture::Feed, api::ApiError>>,
+    ),
+    /// Say what would become of a packet, of which the kernel has said its part.
+    Explain(
+        api::ExplainRequest,
+        explain::KernelAnswers,
+        oneshot::Sender<api::Response>,
+    ),
+    /// Write metrics; `None` when a worker does not answer.
+    Metrics(Format, oneshot::Sender<Option<String>>),
     /// Tell everything.
     Dump(oneshot::Sender<Dump>),
     /// Have every worker answer with its number.
@@ -228,6 +253,10 @@ pub struct Control {
     latency_since: SystemTime,
     started: SystemTime,
     drops: BTreeMap<&'static str, u64>,
+    baseline: Baseline,
+    /// Times, where metrics are served.
+    metrics: Option<Box<StageBuckets>>,
+    captures: Captures,
     next_sample: Option<Time>,
     latency_log: Option<LatencyLog>,
     next_log: Option<Time>,
@@ -257,6 +286,9 @@ impl Control {
             latency_since: SystemTime::now(),
             started: SystemTime::now(),
             drops: BTreeMap::new(),
+            baseline: Baseline::zero(),
+            metrics: None,
+            captures: Captures::default(),
             next_sample: None,
             latency_log: None,
             next_log: None,
@@ -406,6 +438,10 @@ impl Control {
         self.take_reports();
         match order {
             Order::Answer(request, reply) => drop(reply.send(self.answer(&request))),
+            Order::Name(reply) => drop(reply.send(self.facts.name.clone())),
+            Order::Capture(request, reply) => drop(reply.send(self.begin_capture(&request))),
+            Order::Explain(request, kernel, reply) => drop(reply.send(self.explain_to(&request, &kernel))),
+            Order::Metrics(format, reply) => drop(reply.send(self.metrics(format).ok())),
             Order::Dump(reply) => drop(reply.send(self.dump())),
             Order::Alive(done) => self.broadcast(|| Command::Answer(done.clone()))?,
             Order::Change(changes, reply) => match self.apply(changes) {
@@ -477,6 +513,7 @@ impl Control {
                 Action::Unanswered { peer } => self.names.unanswered(peer, worker::time_now()),
                 Action::HandshakeGivenUp { peer } => {
                     tracing::info!(peer = %self.peers.name(peer), "no answer to handshakes; giving up until traffic");
+                    self.peers.handshake_given_up(peer);
                     self.broadcast(|| Command::GiveUp(peer))?;
                 }
                 Action::HandshakeDone {

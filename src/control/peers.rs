@@ -12,6 +12,7 @@ use super::routes::Source;
 use crate::config::{self, PublicKey};
 use crate::path::peers::NewPeer;
 use crate::proto::{Device, Now, PeerId, Suite, SuiteChoice, Time, Traffic};
+use crate::stats::buckets::Buckets;
 use crate::stats::counters::PeerSnapshot;
 use crate::stats::latency::{Stage, StageHistogram};
 
@@ -27,9 +28,13 @@ pub(super) struct Peer {
     pub(super) handshake: Option<Handshake>,
     /// Allocated with the first echo that comes back.
     pub(super) rtt: Option<Box<StageHistogram>>,
+    /// The same for metrics, which nobody resets.
+    pub(super) rtt_buckets: Option<Box<Buckets>>,
     pub(super) path_mtu: PathMtu,
     /// Our address that it uses.
     pub(super) source: Source,
+    pub(super) handshakes: u64,
+    pub(super) handshakes_given_up: u64,
     handshake_bytes_sent: u64,
     handshake_bytes_received: u64,
     sampled: PeerSnapshot,
@@ -89,12 +94,25 @@ impl Peers {
 
     pub(super) fn handshake_done(&mut self, id: PeerId, suite: Suite, remote_lanes: u8, at: SystemTime) {
         if let Some(peer) = self.0.get_mut(&id) {
+            peer.handshakes += 1;
             peer.handshake = Some(Handshake {
                 suite,
                 remote_lanes,
                 at,
             });
         }
+    }
+
+    pub(super) fn handshake_given_up(&mut self, id: PeerId) {
+        if let Some(peer) = self.0.get_mut(&id) {
+            peer.handshakes_given_up += 1;
+        }
+    }
+
+    /// The peer that people call so: by name or public key.
+    pub(super) fn find(&self, name: &str) -> Option<PeerId> {
+        let is_called = |peer: &Peer| peer.name.as_deref() == Some(name) || peer.public_key.to_string() == name;
+        self.0.iter().find(|(_, peer)| is_called(peer)).map(|(id, _)| *id)
     }
 
     /// Counts a handshake message that was sent.
@@ -117,6 +135,10 @@ impl Peers {
                 .rtt
                 .get_or_insert_with(|| Box::new(StageHistogram::new(Stage::Rtt)));
             histogram.record(rtt.as_nanos() as u64, 1);
+            let buckets = peer
+                .rtt_buckets
+                .get_or_insert_with(|| Box::new(Buckets::new(Stage::Rtt)));
+            buckets.record(rtt.as_nanos() as u64, 1);
         }
     }
 
@@ -169,8 +191,11 @@ impl Peer {
             shared,
             handshake: None,
             rtt: None,
+            rtt_buckets: None,
             path_mtu: PathMtu::default(),
             source: Source::default(),
+            handshakes: 0,
+            handshakes_given_up: 0,
             handshake_bytes_sent: 0,
             handshake_bytes_received: 0,
             sampled: PeerSnapshot::default(),

@@ -6,9 +6,10 @@ use crossbeam_channel::bounded;
 use ipnet::IpNet;
 
 use super::api::{
-    DirectionReport, ErrorCode, LatencyReport, PeerReport, Request, Response, StageReport, StatusReport, Summary,
-    WorkerReport,
+    DirectionReport, ErrorCode, ExplainRequest, LatencyReport, PeerReport, Request, Response, StageReport,
+    StatusReport, Summary, WorkerReport,
 };
+use super::explain::KernelAnswers;
 use super::peers::Peer;
 use super::server::refusal;
 use super::{Control, WorkerInfo};
@@ -20,7 +21,7 @@ use crate::sys::engine::EngineCounters;
 use crate::worker::mailbox::Command;
 
 /// How long a worker may take to answer; it looks into its mailbox once per pass.
-const WORKER_ANSWER_MAX: Duration = Duration::from_secs(1);
+pub(super) const WORKER_ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// A worker did not answer in time.
 pub(super) struct NoAnswer;
@@ -30,6 +31,9 @@ impl Control {
         let answer = match request {
             Request::Status {} => self.status().map(|report| Response::Status(Box::new(report))),
             Request::Latency { reset } => self.latency(*reset).map(|report| Response::Latency(Box::new(report))),
+            Request::Stats { reset } => self.stats(*reset).map(|report| Response::Stats(Box::new(report))),
+            // Orders of their own: the server asks the kernel first, or goes on with the connection.
+            Request::Explain(_) | Request::Capture(_) => Err(NoAnswer),
             // The server sends those to whoever changes this tunnel.
             Request::Reload {}
             | Request::Apply { .. }
@@ -38,14 +42,17 @@ impl Control {
             | Request::PeerAdd { .. }
             | Request::PeerSet { .. }
             | Request::PeerRemove { .. }
+            | Request::Stop {}
             | Request::SetMtu { .. } => Ok(refusal(ErrorCode::Internal, "this request changes something".into())),
         };
-        answer.unwrap_or_else(|NoAnswer| {
-            refusal(
-                ErrorCode::Unavailable,
-                "a worker did not answer in time; try again".into(),
-            )
-        })
+        answer.unwrap_or_else(no_answer)
+    }
+
+    pub(super) fn explain_to(&self, request: &ExplainRequest, kernel: &KernelAnswers) -> Response {
+        match self.explain(request, kernel) {
+            Ok(report) => Response::Explain(Box::new(report)),
+            Err(missing) => no_answer(missing),
+        }
     }
 
     fn status(&mut self) -> Result<StatusReport, NoAnswer> {
@@ -123,6 +130,9 @@ impl Control {
             if let Some(log) = &mut self.latency_log {
                 log.record(&full);
             }
+            if let Some(metrics) = &mut self.metrics {
+                metrics.add(&full);
+            }
             worker.histograms.absorb(&mut full);
             worker.spare = full;
         }
@@ -138,7 +148,7 @@ impl Control {
         merged
     }
 
-    fn engine_counters(&self) -> Result<Vec<EngineCounters>, NoAnswer> {
+    pub(super) fn engine_counters(&self) -> Result<Vec<EngineCounters>, NoAnswer> {
         let (reply, answers) = bounded(self.workers.len());
         for worker in &self.workers {
             self.tell(worker, Command::EngineCounters(reply.clone()))
@@ -151,6 +161,13 @@ impl Control {
         }
         Ok(counters)
     }
+}
+
+fn no_answer(_: NoAnswer) -> Response {
+    refusal(
+        ErrorCode::Unavailable,
+        "a worker did not answer in time; try again".into(),
+    )
 }
 
 fn worker_report(index: u32, worker: &WorkerInfo, engine: &EngineCounters) -> WorkerReport {
@@ -194,10 +211,7 @@ fn peer_report(peer: &Peer, info: Option<PeerInfo>, allowed_ips: Vec<IpNet>) -> 
         endpoint: info.and_then(|info| info.endpoint).map(|endpoint| endpoint.remote),
         allowed_ips,
         latest_handshake_unix_s: handshake.map(|handshake| unix(handshake.at).as_secs()),
-        suite: handshake.map(|handshake| match handshake.suite {
-            Suite::Native => "native".to_owned(),
-            Suite::WireGuard => "wireguard".to_owned(),
-        }),
+        suite: handshake.map(|handshake| suite_name(handshake.suite).to_owned()),
         remote_lanes: handshake
             .filter(|handshake| handshake.suite == Suite::Native)
             .map(|handshake| handshake.remote_lanes),
@@ -241,6 +255,13 @@ fn stage_report(histogram: &StageHistogram, peer: Option<String>) -> StageReport
     }
 }
 
-fn unix(time: SystemTime) -> Duration {
+pub(super) fn suite_name(suite: Suite) -> &'static str {
+    match suite {
+        Suite::Native => "native",
+        Suite::WireGuard => "wireguard",
+    }
+}
+
+pub(super) fn unix(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! The control socket: JSON lines over a Unix stream socket, see [`super::api`].
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +12,18 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use zeroize::Zeroize as _;
 
 use super::Order;
-use super::api::{ApiError, ErrorCode, REQUEST_LEN_MAX, Request, Response};
-use super::socket::{SocketError, SocketFile};
+use super::api::{
+    ApiError, CaptureReport, CaptureRequest, ErrorCode, ExplainRequest, REQUEST_LEN_MAX, Request, Response,
+};
+use super::capture::Feed;
+use super::explain;
+use super::socket::{Access, SocketError, SocketFile};
 
 /// Clients that may be connected at once: one that opens connections without end gets no more.
 const CLIENTS_MAX: usize = 32;
 
+/// The group whose members may use the control socket, where the machine has it.
+pub const GROUP: &str = "ringway";
 /// A request that changes the tunnel, and the way that the answer goes.
 pub type Asked = (Request, oneshot::Sender<Response>);
 
@@ -33,14 +40,15 @@ pub struct Desks {
 pub struct Server(SocketFile);
 
 impl Server {
-    /// Creates the socket, for its owner only, in place of one that a dead daemon left.
+    /// Creates the socket, for its owner and the group [`GROUP`], in place of one that a dead daemon left.
     pub async fn bind(path: &Path) -> Result<Server, SocketError> {
-        SocketFile::bind(path).await.map(Server)
+        SocketFile::bind(path, Access::Group(GROUP)).await.map(Server)
     }
 
     /// Accepts clients for ever and sends their requests to `desks`.
     pub async fn serve(&self, desks: Desks) {
         let seats = Arc::new(Semaphore::new(CLIENTS_MAX));
+        let owner = std::fs::metadata(self.0.path()).map(|metadata| metadata.uid()).ok();
         loop {
             let Ok(seat) = seats.clone().acquire_owned().await else {
                 return;
@@ -51,7 +59,9 @@ impl Server {
                     tokio::task::spawn_local(async move {
                         let _seat = seat;
                         // A client that hangs up ends its own conversation only.
-                        let _ = converse(stream, desks).await;
+                        let user = stream.peer_cred().map(|user| user.uid()).ok();
+                        let is_owner = user.is_some() && (user == Some(0) || user == owner);
+                        let _ = converse(stream, desks, is_owner).await;
                     });
                 }
                 Err(error) => {
@@ -63,7 +73,7 @@ impl Server {
     }
 }
 
-async fn converse(stream: UnixStream, desks: Desks) -> io::Result<()> {
+async fn converse(stream: UnixStream, desks: Desks, is_owner: bool) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut line = String::new();
@@ -85,35 +95,86 @@ async fn converse(stream: UnixStream, desks: Desks) -> io::Result<()> {
                 format!("a request is at most {REQUEST_LEN_MAX} bytes long"),
             )
         } else {
-            answer(&line, &desks).await
+            match answer(&line, &desks, is_owner).await {
+                Answer::Line(response) => response,
+                Answer::Capture(request, feed) => {
+                    let report = CaptureReport {
+                        name: feed.name.clone(),
+                        format: "pcapng".into(),
+                    };
+                    writer.write_all(&as_line(&Response::Capture(report))?).await?;
+                    return feed.stream(&request, &mut reader, &mut writer).await;
+                }
+            }
         };
-        let mut text = serde_json::to_string(&response)?;
-        text.push('\n');
-        writer.write_all(text.as_bytes()).await?;
+        writer.write_all(&as_line(&response)?).await?;
         if too_long {
             return Ok(());
         }
     }
 }
 
-async fn answer(line: &str, desks: &Desks) -> Response {
+fn as_line(response: &Response) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(response)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// How a conversation goes on.
+enum Answer {
+    /// With a response, and the next request.
+    Line(Response),
+    /// With a capture, up to its end.
+    Capture(CaptureRequest, Feed),
+}
+
+async fn answer(line: &str, desks: &Desks, is_owner: bool) -> Answer {
     let request: Request = match serde_json::from_str(line) {
         Ok(request) => request,
-        Err(error) => return refusal(ErrorCode::BadRequest, error.to_string()),
+        Err(error) => return Answer::Line(refusal(ErrorCode::BadRequest, error.to_string())),
     };
-    let (reply, answer) = oneshot::channel();
-    let is_taken = match (request.is_change(), &desks.changes) {
-        (false, _) => desks.orders.send(Order::Answer(request, reply)).await.is_ok(),
-        (true, Some(changes)) => changes.send((request, reply)).await.is_ok(),
-        (true, None) => {
-            let text = "wg configures this tunnel: use wg set, or wg syncconf";
-            return refusal(ErrorCode::BadRequest, text.into());
+    let orders = &desks.orders;
+    let response = match request {
+        Request::Capture(request) => {
+            let order = |reply| Order::Capture(request.clone(), reply);
+            match ask(orders, order).await {
+                Some(Ok(feed)) => return Answer::Capture(request, feed),
+                Some(Err(error)) => Some(Response::Error(error)),
+                None => None,
+            }
         }
+        Request::Explain(request) => explain_packet(request, orders).await,
+        // A file of somebody else's may hold commands, which would run with the daemon's privileges.
+        Request::Apply { .. } if !is_owner => Some(refusal(
+            ErrorCode::NotPermitted,
+            "only root and the daemon's own user may have a file read; the group may change peers and the MTU".into(),
+        )),
+        request if request.is_change() => match &desks.changes {
+            Some(changes) => ask(changes, |reply| (request, reply)).await,
+            None => {
+                let text = "wg configures this tunnel: use wg set, or wg syncconf";
+                Some(refusal(ErrorCode::BadRequest, text.into()))
+            }
+        },
+        request => ask(orders, |reply| Order::Answer(request, reply)).await,
     };
-    if is_taken && let Ok(response) = answer.await {
-        return response;
+    Answer::Line(response.unwrap_or_else(|| refusal(ErrorCode::Unavailable, "the daemon is shutting down".into())))
+}
+
+/// The kernel answers here, so that the control thread need not wait for it.
+async fn explain_packet(request: ExplainRequest, orders: &mpsc::Sender<Order>) -> Option<Response> {
+    let interface = ask(orders, Order::Name).await?;
+    match explain::ask_kernel(&interface, &request).await {
+        Ok(kernel) => ask(orders, |reply| Order::Explain(request, kernel, reply)).await,
+        Err(error) => Some(Response::Error(error)),
     }
-    refusal(ErrorCode::Unavailable, "the daemon is shutting down".into())
+}
+
+/// Sends an order to whom carries it out, and waits for the answer; `None` when that one is ending.
+pub(super) async fn ask<O, T>(desk: &mpsc::Sender<O>, order: impl FnOnce(oneshot::Sender<T>) -> O) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    desk.send(order(reply)).await.ok()?;
+    answer.await.ok()
 }
 
 /// An answer that says no.

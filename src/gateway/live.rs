@@ -5,7 +5,6 @@
 //! change happens whole or not at all. Sessions of peers that the difference does not name go on undisturbed.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -130,8 +129,8 @@ impl<'a> Live<'a> {
         }
     }
 
-    /// Answers requests and signals until the future is dropped.
-    pub(super) async fn serve(&mut self, hangups: &mut Hangups) -> Infallible {
+    /// Answers requests and signals until one asks for the end.
+    pub(super) async fn serve(&mut self, hangups: &mut Hangups) {
         loop {
             let deadline = self.pending.as_ref().map(|pending| pending.deadline);
             let expiry = async {
@@ -142,9 +141,19 @@ impl<'a> Live<'a> {
             };
             tokio::select! {
                 Some((request, reply)) = self.asked.recv() => {
-                    let response = self.answer(request).await;
+                    let is_end = matches!(request, Request::Stop {});
+                    let response = match is_end {
+                        true => Response::Changed(ChangeReport {
+                            changes: vec!["down".into()],
+                            ..ChangeReport::default()
+                        }),
+                        false => self.answer(request).await,
+                    };
                     // A client that hung up loses its own answer only.
                     let _ = reply.send(response);
+                    if is_end {
+                        return;
+                    }
                 }
                 () = hangups.next() => match self.reload().await {
                     Ok(report) => tracing::info!(changes = report.changes.len(), "reloaded: {}", report.changes.join("; ")),

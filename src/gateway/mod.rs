@@ -29,6 +29,7 @@ pub use wireguard::run_wireguard;
 
 use crate::config::{Config, Suite};
 use crate::control::changes::ChangeError;
+use crate::control::exporter::{Exporter, ExporterError};
 use crate::control::runtime::Runtime;
 use crate::control::server::{Desks, Server};
 use crate::control::signals::{Hangups, Signals};
@@ -99,6 +100,9 @@ pub enum RunError {
     /// A socket for requests.
     #[error(transparent)]
     Serve(#[from] SocketError),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] ExporterError),
     /// A command of the configuration.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -149,8 +153,16 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
     let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
         let mut hangups = Hangups::install()?;
         let server = Server::bind(&config.interface.control_socket).await?;
+        let exporter = match &config.metrics {
+            Some(listen) => Some(Exporter::bind(listen).await?),
+            None => None,
+        };
+        if exporter.is_some() {
+            control.serve_metrics();
+        }
         let tunnel = Tunnel {
             server,
+            exporter,
             file,
             ifindex,
             runtime,
@@ -166,6 +178,7 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
 /// What a tunnel has beside its parts.
 struct Tunnel {
     server: Server,
+    exporter: Option<Exporter>,
     file: PathBuf,
     ifindex: u32,
     runtime: Runtime,
@@ -238,11 +251,18 @@ impl Tunnel {
                 Err(error) => error,
             }
         };
+        let serve_metrics = async {
+            match &self.exporter {
+                Some(exporter) => exporter.serve(orders_in.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
         let result = tokio::select! {
             result = control.run(&mut orders, signals) => result.map_err(RunError::from),
             () = self.server.serve(desks) => Ok(()),
-            never = live.serve(hangups) => match never {},
-            () = service::watch(orders_in, workers) => Ok(()),
+            () = serve_metrics => Ok(()),
+            () = live.serve(hangups) => Ok(()),
+            () = service::watch(orders_in.clone(), workers) => Ok(()),
             never = rules.follow() => match never {},
             error = post_up => Err(error.into()),
         };

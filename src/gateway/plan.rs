@@ -92,6 +92,7 @@ impl Plan {
             ("bind_interface", old.routing.bind_interface != *bind_interface),
             ("SaveConfig", old.save != *save),
             ("state_dir", old.state_dir != *state_dir),
+            ("[metrics]", running.metrics != wanted.metrics),
         ];
         let changed: Vec<_> = fixed
             .iter()

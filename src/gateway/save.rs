@@ -32,6 +32,7 @@ fn current(control: &Control, config: &Config) -> Config {
         interface,
         gateway: config.gateway.clone(),
         peers: peers.collect(),
+        metrics: config.metrics.clone(),
     }
 }
 

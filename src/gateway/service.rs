@@ -12,7 +12,7 @@ use crossbeam_channel::bounded;
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 
-use crate::config::{Config, Hooks, RUN_DIR};
+use crate::config::{Config, Hooks, MetricsListen, RUN_DIR};
 use crate::control::Order;
 use crate::dns;
 use crate::sandbox;
@@ -72,6 +72,10 @@ pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -
     writable.push(RUN_DIR.into());
     writable.extend(folder_of(&interface.control_socket));
     writable.extend(interface.latency_log.as_deref().and_then(folder_of));
+    if let Some(MetricsListen::Unix(path)) = &config.metrics {
+        // The socket is removed at the end.
+        writable.extend(folder_of(path));
+    }
     if let Some(folder) = &interface.state_dir {
         // What is not there when the limits are set can't be made later. Who writes to it says what is wrong with it.
         let _ = DirBuilder::new().recursive(true).mode(0o700).create(folder);

@@ -11,6 +11,7 @@ mod counters;
 mod guard;
 mod interfaces;
 mod layout;
+mod lookup;
 mod mtu;
 mod netlink;
 pub mod nft;
@@ -27,6 +28,7 @@ use ipnet::IpNet;
 
 pub use counters::Counters;
 pub use interfaces::{egress_interfaces, interface_names};
+pub use lookup::{Lookup, Route, RouteKind, route};
 pub use mtu::{MTU_DEFAULT, Underlay, auto_mtu, tunnel_mtu};
 pub use policy::Policy;
 pub use routes::{Routes, policy_for};

@@ -1,6 +1,7 @@
 //! The sans-IO data path: what happens to a packet between the TUN and the UDP socket, in both directions.
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod coalesce;
 pub mod drops;
 mod ecn;

@@ -138,6 +138,12 @@ impl PeerPath {
     }
 }
 
+/// The sealing half, unless its time or its records are used up.
+#[inline]
+pub(super) fn usable(seal: &mut Option<SealHalf>, now: Time) -> Option<&mut SealHalf> {
+    seal.as_mut().filter(|seal| !seal.is_expired(now))
+}
+
 /// What all peers of one worker may still have waiting for handshakes, in bytes.
 pub(super) struct Room(usize);
 
@@ -172,6 +178,11 @@ impl Pending {
         self.bytes += frame.len();
         self.frames.push_back(frame.into());
         dropped
+    }
+
+    /// How many frames wait.
+    pub(super) fn len(&self) -> usize {
+        self.frames.len()
     }
 
     /// Hands out every frame, oldest first, and forgets them.

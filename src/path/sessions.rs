@@ -48,6 +48,11 @@ impl Openers {
         self.by_index.get_mut(&index).map(|opener| &mut **opener)
     }
 
+    /// How many receiver indices lead to keys of `peer`.
+    pub(super) fn count_of(&self, peer: PeerId) -> usize {
+        self.of_peer.get(&peer).map_or(0, Vec::len)
+    }
+
     pub(super) fn retire(&mut self, peer: PeerId, session: SessionId) {
         let Some(indices) = self.of_peer.get_mut(&peer) else {
             return;

@@ -67,6 +67,20 @@ macro_rules! worker_counters {
             }
         }
 
+        impl CounterSnapshot {
+            /// What was counted since `earlier`, a snapshot of the same worker; drops that have not grown are left out.
+            pub fn since(&self, earlier: &CounterSnapshot) -> CounterSnapshot {
+                let grown = |(reason, count): (&String, &u64)| {
+                    let grown = count.wrapping_sub(earlier.drops.get(reason).copied().unwrap_or(0));
+                    (grown != 0).then(|| (reason.clone(), grown))
+                };
+                CounterSnapshot {
+                    $($name: self.$name.wrapping_sub(earlier.$name),)+
+                    drops: self.drops.iter().filter_map(grown).collect(),
+                }
+            }
+        }
+
         impl AddAssign<&CounterSnapshot> for CounterSnapshot {
             fn add_assign(&mut self, other: &CounterSnapshot) {
                 $(self.$name = self.$name.wrapping_add(other.$name);)+

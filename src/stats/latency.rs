@@ -122,6 +122,19 @@ impl StageHistogram {
         other.clear();
     }
 
+    /// The values that were recorded since `earlier`, an older state of the same distribution; all of them, when it was
+    /// cleared in between.
+    #[must_use]
+    pub fn since(&self, earlier: &StageHistogram) -> StageHistogram {
+        let mut since = self.clone();
+        if since.values.subtract(&earlier.values).is_err() {
+            return self.clone();
+        }
+        since.below = since.below.saturating_sub(earlier.below);
+        since.above = since.above.saturating_sub(earlier.above);
+        since
+    }
+
     /// Forgets every value.
     pub fn clear(&mut self) {
         // Clearing writes all counts, which would make an unused histogram's memory real.

@@ -4,6 +4,8 @@
 //! histograms belong to one worker and change hands whole.
 #![forbid(unsafe_code)]
 
+pub mod buckets;
 pub mod counters;
+pub mod exposition;
 pub mod hlog;
 pub mod latency;

@@ -10,6 +10,16 @@ pub fn unix_ns() -> u64 {
     read(libc::CLOCK_REALTIME)
 }
 
+/// Whether the kernel takes the real-time clock for synchronised, as an NTP client tells it (adjtimex(2)); `None` when it
+/// does not say.
+pub fn is_synchronized() -> Option<bool> {
+    // SAFETY: timex is plain integers, for which zeros are values; modes = 0 changes nothing.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: state is writable during the call.
+    let result = unsafe { libc::adjtimex(&raw mut state) };
+    (result >= 0).then_some(state.status & libc::STA_UNSYNC == 0)
+}
+
 fn read(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: time is writable. The call can't fail: both clocks exist since Linux 2.6.39; if it did, the time is 0.

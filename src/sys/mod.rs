@@ -32,6 +32,7 @@ mod ring;
 mod send;
 pub mod steer;
 pub mod tap;
+pub mod terminal;
 #[cfg(test)]
 mod tests;
 pub mod tun;

@@ -255,6 +255,7 @@ impl Builder {
             interface,
             gateway: None,
             peers,
+            metrics: None,
         })
     }
 }

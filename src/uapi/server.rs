@@ -15,7 +15,7 @@ use super::{UapiError, format};
 use crate::control::Order;
 use crate::control::changes::Changes;
 use crate::control::dump::Dump;
-use crate::control::socket::{SocketError, SocketFile};
+use crate::control::socket::{Access, SocketError, SocketFile};
 use crate::sys::tun;
 use crate::sys::watch::Watch;
 
@@ -43,7 +43,7 @@ pub struct Server {
 impl Server {
     /// Creates the socket at `path`.
     pub async fn bind(path: &Path) -> Result<Server, SocketError> {
-        let socket = SocketFile::bind(path).await?;
+        let socket = SocketFile::bind(path, Access::Owner).await?;
         let watch = Watch::new(path).and_then(|watch| pipe::Receiver::from_file_unchecked(watch.into()));
         let watch = watch.map_err(|error| SocketError::Io(path.to_owned(), error))?;
         Ok(Server { socket, watch })
@@ -240,7 +240,7 @@ mod tests {
                             };
                             reply.send(dump).expect("the client waits");
                         }
-                        Order::Answer(..) | Order::Alive(..) => unreachable!("the other socket's"),
+                        _ => unreachable!("the other socket's"),
                     }
                 }
                 seen

@@ -2,11 +2,14 @@
 //! workers. Every channel is bounded. A worker never waits for one; the control thread may, since workers always
 //! drain theirs.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
+use crate::path::capture::{Chunk, Tap};
+use crate::path::forward::explain::Explanation;
 use crate::path::peers::NewPeer;
 use crate::path::report::{Handover, Report};
 use crate::path::route::RouteTable;
@@ -74,6 +77,14 @@ pub enum Command {
     ReplaceUdp(UdpSocket),
     /// Send the worker's number: everything before this was carried out.
     Answer(Sender<u8>),
+    /// Say what would become of a packet from one address to another, with the worker's number.
+    Explain(IpAddr, IpAddr, Sender<(u8, Explanation)>),
+    /// Copy packets, and send the copies with the worker's number. The channel has room for all chunks of the tap.
+    BeginCapture(Box<Tap>, mpsc::Sender<(u8, Chunk)>),
+    /// A chunk of the capture of this number was looked at.
+    ReturnChunk(u64, Chunk),
+    /// Nobody looks at the capture of this number any more.
+    EndCapture(u64),
     /// End the thread.
     Stop,
 }

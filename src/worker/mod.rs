@@ -9,12 +9,14 @@
 //! The clocks are read once per pass.
 #![forbid(unsafe_code)]
 
+mod captures;
 pub mod mailbox;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use captures::Captures;
 use mailbox::{Command, Mailbox};
 
 use crate::path::coalesce::Group;
@@ -60,6 +62,7 @@ pub struct Worker<E: Engine> {
     /// The pass's receive buffers; groups refer to their bytes until they are written.
     received: Vec<UdpBuffer>,
     histograms: Box<StageHistograms>,
+    captures: Captures,
     /// Where answers to refused handshakes leave.
     outbox: Outbox,
     /// Reports that found the channel full and may not be lost.
@@ -91,6 +94,7 @@ impl<E: Engine> Worker<E> {
             mailbox,
             counters,
             histograms: Box::default(),
+            captures: Captures::default(),
             received: Vec::new(),
             outbox,
             unsent: Vec::new(),
@@ -237,6 +241,13 @@ impl<E: Engine> Worker<E> {
             Command::EngineCounters(reply) => {
                 let _ = reply.try_send((self.number, self.engine.counters()));
             }
+            Command::Explain(source, destination, reply) => {
+                let explanation = forwarder.explain(now, source, destination);
+                let _ = reply.try_send((self.number, explanation));
+            }
+            Command::BeginCapture(tap, to) => self.captures.begin(&mut forwarder.taps, *tap, to),
+            Command::ReturnChunk(capture, chunk) => captures::give_back(&mut forwarder.taps, capture, chunk),
+            Command::EndCapture(capture) => self.captures.end(&mut forwarder.taps, capture),
             Command::Answer(done) => {
                 let _ = done.try_send(self.number);
             }
@@ -259,6 +270,9 @@ impl<E: Engine> Worker<E> {
             if !self.mailbox.hand_over(handover) {
                 self.counters.dropped(Drop::MailboxFull, datagrams);
             }
+        }
+        if !self.forwarder.taps.is_empty() {
+            self.captures.deliver(self.number, &mut self.forwarder.taps);
         }
         self.reply();
         self.report();

@@ -18,7 +18,7 @@ pub(crate) const PORT: u16 = 51820;
 /// Inner addresses of a and b.
 pub(crate) const INNER: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
 
-const RINGWAY: &str = env!("CARGO_BIN_EXE_ringway");
+pub(crate) const RINGWAY: &str = env!("CARGO_BIN_EXE_ringway");
 const NAMES: [&str; 2] = ["a", "b"];
 
 /// A key pair.
@@ -186,6 +186,18 @@ impl Drop for End {
 /// A `[[peer]]`.
 pub(crate) fn peer(public_key: &str, name: &str, allowed: &str, further: &str) -> String {
     format!("[[peer]]\nname = \"{name}\"\npublic_key = \"{public_key}\"\nallowed_ips = [\"{allowed}\"]\n{further}\n")
+}
+
+/// Whether the process runs, and has not only ended unnoticed by its parent.
+pub(crate) fn runs(pid: i64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Kills a daemon that a test has started through another program.
+pub(crate) fn kill_process(pid: i64) {
+    let pid = Pid::from_raw(pid.try_into().expect("an i32"));
+    kill(pid, Signal::SIGKILL).expect("it runs");
 }
 
 /// Writes a file for its owner only.

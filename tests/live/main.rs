@@ -150,6 +150,58 @@ fn a_file_that_is_wrong_or_cannot_be_carried_out_changes_nothing() {
 }
 
 #[test]
+fn up_and_down_come_back_when_the_tunnel_is_there_and_gone() {
+    let Some(lab) = Lab::new() else { return };
+    let a = End::new(&lab, 0);
+    let file = a.file.to_str().expect("an ASCII path");
+    let run = |command: &str| {
+        let output = lab
+            .a
+            .command(end::RINGWAY)
+            .args([command, file])
+            .output()
+            .expect("it runs");
+        let texts = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        (output.status.code(), texts.concat())
+    };
+    let is_gone = || !a.control.exists() && !lab.a.has_interface(INTERFACE);
+    a.write("post_down = [\"sleep 0.3\"]\n", &[]);
+    let (code, text) = run("down");
+    assert!(code == Some(4) && text.contains("no daemon serves"), "{text}");
+
+    let (code, text) = run("up");
+    assert!(code == Some(0) && text.contains("rw0 is up"), "{text}");
+    let addresses = lab.a.ip(&["address", "show", "dev", INTERFACE]);
+    assert!(addresses.contains(INNER[0]), "{addresses}");
+    let (code, text) = run("up");
+    assert!(code == Some(1) && text.contains("up already"), "{text}");
+    let pid = a.status()["pid"].as_i64().expect("a number");
+    let (code, text) = run("down");
+    assert!(code == Some(0) && text.contains("rw0 is down"), "{text}");
+    assert!(is_gone() && !end::runs(pid), "with its commands");
+
+    // What fails is told by up, with the daemon's own exit code.
+    a.write("pre_up = [\"echo wrong here >&2; false\"]\n", &[]);
+    let (code, text) = run("up");
+    assert!(code == Some(1) && text.contains("pre_up"), "{text}");
+    assert!(is_gone());
+    a.write("mtu = \"large\"\n", &[]);
+    let (code, text) = run("up");
+    assert!(code == Some(3) && text.contains("interface.mtu"), "{text}");
+
+    // A daemon that was killed leaves its socket.
+    a.write("", &[]);
+    let (code, text) = run("up");
+    assert_eq!(code, Some(0), "{text}");
+    let pid = a.status()["pid"].as_i64().expect("a number");
+    end::kill_process(pid);
+    wait_until("the interface to go", PATIENCE, || !lab.a.has_interface(INTERFACE));
+    let (code, text) = run("down");
+    assert!(code == Some(0) && text.contains("removed the socket"), "{text}");
+    assert!(is_gone());
+}
+
+#[test]
 fn what_nobody_confirms_is_undone() {
     let Some(pair) = Pair::up() else { return };
     let Pair { a, b, lab } = &pair;

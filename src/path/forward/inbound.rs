@@ -1,13 +1,16 @@
 //! In: received datagrams are opened in place and become groups for the TUN.
 
+use std::net::IpAddr;
 use std::ops::Range;
 
 use super::{Forwarder, want_session};
+use crate::path::capture::{self, Direction};
 use crate::path::coalesce::Group;
 use crate::path::drops::Drop;
 use crate::path::ecn;
 use crate::path::gso::Slots;
 use crate::path::report::{Handover, Received, Report};
+use crate::path::route::RouteTable;
 use crate::proto::{GROUP, PeerId, SessionId, Time};
 use crate::wire::ip::Ip;
 use crate::wire::message::{DataHeader, FLAG_LANE_PORT, FLAG_PARTIAL_CHECKSUM, NATIVE_DATA};
@@ -201,7 +204,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             peer.cell().last_data_received_ns.set(now.as_nanos());
         }
         let ip = Ip::parse(plaintext).ok_or(Drop::BadInner)?;
-        if self.routes.lookup(ip.source()) != Some(id) {
+        if sender_of(&self.routes, ip.source()) != Some(id) {
             return Err(Drop::BadSource);
         }
         // WireGuard pads: the packet's own length counts.
@@ -209,6 +212,9 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let packet = &mut plaintext[..len];
         if !ecn::decapsulate(received.tos, packet) {
             return Err(Drop::CongestionUnmarkable);
+        }
+        if !self.taps.is_empty() {
+            capture::offer(&mut self.taps, now, id, Direction::In, std::iter::once(&*packet));
         }
         self.counters.packets_in.add(1);
         self.counters.bytes_in.add(len as u64);
@@ -229,6 +235,12 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             }
         }
     }
+}
+
+/// The only peer that may send from `source`: the longest prefix that contains it, over all peers, is one of its own.
+#[inline]
+pub(super) fn sender_of(routes: &RouteTable<PeerId>, source: IpAddr) -> Option<PeerId> {
+    routes.lookup(source)
 }
 
 /// Whether a peer is where its datagram came from: not so when it left from a lane's own port.

@@ -19,6 +19,7 @@
 //! batches, groups, reports, hand-overs and replies.
 
 mod changes;
+pub mod explain;
 mod handshake;
 mod inbound;
 mod messages;
@@ -31,6 +32,7 @@ pub use handshake::CookieReply;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::path::capture::Tap;
 use crate::path::coalesce::{Coalescer, Group};
 use crate::path::gso::Batches;
 use crate::path::peer::{PeerPath, Room};
@@ -61,6 +63,8 @@ pub struct Forwarder<S> {
     pub reports: Vec<Report>,
     /// Datagrams that belong to other workers.
     pub handovers: Vec<Handover>,
+    /// Whoever looks at inner packets.
+    pub taps: Vec<Tap>,
     /// Answers to handshake messages that were turned away.
     pub replies: Vec<CookieReply>,
     doorman: Option<Box<Doorman>>,
@@ -92,6 +96,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             groups: Vec::new(),
             reports: Vec::new(),
             handovers: Vec::new(),
+            taps: Vec::new(),
             replies: Vec::new(),
             doorman: None,
             counters,

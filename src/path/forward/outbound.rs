@@ -1,11 +1,16 @@
 //! Out: a frame of the TUN becomes sealed datagrams in batches.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Forwarder, want_session};
+use crate::path::capture::{self, Direction};
 use crate::path::coalesce::Group;
 use crate::path::drops::Drop;
 use crate::path::gso::{Outer, SEND_LEN_MAX, Slots};
+use crate::path::peer::{self, PeerPath};
+use crate::path::peers::PeerTable;
+use crate::path::route::RouteTable;
 use crate::path::segment::{Checksums, Segments};
 use crate::path::{ecn, icmp, loops};
 use crate::proto::{PeerId, Suite, Time};
@@ -32,11 +37,10 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     fn try_outbound(&mut self, now: Time, frame: &[u8], slots: &mut impl Slots<Slot = S>) -> Result<(), (Drop, u64)> {
         let one = |reason| (reason, 1);
         let ip = frame.get(VNET_LEN..).and_then(Ip::parse).ok_or(one(Drop::Malformed))?;
-        let id = self.routes.lookup(ip.destination()).ok_or(one(Drop::NoRoute))?;
-        let peer = self.peers.get_mut(id).ok_or(one(Drop::NoRoute))?;
+        let (id, peer) = peer_towards(&self.routes, &mut self.peers, ip.destination()).map_err(one)?;
         let endpoint = peer.endpoint.ok_or(one(Drop::NoEndpoint))?;
         let lane_port_carries = self.lane_ports && peer.lane_port_carries(now);
-        let Some(seal) = peer.current.as_mut().filter(|seal| !seal.is_expired(now)) else {
+        let Some(seal) = peer::usable(&mut peer.current, now) else {
             let dropped = peer.pending.push(frame, &mut self.pending_room);
             self.counters.dropped(Drop::PendingFull, dropped);
             want_session(peer, id, now, &mut self.reports);
@@ -92,6 +96,12 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
                 }
                 rest[..padding].fill(0);
             }
+            if !self.taps.is_empty() {
+                let texts = run
+                    .chunks_exact(datagram_len)
+                    .map(|datagram| &datagram[DATA_HEADER_LEN..][..len]);
+                capture::offer(&mut self.taps, now, id, Direction::Out, texts);
+            }
             if seal.seal_run(now, flags, datagram_len, run).is_err() {
                 refused = Some((Drop::SessionExpired, (place.count() + segments.remaining()) as u64));
                 break;
@@ -136,6 +146,18 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             }
         }
     }
+}
+
+/// The peer whose allowed IPs contain `destination` by the longest prefix.
+#[inline]
+pub(super) fn peer_towards<'a>(
+    routes: &RouteTable<PeerId>,
+    peers: &'a mut PeerTable,
+    destination: IpAddr,
+) -> Result<(PeerId, &'a mut PeerPath), Drop> {
+    let id = routes.lookup(destination).ok_or(Drop::NoRoute)?;
+    let peer = peers.get_mut(id).ok_or(Drop::NoRoute)?;
+    Ok((id, peer))
 }
 
 /// What to tell the sender of a packet whose segments of `len` bytes exceed `mtu`, unless senders of the peer's were
