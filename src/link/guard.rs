@@ -123,8 +123,7 @@ mod tests {
     #[test]
     fn the_filter_has_the_mark_the_addresses_and_the_memory() {
         let addresses = ["10.99.0.1/24", "fd99::1/64"].map(|text| text.parse().expect(text));
-        let expected = "\
-  chain src_valid_mark_was_off { }
+        let expected = "  chain src_valid_mark_was_off { }
   chain raw {
     type filter hook prerouting priority -300; policy accept;
     iifname != \"rw0\" ip daddr 10.99.0.1 fib saddr type != local drop
