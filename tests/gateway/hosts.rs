@@ -179,6 +179,14 @@ impl Hosts {
         }
     }
 
+    /// Gives the running gateway another file.
+    pub(crate) fn reload(&mut self, section: &str) {
+        self.section = section.to_owned();
+        let socket = self.write_gateway_config().with_extension("sock");
+        let socket = socket.to_str().expect("ASCII");
+        self.gateway.run(&[RINGWAY, "reload", socket]);
+    }
+
     /// Sends the gateway's daemon a signal and waits for its end.
     pub(crate) fn end_gateway(&mut self, signal: Signal) -> ExitStatus {
         self.daemons[0].take().expect("it runs").end_by(signal)

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::capture::{Capture, Frame};
 use crate::hosts::{Process, RINGWAY, tool, write_private};
 use crate::lab::{Lab, Namespace, UNDERLAY, UNDERLAY_V4, wait_until};
+use crate::ping_until;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where the probes go: on the underlay, off it, over IPv6, and to resolvers.
@@ -189,7 +190,7 @@ fn nothing_but_the_tunnel_leaves_before_it_is_up_while_it_is_when_it_is_killed_a
 
     client.end(Signal::SIGTERM);
     assert!(!client.is_locked(), "an end in good order lifts it");
-    assert!(client.lab.a.answers(UNDERLAY_V4[1].parse().unwrap(), 56));
+    ping_until(&client.lab.a, UNDERLAY_V4[1]);
 }
 
 #[test]
@@ -234,7 +235,7 @@ fn forwarded_packets_do_not_leave_either() {
         client.lab.b.ping("198.51.100.9".parse().unwrap(), 56);
         !capture.end().is_empty()
     };
-    assert!(leaves(&client));
+    wait_until("a forwarded packet", PATIENCE, || leaves(&client));
     client.start();
     assert!(!leaves(&client));
 }
@@ -257,7 +258,7 @@ fn unblock_lifts_what_a_killed_daemon_left_and_what_was_to_be_kept() {
     client.end(Signal::SIGKILL);
     assert!(client.unblock(&[]).expect("it holds").contains("rw0: unblocked"));
     assert!(!client.is_locked());
-    assert!(client.lab.a.answers(UNDERLAY_V4[1].parse().unwrap(), 56));
+    ping_until(&client.lab.a, UNDERLAY_V4[1]);
 
     // A configuration that does not want it any more lifts it too.
     client.start();
