@@ -611,13 +611,14 @@ fn ringway_runs_a_configuration_of_wg_quick() {
     };
     let config = format!(
         "[Interface]\nAddress = {}/24\nPrivateKey = {}\nTable = off\n\
-         PreUp = {}\nPostUp = {}; ping -c 1 -W 5 {} >/dev/null; {}\nPreDown = {}\nPostDown = {}\n\
+         PreUp = {}\nPostUp = {}; ping -c 1 -W 5 {} >/dev/null; [[ $(wg show %i public-key) == {} ]] && {}\nPreDown = {}\nPostDown = {}\n\
          [Peer]\nPublicKey = {}\nAllowedIPs = {}/32, 10.99.0.0/24\nEndpoint = {}:{}\n",
         INNER[0],
         keys.private,
         hook("pre-up"),
         hook("post-up"),
         INNER[1],
+        keys.public,
         hook("pinged"),
         hook("pre-down"),
         hook("post-down"),
