@@ -4,12 +4,14 @@
 //! As there, sections and keys are recognised in upper and lower case, everything behind a `#` is a comment, and lists
 //! are separated by commas or spread over several lines.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use zeroize::Zeroizing;
 
 use super::problem::{Problem, nearest};
 use super::raw::{At, NumberOrWord, Place, RawConfig, RawDns, RawInterface, RawPeer, Secret};
+use super::values::parse_allowed_ip;
 
 /// Whether a file is in this format rather than TOML: its name ends in `.conf`, or it has a section as only this format
 /// writes it.
@@ -31,7 +33,10 @@ pub fn parse(source: &str, problems: &mut Vec<Problem>) -> Option<RawConfig> {
     for (number, line) in (1..).zip(source.lines()) {
         reader.line(number, line);
     }
-    let Reader { interface, peers, .. } = reader;
+    let Reader {
+        interface, mut peers, ..
+    } = reader;
+    last_peer_has_it(&mut peers);
     let Some(interface) = interface else {
         problems.push(Problem {
             line: 1,
@@ -195,7 +200,10 @@ impl Reader<'_> {
         // interface_key is called in this section only, which made it.
         let Some(interface) = &mut self.interface else { return };
         match key {
-            "Address" => interface.addresses.extend(list(value, &place)),
+            // wg-quick's own keys may be separated by spaces too.
+            "Address" => interface
+                .addresses
+                .extend(words(value).map(|word| text(word, place.clone()))),
             "FwMark" => interface.fwmark = number,
             "ListenPort" => interface.listen_port = number,
             "DNS" => name_servers(value, &place, &mut interface.dns),
@@ -285,6 +293,22 @@ impl Reader<'_> {
     }
 }
 
+/// As with `wg setconf`, a network that several peers are given is the last one's.
+fn last_peer_has_it(peers: &mut [RawPeer]) {
+    let mut taken = HashSet::new();
+    for peer in peers.iter_mut().rev() {
+        let mut own = HashSet::new();
+        peer.allowed_ips.retain(|allowed| {
+            // What is none is said elsewhere.
+            let Ok(network) = parse_allowed_ip(&allowed.value) else {
+                return true;
+            };
+            !taken.contains(&network) && own.insert(network)
+        });
+        taken.extend(own);
+    }
+}
+
 /// The parts of a list. An empty one is a list of nothing.
 fn list<'a>(value: &'a str, place: &'a Place) -> impl Iterator<Item = At<String>> + 'a {
     let parts = value.split(',').map(str::trim);
@@ -293,11 +317,14 @@ fn list<'a>(value: &'a str, place: &'a Place) -> impl Iterator<Item = At<String>
         .map(|part| text(part, place.clone()))
 }
 
+fn words(value: &str) -> impl Iterator<Item = &str> {
+    value.split([',', ' ', '\t']).filter(|word| !word.is_empty())
+}
+
 /// As wg-quick tells them apart: what looks like an address is a server, all else a domain to search. A domain behind a
 /// `~` is one that only these servers are asked for, and `~.` means all (as resolvectl has it).
 fn name_servers(value: &str, place: &Place, dns: &mut RawDns) {
-    let words = value.split([',', ' ', '\t']).filter(|word| !word.is_empty());
-    for word in words {
+    for word in words(value) {
         let is_server = word.contains(':') || word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
         match word.strip_prefix('~') {
             Some(".") => {}
@@ -375,11 +402,25 @@ mod tests {
     }
 
     #[test]
+    fn a_network_of_several_peers_is_the_last_ones() {
+        let text = format!(
+            "[Interface]\nPrivateKey = {KEY_A}\n\
+             [Peer]\nPublicKey = {PUBLIC_B}\nAllowedIPs = 10.0.0.0/24, 10.0.1.0/24, 10.0.1.7/24\n\
+             [Peer]\nPublicKey = {PUBLIC_C}\nAllowedIPs = 10.0.0.9/24\n"
+        );
+        let config = read(&text).expect("all is right");
+        let allowed = config.peers.iter().map(|peer| peer.allowed_ips.clone());
+        let expected =
+            [["10.0.1.0/24"], ["10.0.0.0/24"]].map(|of| of.map(|text| text.parse().expect("a network")).to_vec());
+        assert!(allowed.eq(expected));
+    }
+
+    #[test]
     fn every_key_is_read() {
         let text = format!(
             "# a comment\n\
              [Interface]\n\
-             Address = 10.0.0.1/24, fd00::1/64 # another\n\
+             Address = 10.0.0.1/24 fd00::1/64, # another\n\
              address=10.0.1.1\n\
              ListenPort = 51820\n\
              PrivateKey = {KEY_A}\n\

@@ -434,6 +434,8 @@ impl Control {
 
     /// A client that hung up loses its own answer only.
     fn obey(&mut self, order: Order) -> Result<(), ControlError> {
+        // Who asks sees what happened before.
+        self.take_reports();
         match order {
             Order::Answer(request, reply) => drop(reply.send(self.answer(&request))),
             Order::Name(reply) => drop(reply.send(self.facts.name.clone())),

@@ -19,12 +19,14 @@ const KEPT: &str = "resolv.conf.ringway-";
 pub(super) struct Directory<'a>(pub(super) &'a Path);
 
 impl Directory<'_> {
-    /// Puts `text` in place for the tunnel `name`, of which nothing is kept yet.
+    /// Puts `text` in place for the tunnel `name`. What is kept of it already stays what is put back.
     pub(super) fn set(&self, name: &str, text: &str) -> io::Result<()> {
         let (file, kept) = (self.file(), self.kept(name));
         match fs::hard_link(&file, &kept) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // What a daemon that was killed has kept, and nobody could put back: still the file that was there first.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             // Another file system: somebody has mounted a file there, as containers have it.
             Err(_) => drop(fs::copy(&file, &kept)?),
         }

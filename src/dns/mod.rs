@@ -130,9 +130,15 @@ pub async fn set(name: &str, index: u32, dns: &Dns) -> Result<Setting, DnsError>
             Way::File => etc().set(name, &text(dns)).map_err(failed),
         }
     };
-    tokio::time::timeout(TIME_MAX, work)
-        .await
-        .map_err(|_| DnsError::Slow(backend))??;
+    let done = tokio::time::timeout(TIME_MAX, work).await;
+    let done = done.map_err(|_| DnsError::Slow(backend)).flatten();
+    if done.is_err()
+        && let Way::Resolvconf(program) = &way
+    {
+        // It may have written the record before it failed; the first error is the one to tell.
+        let _ = tokio::time::timeout(TIME_MAX, resolvconf::unset(program, name)).await;
+    }
+    done?;
     Ok(Setting {
         backend,
         name: name.to_owned(),

@@ -5,11 +5,12 @@ use std::path::Path;
 use ipnet::IpNet;
 use tokio::sync::{Mutex, Notify};
 
+use super::FirewallError;
 use super::rules::{self, GatewayPlan};
 use super::sysctl::{self, Sysctls};
-use super::{FirewallError, nft};
 use crate::config::{Config, Egress, Gateway, Peer};
 use crate::link;
+use crate::link::nft::{self, NftError};
 
 const PURPOSE: &str = "gateway";
 
@@ -193,7 +194,7 @@ impl State {
     async fn remove(&mut self) {
         self.sysctls.restore();
         match nft::delete(&nft::table(PURPOSE, &self.interface)).await {
-            Ok(()) | Err(FirewallError::NoNft) => {}
+            Ok(()) | Err(NftError::Missing) => {}
             Err(error) => tracing::warn!(%error, "the gateway's rules are left"),
         }
         self.rules.clear();

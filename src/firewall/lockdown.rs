@@ -7,8 +7,9 @@
 //! What it does not see: packets that programs with CAP_NET_RAW put on the wire past the IP layer (DHCP clients do), and
 //! bridged frames of virtual machines.
 
-use super::{FirewallError, nft, rules};
+use super::{FirewallError, rules};
 use crate::config::{Interface, lockdown};
+use crate::link::nft;
 
 const PURPOSE: &str = "lockdown";
 
@@ -41,7 +42,7 @@ pub async fn apply(interface: &Interface) -> Result<bool, FirewallError> {
 
 /// Lifts the switch of the interface `name`; nothing happens where there is none.
 pub async fn lift(name: &str) -> Result<(), FirewallError> {
-    nft::delete(&nft::table(PURPOSE, name)).await
+    Ok(nft::delete(&nft::table(PURPOSE, name)).await?)
 }
 
 /// The interfaces whose kill switches hold, whether their daemons run or not.

@@ -3,8 +3,7 @@
 //! ```text
 //! gateway   [gateway]: forwarding, NAT, who may reach what; goes with the daemon
 //! lockdown  lockdown = true: nothing leaves beside the tunnel; outlives a daemon that is killed
-//! rules     one of them as text, from the configuration alone
-//! nft       carries a text out, in one transaction
+//! rules     one of them as text, from the configuration alone; link::nft carries it out in one transaction
 //! ranges    prefixes as disjoint ranges        sysctl  the kernel's switches, put back as they were
 //! leaktest  watches what leaves beside a tunnel
 //! ```
@@ -16,7 +15,6 @@
 pub mod gateway;
 pub mod leaktest;
 pub mod lockdown;
-mod nft;
 mod ranges;
 mod rules;
 mod sysctl;
@@ -26,22 +24,14 @@ use std::path::PathBuf;
 
 use crate::config::Config;
 use crate::link::LinkError;
+use crate::link::nft::NftError;
 
 /// Why the kernel does not filter as it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
-    /// No nft.
-    #[error("[gateway] and lockdown need the program nft, which is not installed (Debian's package: nftables)")]
-    NoNft,
-    /// It failed.
-    #[error("cannot {what}: {error}{}", hint(error))]
-    Nft {
-        /// What was tried, e.g. "set the rules of the gateway rw0".
-        what: String,
-        /// Why it did not work, in nft's words.
-        #[source]
-        error: io::Error,
-    },
+    /// The program nft, by which all of it is done.
+    #[error("[gateway] and lockdown need a packet filter: {0}")]
+    Nft(#[from] NftError),
     /// A switch of the kernel.
     #[error("cannot set {key} = {value}: {error}; set it yourself with: sysctl -w {key}={value}")]
     Sysctl {
@@ -106,11 +96,4 @@ pub async fn change(gateway: &gateway::Running, old: &Config, new: &Config) -> R
         }
     }
     result
-}
-
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => "; this needs root or CAP_NET_ADMIN",
-        _ => "",
-    }
 }

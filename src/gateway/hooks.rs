@@ -39,12 +39,16 @@ pub(super) async fn run(hook: &'static str, commands: &[String], interface: &str
     for command in commands {
         let command = command.replace("%i", interface);
         tracing::info!("{hook}: {command}");
-        let status = Command::new("sh")
-            .args(["-c", &command])
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .status()
-            .await;
+        let shell = |program: &str| {
+            let mut shell = Command::new(program);
+            shell.args(["-c", &command]).stdin(Stdio::null()).kill_on_drop(true);
+            shell.status()
+        };
+        // wg-quick is a script of bash, and so are commands for it.
+        let status = match shell("bash").await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => shell("sh").await,
+            status => status,
+        };
         match status {
             Ok(status) if status.success() => {}
             Ok(status) => return Err(HookError::Failed { hook, command, status }),

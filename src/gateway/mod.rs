@@ -40,6 +40,7 @@ use crate::dns::DnsError;
 use crate::firewall::{self, FirewallError, lockdown};
 use crate::link::LinkError;
 use crate::sys::{probe, tun};
+use crate::uapi;
 use live::Live;
 use network::Network;
 use parts::{Identity, Parts};
@@ -150,6 +151,7 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
         suite: Suite::Auto,
     };
     let runtime = parts.runtime();
+    let interface_name = interface.name.clone();
     let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
         let mut hangups = Hangups::install()?;
         let server = Server::bind(&config.interface.control_socket).await?;
@@ -160,8 +162,20 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
         if exporter.is_some() {
             control.serve_metrics();
         }
+        // Commands of wg-quick's files may call wg.
+        let uapi = match file.extension().is_some_and(|extension| extension == "conf") {
+            true => match uapi::server::Server::bind(&uapi::server::path_of(&interface_name)).await {
+                Ok(uapi) => Some(uapi),
+                Err(error) => {
+                    tracing::warn!(%error, "wg does not see this tunnel");
+                    None
+                }
+            },
+            false => None,
+        };
         let tunnel = Tunnel {
             server,
+            uapi,
             exporter,
             file,
             ifindex,
@@ -178,6 +192,7 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
 /// What a tunnel has beside its parts.
 struct Tunnel {
     server: Server,
+    uapi: Option<uapi::server::Server>,
     exporter: Option<Exporter>,
     file: PathBuf,
     ifindex: u32,
@@ -251,6 +266,12 @@ impl Tunnel {
                 Err(error) => error,
             }
         };
+        let serve_wg = async {
+            match &self.uapi {
+                Some(uapi) => uapi.serve(orders_in.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
         let serve_metrics = async {
             match &self.exporter {
                 Some(exporter) => exporter.serve(orders_in.clone()).await,
@@ -261,6 +282,8 @@ impl Tunnel {
             result = control.run(&mut orders, signals) => result.map_err(RunError::from),
             () = self.server.serve(desks) => Ok(()),
             () = serve_metrics => Ok(()),
+            // Who removes the socket ends the tunnel, as with wireguard-go.
+            () = serve_wg => Ok(()),
             () = live.serve(hangups) => Ok(()),
             () = service::watch(orders_in.clone(), workers) => Ok(()),
             never = rules.follow() => match never {},

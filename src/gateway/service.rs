@@ -16,6 +16,7 @@ use crate::config::{Config, Hooks, MetricsListen, RUN_DIR};
 use crate::control::Order;
 use crate::dns;
 use crate::sandbox;
+use crate::uapi;
 
 /// What every daemon may write to: streams that lead nowhere, terminals, the device that TUN queues come from, and the
 /// network's own settings.
@@ -70,6 +71,9 @@ pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -
     let folder_of = |path: &Path| path.parent().map(Path::to_owned);
     let mut writable: Vec<PathBuf> = WRITABLE.iter().map(PathBuf::from).collect();
     writable.push(RUN_DIR.into());
+    if file.extension().is_some_and(|extension| extension == "conf") {
+        writable.extend(folder_of(&uapi::server::path_of(&interface.name)));
+    }
     writable.extend(folder_of(&interface.control_socket));
     writable.extend(interface.latency_log.as_deref().and_then(folder_of));
     if let Some(MetricsListen::Unix(path)) = &config.metrics {

@@ -14,6 +14,7 @@ mod layout;
 mod lookup;
 mod mtu;
 mod netlink;
+pub mod nft;
 mod policy;
 mod routes;
 mod setup;
@@ -74,16 +75,9 @@ pub enum LinkError {
     /// It was to be cleaned up after.
     #[error("the interface {0} exists, so its tunnel runs; end that first")]
     Exists(String),
-    /// There is no nft.
-    #[error("a default route through the tunnel needs nft, which is not installed (the package nftables has it)")]
-    NoNft,
-    /// nft refused.
-    #[error("nft: {error}")]
-    Nft {
-        /// What it said.
-        #[source]
-        error: io::Error,
-    },
+    /// A default route through the tunnel needs a packet filter.
+    #[error("a default route through the tunnel needs a packet filter: {0}")]
+    Nft(#[from] nft::NftError),
 }
 
 /// Removes what tunnels that were killed have left in the kernel: routing rules, exceptions from routes, packet filters.
@@ -92,7 +86,7 @@ pub async fn remove_leftovers(name: &str) -> Result<Vec<String>, LinkError> {
     let netlink = Netlink::connect()?;
     let mut removed = policy::remove_leftovers(&netlink).await?;
     for owner in guard::names().await? {
-        if owner == name || netlink.index_of(&owner).await.is_none() {
+        if owner == name || netlink.index_of(&owner).await?.is_none() {
             let sysctl = !policy::is_in_use(&netlink).await?;
             guard::remove(&owner, sysctl).await?;
             removed.push(format!("the packet filter of {owner}"));
@@ -103,7 +97,7 @@ pub async fn remove_leftovers(name: &str) -> Result<Vec<String>, LinkError> {
 
 /// Whether there is an interface called `name`.
 pub async fn exists(name: &str) -> Result<bool, LinkError> {
-    Ok(Netlink::connect()?.index_of(name).await.is_some())
+    Ok(Netlink::connect()?.index_of(name).await?.is_some())
 }
 
 impl LinkError {
@@ -111,11 +105,8 @@ impl LinkError {
     pub fn is_permission_denied(&self) -> bool {
         match self {
             LinkError::Socket(error) | LinkError::Kernel { error, .. } => error.raw_os_error() == Some(libc::EPERM),
-            LinkError::Nft { error } => error.kind() == io::ErrorKind::PermissionDenied,
-            LinkError::RouteTaken { .. }
-            | LinkError::SecondDefault { .. }
-            | LinkError::Exists(_)
-            | LinkError::NoNft => false,
+            LinkError::Nft(error) => error.is_permission_denied(),
+            LinkError::RouteTaken { .. } | LinkError::SecondDefault { .. } | LinkError::Exists(_) => false,
         }
     }
 }

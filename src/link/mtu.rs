@@ -65,7 +65,7 @@ pub async fn auto_mtu(
 ) -> Result<u16, LinkError> {
     let netlink = Netlink::connect()?;
     let device = match device {
-        Some(name) => netlink.index_of(name).await,
+        Some(name) => netlink.index_of(name).await?,
         None => None,
     };
     let mut paths = Vec::new();

@@ -49,9 +49,18 @@ impl Netlink {
     }
 
     /// The index of the interface with this name, if there is one.
-    pub(super) async fn index_of(&self, name: &str) -> Option<u32> {
+    pub(super) async fn index_of(&self, name: &str) -> Result<Option<u32>, LinkError> {
         let mut found = std::pin::pin!(self.links().get().match_name(name.to_owned()).execute());
-        Some(found.try_next().await.ok()??.header.index)
+        match found.try_next().await {
+            Ok(link) => Ok(link.map(|link| link.header.index)),
+            Err(error) => match io_error(error) {
+                error if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+                error => Err(LinkError::Kernel {
+                    action: format!("look for the interface {name}"),
+                    error,
+                }),
+            },
+        }
     }
 
     pub(super) fn routes(&self) -> rtnetlink::RouteHandle {

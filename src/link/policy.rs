@@ -202,9 +202,9 @@ pub(super) async fn remove_leftovers(netlink: &Netlink) -> Result<Vec<String>, L
     Ok(removed)
 }
 
-/// Whether any tunnel of ours has rules.
+/// Whether any tunnel of ours has rules for IPv4, which is what the sysctl is for.
 pub(super) async fn is_in_use(netlink: &Netlink) -> Result<bool, LinkError> {
-    Ok(State::read(netlink).await?.iter().any(State::is_taken))
+    Ok(State::of(netlink, IpVersion::V4).await?.is_taken())
 }
 
 pub(super) async fn add_rule(netlink: &Netlink, rule: RuleMessage) -> Result<(), LinkError> {

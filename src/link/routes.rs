@@ -159,8 +159,9 @@ impl Link {
 
     async fn lower_guard(&mut self) -> Result<(), LinkError> {
         let Some(guard) = self.guard.take() else { return Ok(()) };
-        let sysctl = !policy::is_in_use(&self.netlink).await?;
-        guard.lower(sysctl).await
+        // Where that can't be told, the sysctl stays on: it does no harm.
+        let in_use = policy::is_in_use(&self.netlink).await.unwrap_or(true);
+        guard.lower(!in_use).await
     }
 
     async fn add_route(&mut self, route: Route) -> Result<(), LinkError> {

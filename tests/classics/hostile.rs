@@ -101,7 +101,7 @@ fn peers_with_public_keys_of_low_order_never_get_a_session_and_harm_nobody() {
             assert_eq!([&line[4], &line[5]], ["0", "0"], "no handshake, nothing received");
         }
         assert!(
-            lab.a.ping(pair.v4[1], 56) && lab.b.ping(pair.v6[0], 56),
+            lab.a.answers(pair.v4[1], 56) && lab.b.answers(pair.v6[0], 56),
             "the honest peer goes on"
         );
     }

@@ -30,14 +30,14 @@ fn an_answer_leaves_from_the_address_that_was_asked_until_that_is_gone() {
         for pair in &pairs {
             pair.point(End::A, asked);
             pair.wait_until_packets_pass(&lab);
-            assert!(lab.b.ping(pair.v4[0], 56), "what b begins, too");
+            assert!(lab.b.answers(pair.v4[0], 56), "what b begins, too");
             assert_eq!(host_of(&pair.endpoint(End::A)), asked, "a has heard from nowhere else");
         }
         lab.b.ip(&["address", "delete", &prefix, "dev", UNDERLAY]);
         for pair in &pairs {
             let handshake = pair.latest_handshake();
             assert!(
-                lab.b.ping(pair.v4[0], 56),
+                lab.b.answers(pair.v4[0], 56),
                 "b falls back to the address that it has left"
             );
             assert_eq!(host_of(&pair.endpoint(End::A)), usual);
@@ -147,7 +147,7 @@ fn an_interface_moves_to_another_namespace_and_back_and_packets_pass_in_both() {
         lab.a.ip(&["link", "set", name, "netns", &inside.name]);
         pair.bring_up(&inside, &pair.a, 0);
         wait_until("an answer inside", PATIENCE, || inside.ping(pair.v4[1], 56));
-        assert!(lab.b.ping(pair.v6[0], 1300));
+        assert!(lab.b.answers(pair.v6[0], 1300));
         inside.ip(&["link", "set", name, "netns", &lab.a.name]);
         pair.bring_up(&lab.a, &pair.a, 0);
         pair.wait_until_packets_pass(&lab);

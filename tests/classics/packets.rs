@@ -22,7 +22,7 @@ fn pings_of_every_size_pass_whatever_the_mtu() {
             for address in [pair.v4[1], pair.v6[1]] {
                 for size in [0, 1, 1232, 1252, 1253, 1392, 1393, 1473, 8952, 30_000, 60_000] {
                     assert!(
-                        lab.a.ping(address, size),
+                        lab.a.answers(address, size),
                         "{size} bytes to {address} with an MTU of {mtu}"
                     );
                 }
@@ -46,7 +46,7 @@ fn both_ends_count_the_same_bytes_handshakes_included() {
         const HANDSHAKE: [u64; 2] = [148 + 32, 92];
         pair.point(End::A, UNDERLAY_V4[1]);
         pair.wait_until_packets_pass(&lab);
-        assert!(lab.a.ping(pair.v4[1], 1000));
+        assert!(lab.a.answers(pair.v4[1], 1000));
         let [(received_a, sent_a), (received_b, sent_b)] = settled(&pair);
         assert_eq!((received_a, received_b), (sent_b, sent_a));
         assert!(

@@ -102,9 +102,9 @@ fn both_ends_may_move_one_after_the_other() {
         pair.point(End::A, UNDERLAY_V4[1]);
         pair.wait_until_packets_pass(&lab);
         pair.a.wg("set", &["listen-port", "0"]);
-        assert!(lab.a.ping(pair.v4[1], 56));
+        assert!(lab.a.answers(pair.v4[1], 56));
         pair.b.wg("set", &["listen-port", "0"]);
-        assert!(lab.b.ping(pair.v4[0], 56));
+        assert!(lab.b.answers(pair.v4[0], 56));
         for (end, other, host) in [(End::A, &pair.b, 1), (End::B, &pair.a, 0)] {
             assert_eq!(
                 pair.endpoint(end),

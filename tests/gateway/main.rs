@@ -262,6 +262,6 @@ fn a_gateway_without_nft_says_what_to_install() {
         .expect("unshare is installed");
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("need the program nft, which is not installed"), "{text}");
+    assert!(text.contains("the program nft is not installed"), "{text}");
     assert!(!hosts.gateway.has_interface("rw0"));
 }

@@ -296,15 +296,10 @@ fn a_thousand_peers_all_pass_packets_both_ways() {
             });
             active.count() == CLIENTS as usize
         });
+        // A client whose initiation was answered late has asked again, and may still have spoken by the first answer: that
+        // index may be unknown.
         let drops = b.drops();
-        for reason in [
-            "forged",
-            "replayed",
-            "too_old",
-            "unknown_index",
-            "bad_source",
-            "bad_inner",
-        ] {
+        for reason in ["forged", "replayed", "too_old", "bad_source", "bad_inner"] {
             assert!(!drops.contains_key(reason), "{drops:?}");
         }
     }

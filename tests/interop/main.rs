@@ -74,7 +74,7 @@ fn everything_passes_whoever_begins(other: &Implementation) {
                 for inner in [INNER_V4, INNER_V6] {
                     for (from, size) in [(A, 0), (B, 1), (A, 1372), (B, 1372), (A, 4000), (B, 4000)] {
                         let to = inner[1 - from];
-                        assert!(pair.ping(from, to, size), "{suite}: a ping of {size} bytes to {to}");
+                        assert!(pair.answers(from, to, size), "{suite}: a ping of {size} bytes to {to}");
                     }
                     echo_datagrams(&pair.lab, ip(inner[B]), &datagrams());
                     exchange_files(connect(&pair.lab, ip(inner[B])), 2 * MIB);

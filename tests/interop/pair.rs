@@ -159,6 +159,11 @@ impl Pair {
         self.namespace(side).ping(ip(address), size)
     }
 
+    /// [`Pair::ping`] where an answer is expected.
+    pub(crate) fn answers(&self, side: usize, address: &str, size: u32) -> bool {
+        self.namespace(side).answers(ip(address), size)
+    }
+
     /// Pings from `side` until there is an answer.
     pub(crate) fn wait_for_answer(&self, side: usize) {
         let address = INNER_V4[1 - side];

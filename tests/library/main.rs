@@ -31,12 +31,14 @@ fn arguments<const N: usize>(words: [&str; N]) -> impl Iterator<Item = String> {
     words.map(String::from).into_iter()
 }
 
-/// What the system has of routes, rules and filters.
+/// What the system has of interfaces, routes, rules and filters, whether or not a new link has found its carrier.
 fn state(lab: &Lab) -> Vec<String> {
     let ip = |arguments: &[&str]| lab.a.ip(arguments);
+    let links = ip(&["-o", "link"]);
+    let names = links.lines().filter_map(|line| line.split(": ").nth(1));
     vec![
-        ip(&["-o", "link"]),
-        ip(&["-4", "route", "show", "table", "all"]),
+        names.collect::<Vec<_>>().join(" "),
+        ip(&["-4", "route", "show", "table", "all"]).replace(" linkdown", ""),
         ip(&["-4", "rule"]),
         ip(&["-6", "rule"]),
         lab.a.run(&["nft", "list", "ruleset"]),

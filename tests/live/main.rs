@@ -146,7 +146,7 @@ fn a_file_that_is_wrong_or_cannot_be_carried_out_changes_nothing() {
     a.write("workers = 200\n", &[]);
     a.signal(Signal::SIGHUP);
     wait_until("a line in the log", PATIENCE, || a.log().contains("not reloaded"));
-    assert!(lab.a.ping(inner(1), 56));
+    assert!(lab.a.answers(inner(1), 56));
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn what_nobody_confirms_is_undone() {
     assert!(a.must(&["peer", "list", "@"]).contains("guest"));
     // What is not to be confirmed lasts; the file is what a reload goes back to.
     assert!(a.must(&["reload", "@"]).contains("peer guest: removed"));
-    assert!(lab.a.ping(inner(1), 56));
+    assert!(lab.a.answers(inner(1), 56));
     assert_eq!(a.handshake("b"), handshake, "the session is the same");
 }
 
@@ -296,7 +296,7 @@ fn peers_come_change_go_and_are_saved() {
     );
     assert_eq!(a.must(&["peer", "remove", "@", key]), "peer guest: removed");
     assert!(a.must(&["reload", "@"]).contains("peer guest: added"));
-    assert!(lab.a.ping(inner(1), 56));
+    assert!(lab.a.answers(inner(1), 56));
 
     // A new key of ours: the other end does not know it, until it is told.
     let renewed = Keys::new();

@@ -165,7 +165,7 @@ impl Daemon {
     pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
         kill(self.pid(), signal).expect("it is our child");
         let mut status = None;
-        wait_until(&format!("the end after {signal}"), Duration::from_secs(5), || {
+        wait_until(&format!("the end after {signal}"), Duration::from_secs(20), || {
             status = self.child.try_wait().expect("it is our child");
             status.is_some()
         });

@@ -186,6 +186,13 @@ impl Namespace {
             .is_ok()
     }
 
+    /// Whether a ping is answered on a machine that may be busy: where an answer is expected. Does not wait after one.
+    pub(crate) fn answers(&self, address: IpAddr, size: u32) -> bool {
+        let [address, size] = [address.to_string(), size.to_string()];
+        let ping = ["ping", "-n", "-q", "-c", "1", "-W", "3", "-s", &size, &address];
+        (0..5).any(|_| self.try_run(&ping).is_ok())
+    }
+
     /// Whether an interface exists inside.
     pub(crate) fn has_interface(&self, name: &str) -> bool {
         self.try_run(&["ip", "link", "show", name]).is_ok()

@@ -51,7 +51,7 @@ fn carries_everything(setup: Setup) {
     let lab = &tunnel.lab;
     for address in tunnel.addresses_of_b() {
         for size in [0, 56, 1300, 8000] {
-            assert!(lab.a.ping(address, size), "a ping of {size} bytes to {address}");
+            assert!(lab.a.answers(address, size), "a ping of {size} bytes to {address}");
         }
         echo_datagrams(lab, address, &datagram_runs());
     }
@@ -150,7 +150,7 @@ fn a_narrow_underlay_carries_whole_files() {
             },
         );
         for address in tunnel.addresses_of_b() {
-            assert!(tunnel.lab.a.ping(address, 4000));
+            assert!(tunnel.lab.a.answers(address, 4000));
             echo_datagrams(&tunnel.lab, address, &datagram_runs());
             exchange_files(connect(&tunnel.lab, address), scaled(8 * MIB));
         }
@@ -208,7 +208,7 @@ fn starts_cleanly_after_sigkill() {
         let Some(lab) = Lab::new() else { return };
         let mut tunnel = Tunnel::up(lab, Setup::default());
         tunnel.a.end_by(Signal::SIGKILL);
-        wait_until("the interface to go", Duration::from_secs(5), || {
+        wait_until("the interface to go", Duration::from_secs(20), || {
             !tunnel.lab.a.has_interface(INTERFACE)
         });
         tunnel.start_a();
@@ -257,7 +257,7 @@ fn latency_logs_are_what_histogram_tools_read() {
     let report = tunnel.a.latency(path.to_str().expect("an ASCII path"));
     let log = std::fs::read(path).expect("the log was written");
     let tags = tags_of(&log);
-    wait_until("the daemon's own log to have it too", Duration::from_secs(5), || {
+    wait_until("the daemon's own log to have it too", Duration::from_secs(20), || {
         let logged = tags_of(&tunnel.a.latency_log());
         ["tun_to_udp", "udp_to_tun"]
             .iter()

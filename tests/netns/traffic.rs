@@ -162,7 +162,9 @@ pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, runs: &[Vec<usize>]) {
     let [a, b] = [&lab.a, &lab.b].map(|namespace| namespace.enter(|| UdpSocket::bind((any, 0)).expect("a free port")));
     let to = SocketAddr::new(address, b.local_addr().expect("it is bound").port());
     for socket in [&a, &b] {
-        socket.set_read_timeout(Some(Duration::from_secs(3))).expect("not zero");
+        socket
+            .set_read_timeout(Some(Duration::from_secs(15)))
+            .expect("not zero");
     }
     let mut random = Random(4);
     let mut buffer = vec![0; 65536];
@@ -200,7 +202,7 @@ pub(crate) fn iperf3(lab: &Lab, address: IpAddr, arguments: &[&str]) -> Value {
     let mut command = lab.b.command("iperf3");
     command.args(["-s", "-1"]).stdout(Stdio::null());
     let mut server = Server(command.spawn().expect("setpriv is installed"));
-    wait_until("iperf3 to listen", Duration::from_secs(5), || {
+    wait_until("iperf3 to listen", Duration::from_secs(20), || {
         assert!(
             server.0.try_wait().expect("it is our child").is_none(),
             "the iperf3 server ended"

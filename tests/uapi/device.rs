@@ -156,7 +156,7 @@ impl Device {
     pub(crate) fn exchange(&self, request: &str) -> String {
         let mut stream = UnixStream::connect(self.socket()).expect("it serves its socket");
         stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
+            .set_read_timeout(Some(Duration::from_secs(20)))
             .expect("a time limit");
         stream.write_all(request.as_bytes()).expect("it reads");
         stream.shutdown(Shutdown::Write).expect("it is connected");
@@ -175,7 +175,7 @@ impl Device {
 
     /// Waits until the process is gone, and its socket with it.
     pub(crate) fn wait_until_ended(&self) {
-        wait_until("the end of ringway-wg", Duration::from_secs(5), || {
+        wait_until("the end of ringway-wg", Duration::from_secs(20), || {
             !is_running(self.pid)
         });
         assert!(!self.socket().exists(), "the socket is gone too");
@@ -193,15 +193,21 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         // What the namespace kills can't remove its socket.
-        if is_running(self.pid) {
-            let _ = Command::new("kill").arg(self.pid.to_string()).status();
-            for _ in 0..100 {
+        for (signal, polls) in [("TERM", 500), ("KILL", 100)] {
+            if !is_running(self.pid) {
+                return;
+            }
+            let _ = Command::new("kill")
+                .args(["-s", signal, &self.pid.to_string()])
+                .status();
+            for _ in 0..polls {
                 if !is_running(self.pid) {
-                    return;
+                    break;
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
+        let _ = fs::remove_file(self.socket());
     }
 }
 

@@ -18,8 +18,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{FirewallError, lockdown, nft};
+use super::{FirewallError, lockdown};
 use crate::link;
+use crate::link::nft;
 use crate::sys::tap::Tap;
 use probes::Probe;
 use sighting::{Exceptions, Summary, Verdict};

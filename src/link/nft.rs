@@ -12,7 +12,29 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
-use super::FirewallError;
+/// Why nft did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// No nft.
+    #[error("the program nft is not installed (Debian's package: nftables)")]
+    Missing,
+    /// It failed.
+    #[error("cannot {what}: {error}{}", hint(error))]
+    Failed {
+        /// What was tried, e.g. "set the rules of the gateway rw0".
+        what: String,
+        /// Why it did not work, in nft's words.
+        #[source]
+        error: io::Error,
+    },
+}
+
+impl NftError {
+    /// True when more privileges would have helped.
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self, NftError::Failed { error, .. } if error.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
 
 /// A daemon's PATH may lack the directories of administration.
 const PLACES: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
@@ -25,7 +47,7 @@ const FAMILY: &str = "inet";
 
 /// A name for a table that `interface` has for `purpose`: a name that nft takes, and nobody else's. What nft does not
 /// take of an interface's name is written as "/" and its hexadecimal code.
-pub(super) fn table(purpose: &str, interface: &str) -> String {
+pub fn table(purpose: &str, interface: &str) -> String {
     let mut name = format!("ringway-{purpose}-");
     for byte in interface.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
@@ -38,7 +60,7 @@ pub(super) fn table(purpose: &str, interface: &str) -> String {
 }
 
 /// The interface that [`table`] was called with.
-pub(super) fn interface_of(purpose: &str, table: &str) -> Option<String> {
+pub fn interface_of(purpose: &str, table: &str) -> Option<String> {
     let mut rest = table
         .strip_prefix("ringway-")?
         .strip_prefix(purpose)?
@@ -53,47 +75,54 @@ pub(super) fn interface_of(purpose: &str, table: &str) -> Option<String> {
 }
 
 /// A script that puts a table with `body` in place of what is there under its name.
-pub(super) fn replacing(table: &str, body: &str) -> String {
+pub fn replacing(table: &str, body: &str) -> String {
     // "add" makes the deletion succeed where there is none.
     format!("add table {FAMILY} {table}\ndelete table {FAMILY} {table}\ntable {FAMILY} {table} {{\n{body}}}\n")
 }
 
 /// Carries out `script`; `what` it is, for errors.
-pub(super) async fn apply(what: &str, script: &str) -> Result<(), FirewallError> {
+pub async fn apply(what: &str, script: &str) -> Result<(), NftError> {
     run(what, &["-f", "-"], script).await.map(drop)
 }
 
 /// Removes the table, which may be gone already.
-pub(super) async fn delete(table: &str) -> Result<(), FirewallError> {
+pub async fn delete(table: &str) -> Result<(), NftError> {
     let script = format!("add table {FAMILY} {table}\ndelete table {FAMILY} {table}\n");
     apply(&format!("remove the table {FAMILY} {table}"), &script).await
 }
 
 /// The names of the tables in our family.
-pub(super) async fn tables() -> Result<Vec<String>, FirewallError> {
+pub async fn tables() -> Result<Vec<String>, NftError> {
     let listed = list(&["tables", FAMILY]).await?;
     let names = objects(&listed, "table").filter_map(|table| table["name"].as_str());
     Ok(names.map(str::to_owned).collect())
 }
 
 /// `nft -j list ARGUMENTS`.
-pub(super) async fn list(arguments: &[&str]) -> Result<Value, FirewallError> {
+pub async fn list(arguments: &[&str]) -> Result<Value, NftError> {
     let what = format!("list {}", arguments.join(" "));
     let output = run(&what, &[&["-j", "list"], arguments].concat(), "").await?;
-    serde_json::from_slice(&output.stdout).map_err(|error| FirewallError::Nft {
+    serde_json::from_slice(&output.stdout).map_err(|error| NftError::Failed {
         what,
         error: io::Error::other(error),
     })
 }
 
 /// The objects of one kind in what [`list`] gave.
-pub(super) fn objects<'a>(listed: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
+pub fn objects<'a>(listed: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
     let all = listed["nftables"].as_array().into_iter().flatten();
     all.filter_map(move |object| object.get(kind))
 }
 
-async fn run(what: &str, arguments: &[&str], input: &str) -> Result<Output, FirewallError> {
-    let failed = |error| FirewallError::Nft {
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; this needs root or CAP_NET_ADMIN",
+        _ => "",
+    }
+}
+
+async fn run(what: &str, arguments: &[&str], input: &str) -> Result<Output, NftError> {
+    let failed = |error| NftError::Failed {
         what: what.to_owned(),
         error,
     };
@@ -123,7 +152,7 @@ async fn run(what: &str, arguments: &[&str], input: &str) -> Result<Output, Fire
     Err(failed(io::Error::new(kind, first)))
 }
 
-fn spawn(arguments: &[&str]) -> Result<Child, FirewallError> {
+fn spawn(arguments: &[&str]) -> Result<Child, NftError> {
     for place in PLACES {
         let child = Command::new(place)
             .args(arguments)
@@ -136,7 +165,7 @@ fn spawn(arguments: &[&str]) -> Result<Child, FirewallError> {
         match child {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                return Err(FirewallError::Nft {
+                return Err(NftError::Failed {
                     what: "run nft".into(),
                     error,
                 });
@@ -144,7 +173,7 @@ fn spawn(arguments: &[&str]) -> Result<Child, FirewallError> {
             Ok(child) => return Ok(child),
         }
     }
-    Err(FirewallError::NoNft)
+    Err(NftError::Missing)
 }
 
 #[cfg(test)]
