@@ -10,7 +10,7 @@ use crossbeam_channel::bounded;
 use ipnet::IpNet;
 
 use super::peers::{self, Peer};
-use super::{Control, ControlError};
+use super::{Control, ControlError, REPORTS_PER_TURN};
 use crate::config::{self, HostPort, PresharedKey, PrivateKey, PublicKey, Suite};
 use crate::path::peers::NewPeer;
 use crate::proto::{AddPeerError, Endpoint, PeerConfig, PeerId, PeerUpdate};
@@ -236,11 +236,17 @@ impl Control {
         let failed = |error| ChangeError::Mark { mark, error };
         if mark != self.udp_options.mark {
             // A worker's descriptor and ours are the same socket.
-            self.workers
-                .iter()
-                .flat_map(|worker| std::iter::once(&worker.socket).chain(&worker.lane_socket))
-                .try_for_each(|socket| socket.set_mark(mark))
-                .map_err(failed)?;
+            let sockets = || {
+                let workers = self.workers.iter();
+                workers.flat_map(|worker| std::iter::once(&worker.socket).chain(&worker.lane_socket))
+            };
+            if let Err(error) = sockets().try_for_each(|socket| socket.set_mark(mark)) {
+                // All of them or none: handshakes and data go by the same rules.
+                for socket in sockets() {
+                    let _ = socket.set_mark(self.udp_options.mark);
+                }
+                return Err(failed(error));
+            }
             self.udp_options.mark = mark;
             // Other rules may hold for this mark.
             self.ask_for_routes();
@@ -368,7 +374,10 @@ impl Control {
             let slow = |_| ControlError::Worker("a worker does not answer".into());
             answers.recv_timeout(WORKER_ANSWER_MAX).map_err(slow)?;
         }
-        self.take_reports();
+        // Not more than wait at this moment: the workers go on reporting.
+        for _ in 0..=self.reports.reports.len() / REPORTS_PER_TURN {
+            self.take_reports();
+        }
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use super::api::{
     ApiError, ErrorCode, ExplainReport, ExplainRequest, InboundReport, KernelRoute, OutboundReport, Verdict,
     WorkerVerdict,
 };
-use super::report::{NoAnswer, WORKER_ANSWER_MAX, suite_name};
+use super::report::{NoAnswer, answer_deadline, suite_name};
 use crate::link::{self, Lookup, RouteKind};
 use crate::path::drops::Drop;
 use crate::path::forward::explain::{Explanation, Fate};
@@ -72,8 +72,9 @@ impl Control {
                 .map_err(|_| NoAnswer)?;
         }
         let mut explanations = vec![None; self.workers.len()];
+        let deadline = answer_deadline();
         for _ in 0..self.workers.len() {
-            let (worker, answer) = answers.recv_timeout(WORKER_ANSWER_MAX).map_err(|_| NoAnswer)?;
+            let (worker, answer) = answers.recv_deadline(deadline).map_err(|_| NoAnswer)?;
             explanations[usize::from(worker)] = Some(answer);
         }
         explanations.into_iter().collect::<Option<_>>().ok_or(NoAnswer)

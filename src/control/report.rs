@@ -1,6 +1,6 @@
 //! Answers to the control socket's requests.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::bounded;
 use ipnet::IpNet;
@@ -21,7 +21,12 @@ use crate::sys::engine::EngineCounters;
 use crate::worker::mailbox::Command;
 
 /// How long a worker may take to answer; it looks into its mailbox once per pass.
-pub(super) const WORKER_ANSWER_MAX: Duration = Duration::from_secs(1);
+const WORKER_ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// Until when workers may answer what they are asked at this moment.
+pub(super) fn answer_deadline() -> Instant {
+    Instant::now() + WORKER_ANSWER_MAX
+}
 
 /// A worker did not answer in time.
 pub(super) struct NoAnswer;
@@ -124,8 +129,9 @@ impl Control {
             self.tell(&self.workers[at], Command::TakeHistograms(empty, reply.clone()))
                 .map_err(|_| NoAnswer)?;
         }
+        let deadline = answer_deadline();
         for _ in 0..self.workers.len() {
-            let (number, mut full) = answers.recv_timeout(WORKER_ANSWER_MAX).map_err(|_| NoAnswer)?;
+            let (number, mut full) = answers.recv_deadline(deadline).map_err(|_| NoAnswer)?;
             let worker = &mut self.workers[usize::from(number)];
             if let Some(log) = &mut self.latency_log {
                 log.record(&full);
@@ -155,8 +161,9 @@ impl Control {
                 .map_err(|_| NoAnswer)?;
         }
         let mut counters = vec![EngineCounters::default(); self.workers.len()];
+        let deadline = answer_deadline();
         for _ in 0..self.workers.len() {
-            let (worker, answer) = answers.recv_timeout(WORKER_ANSWER_MAX).map_err(|_| NoAnswer)?;
+            let (worker, answer) = answers.recv_deadline(deadline).map_err(|_| NoAnswer)?;
             counters[usize::from(worker)] = answer;
         }
         Ok(counters)

@@ -30,6 +30,9 @@ use crate::link::LinkError;
 /// The longest time that a change may wait for its confirmation.
 const CONFIRM_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Between attempts to undo what nobody has confirmed.
+const ROLL_BACK_PAUSE: Duration = Duration::from_secs(10);
+
 /// A tunnel under change.
 pub(super) struct Live<'a> {
     running: Config,
@@ -245,9 +248,18 @@ impl<'a> Live<'a> {
     /// Nobody has confirmed the change in time.
     async fn roll_back(&mut self) {
         let Some(pending) = self.pending.take() else { return };
-        match self.change(pending.before).await {
+        match self.change(pending.before.clone()).await {
             Ok(_) => tracing::warn!("the change was not confirmed in time and has been undone"),
-            Err(error) => tracing::error!("the change was not confirmed in time and cannot be undone: {error}"),
+            Err(error) => {
+                tracing::error!(
+                    "the change was not confirmed in time and cannot be undone; next attempt in {} s: {error}",
+                    ROLL_BACK_PAUSE.as_secs()
+                );
+                self.pending = Some(Pending {
+                    deadline: Instant::now() + ROLL_BACK_PAUSE,
+                    ..pending
+                });
+            }
         }
     }
 

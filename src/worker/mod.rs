@@ -235,8 +235,10 @@ impl<E: Engine> Worker<E> {
             Command::Goodbye(peer) => forwarder.send_goodbye(now, peer, slots),
             Command::GiveUp(peer) => forwarder.give_up(peer),
             Command::TakeHistograms(empty, reply) => {
-                // A reader that has gone away loses its own answer only.
-                let _ = reply.try_send((self.number, self.histograms.swap(empty)));
+                if let Err(error) = reply.try_send((self.number, self.histograms.swap(empty))) {
+                    // The reader has given up: the next one gets these samples.
+                    self.histograms = error.into_inner().1;
+                }
             }
             Command::EngineCounters(reply) => {
                 let _ = reply.try_send((self.number, self.engine.counters()));
