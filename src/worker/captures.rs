@@ -3,6 +3,7 @@
 use tokio::sync::mpsc::Sender;
 
 use crate::path::capture::{Chunk, Tap};
+use crate::proto::PeerId;
 
 /// The channels of the captures that are on.
 #[derive(Default)]
@@ -17,6 +18,18 @@ impl Captures {
     pub(super) fn end(&mut self, taps: &mut Vec<Tap>, number: u64) {
         self.0.retain(|(other, _)| *other != number);
         taps.retain(|tap| tap.number() != number);
+    }
+
+    /// Ends the captures of a peer that is removed: the next one with its number is somebody else.
+    pub(super) fn end_of(&mut self, worker: u8, taps: &mut Vec<Tap>, peer: PeerId) {
+        if !taps.iter().any(|tap| tap.is_of(peer)) {
+            return;
+        }
+        self.deliver(worker, taps);
+        let ended: Vec<u64> = taps.iter().filter(|tap| tap.is_of(peer)).map(Tap::number).collect();
+        for number in ended {
+            self.end(taps, number);
+        }
     }
 
     /// Sends on what worker `worker` has captured in this pass.

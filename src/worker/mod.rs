@@ -213,6 +213,7 @@ impl<E: Engine> Worker<E> {
             Command::Doorman(doorman) => forwarder.set_doorman(*doorman),
             Command::RemovePeer(peer) => {
                 forwarder.remove_peer(peer);
+                self.captures.end_of(self.number, &mut forwarder.taps, peer);
                 self.unsent.retain(|report| report.peer() != Some(peer));
             }
             Command::Routes(routes) => forwarder.set_routes(routes),

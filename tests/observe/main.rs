@@ -102,6 +102,24 @@ fn a_capture_takes_what_its_filter_takes_and_counts_what_it_loses() {
         .tool(&["capture", &control, "--peer", "nobody"])
         .expect_err("no peer");
     assert!(wrong.contains("no peer is called \"nobody\""), "{wrong}");
+
+    // Its number may become another peer's.
+    let file = tunnel.lab.directory.join("removed.pcapng");
+    let mut capture = tunnel.start(&[
+        "capture",
+        &control,
+        "--peer",
+        "other",
+        "-w",
+        file.to_str().expect("plain"),
+    ]);
+    wait_until("the capture's first bytes", PATIENCE, || {
+        file.metadata().is_ok_and(|file| file.len() > 0)
+    });
+    tunnel
+        .tool(&["peer", "remove", &control, "other"])
+        .expect("it is there");
+    wait_until("the end of the capture", PATIENCE, || !capture.is_running());
 }
 
 #[test]

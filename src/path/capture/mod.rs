@@ -70,6 +70,11 @@ impl Tap {
         self.number
     }
 
+    /// Whether it only wants packets of `peer`.
+    pub fn is_of(&self, peer: PeerId) -> bool {
+        self.wanted.peer == Some(peer)
+    }
+
     /// Copies `packet` if it is wanted.
     pub fn offer(&mut self, now: Time, peer: PeerId, direction: Direction, packet: &[u8]) {
         if self.wanted.peer.is_some_and(|wanted| wanted != peer) || !self.wanted.filter.matches(direction, packet) {
