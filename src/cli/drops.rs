@@ -1,7 +1,5 @@
 //! `drops`: which packets died, where, why, and what can be done about it.
 
-use std::io::{self, Write as _};
-
 use clap::Args;
 use serde::Serialize;
 
@@ -44,16 +42,12 @@ struct Reason {
 }
 
 pub(super) fn drops(options: &Options) -> Result<(), Failure> {
-    let mut blocks = Vec::new();
-    for mut client in target::connect(options.name.as_deref())? {
-        let report = report(&client.status()?, options.all);
-        blocks.push(match options.json {
-            true => serde_json::to_string(&report).map_err(io::Error::from)? + "\n",
-            false => text(&report, Style::of_stdout()),
-        });
-    }
-    io::stdout().write_all(blocks.join(if options.json { "" } else { "\n" }).as_bytes())?;
-    Ok(())
+    target::write_reports(
+        options.name.as_deref(),
+        options.json,
+        |client| Ok(report(&client.status()?, options.all)),
+        text,
+    )
 }
 
 /// Most frequent first. Reasons that only a newer daemon has come without an explanation.

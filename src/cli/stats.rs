@@ -1,7 +1,5 @@
 //! `stats`: everything that was counted since the start or the last reset.
 
-use std::io::{self, Write as _};
-
 use clap::Args;
 
 use super::exit::Failure;
@@ -23,16 +21,12 @@ pub(super) struct Options {
 }
 
 pub(super) fn stats(options: &Options) -> Result<(), Failure> {
-    let mut blocks = Vec::new();
-    for mut client in target::connect(options.name.as_deref())? {
-        let report = client.stats(options.reset)?;
-        blocks.push(match options.json {
-            true => serde_json::to_string(&report).map_err(io::Error::from)? + "\n",
-            false => text(&report, Style::of_stdout()),
-        });
-    }
-    io::stdout().write_all(blocks.join(if options.json { "" } else { "\n" }).as_bytes())?;
-    Ok(())
+    target::write_reports(
+        options.name.as_deref(),
+        options.json,
+        |client| client.stats(options.reset),
+        text,
+    )
 }
 
 fn text(report: &StatsReport, style: Style) -> String {

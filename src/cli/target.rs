@@ -1,8 +1,12 @@
 //! Which daemons a command talks to.
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use super::exit::{Exit, Failure};
+use super::style::Style;
 use crate::config::{RUN_DIR, default_control_socket};
 use crate::control::api::ErrorCode;
 use crate::control::client::{Client, ClientError, sockets_in};
@@ -26,6 +30,25 @@ pub(super) fn connect(name: Option<&str>) -> Result<Vec<Client>, Failure> {
         Target::One(socket) => Ok(vec![Client::connect(&socket).map_err(Failure::from)?]),
         Target::AllIn(directory) => connect_all(&directory),
     }
+}
+
+/// Asks the daemons that `name` means for a report each and writes them: as JSON, one on a line, or as `text` makes them.
+pub(super) fn write_reports<R: Serialize>(
+    name: Option<&str>,
+    json: bool,
+    ask: impl Fn(&mut Client) -> Result<R, ClientError>,
+    text: impl Fn(&R, Style) -> String,
+) -> Result<(), Failure> {
+    let mut blocks = Vec::new();
+    for mut client in connect(name)? {
+        let report = ask(&mut client)?;
+        blocks.push(match json {
+            true => serde_json::to_string(&report).map_err(io::Error::from)? + "\n",
+            false => text(&report, Style::of_stdout()),
+        });
+    }
+    io::stdout().write_all(blocks.join(if json { "" } else { "\n" }).as_bytes())?;
+    Ok(())
 }
 
 /// Connects to the one daemon that `name` means.

@@ -10,7 +10,7 @@ use super::api::{
     ApiError, ErrorCode, ExplainReport, ExplainRequest, InboundReport, KernelRoute, OutboundReport, Verdict,
     WorkerVerdict,
 };
-use super::report::{NoAnswer, answer_deadline, suite_name};
+use super::report::{NoAnswer, answer_deadline};
 use crate::link::{self, Lookup, RouteKind};
 use crate::path::drops::Drop;
 use crate::path::forward::explain::{Explanation, Fate};
@@ -155,7 +155,7 @@ fn worker_verdict(fate: Fate, waiting: usize) -> WorkerVerdict {
             Fate::Dropped(_) => Verdict::Drop,
         },
         suite: match fate {
-            Fate::Sealed(suite) => Some(suite_name(suite).to_owned()),
+            Fate::Sealed(suite) => Some(suite.name().to_owned()),
             Fate::Waits | Fate::Dropped(_) => None,
         },
         waiting: waiting as u64,

@@ -27,6 +27,7 @@ pub mod signals;
 pub mod socket;
 mod state;
 mod stats;
+mod turn;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -54,16 +55,15 @@ use zeroize::Zeroizing;
 
 use crate::config::{self, PrivateKey, PublicKey};
 use crate::path::drops::Drop;
-use crate::path::report::Report;
-use crate::proto::{Action, Device, Doorman, Endpoint, Now, PeerId, PeerUpdate, Suite, Time, Timestamps};
+use crate::proto::{Device, Doorman, Now, PeerId, PeerUpdate, Time, Timestamps};
 use crate::stats::buckets::StageBuckets;
 use crate::stats::counters::WorkerCounters;
 use crate::stats::exposition::Format;
 use crate::stats::latency::StageHistograms;
 use crate::sys::tun_mtu::TunMtu;
-use crate::sys::udp::{self, UdpOptions, UdpSocket};
+use crate::sys::udp::{UdpOptions, UdpSocket};
+use crate::worker;
 use crate::worker::mailbox::{Command, Reports, WorkerGone, WorkerPort};
-use crate::worker::{self, HANDSHAKE_TOS};
 
 /// How often the workers' tallies are read for the protocol's timers, whose shortest period is 5 s.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
@@ -459,194 +459,6 @@ impl Control {
         }
     }
 
-    /// Carries out what the protocol decided.
-    fn act(&mut self) -> Result<(), ControlError> {
-        while let Some(action) = self.device.poll_action() {
-            match action {
-                Action::Transmit { to, peer, datagram } => self.transmit(peer, &to, &datagram),
-                Action::Install {
-                    peer,
-                    session,
-                    suite,
-                    seals,
-                    opens,
-                    sending,
-                } => {
-                    tracing::debug!(peer = %self.peers.name(peer), ?session, ?suite, sending, "session installed");
-                    let workers = self.workers.len();
-                    let mut seals: Vec<_> = match suite {
-                        Suite::Native => seals.into_iter().map(|seal| Some(Box::new(seal))).collect(),
-                        Suite::WireGuard => {
-                            let shared = seals.into_iter().next();
-                            (0..workers).map(|_| shared.clone().map(Box::new)).collect()
-                        }
-                    };
-                    seals.resize_with(workers, || None);
-                    let mut open: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-                    for half in opens {
-                        open[usize::from(half.local_index() as u8) % workers].push(half);
-                    }
-                    for (worker, (seal, open)) in self.workers.iter().zip(seals.into_iter().zip(open)) {
-                        self.tell(
-                            worker,
-                            Command::Install {
-                                peer,
-                                seal,
-                                open,
-                                sending,
-                            },
-                        )?;
-                    }
-                    self.next_sample.get_or_insert(worker::time_now() + SAMPLE_INTERVAL);
-                    self.follow_mtu()?;
-                }
-                Action::Promote { peer, session } => self.broadcast(|| Command::Promote(peer, session))?,
-                Action::Retire { peer, session } => self.broadcast(|| Command::Retire(peer, session))?,
-                Action::SendKeepalive { peer } => self.tell_owner(peer, Command::Keepalive(peer))?,
-                Action::Endpoint { peer, endpoint } => {
-                    self.forget_path_mtu(peer);
-                    self.broadcast(|| Command::Endpoint(peer, endpoint))?;
-                    if endpoint.local.is_some() {
-                        self.ask_for_route(peer);
-                    }
-                }
-                Action::Unanswered { peer } => self.names.unanswered(peer, worker::time_now()),
-                Action::HandshakeGivenUp { peer } => {
-                    tracing::info!(peer = %self.peers.name(peer), "no answer to handshakes; giving up until traffic");
-                    self.peers.handshake_given_up(peer);
-                    self.broadcast(|| Command::GiveUp(peer))?;
-                }
-                Action::HandshakeDone {
-                    peer,
-                    suite,
-                    initiator,
-                    remote_lanes,
-                } => {
-                    tracing::info!(peer = %self.peers.name(peer), ?suite, initiator, remote_lanes, "handshake done");
-                    self.peers.handshake_done(peer, suite, remote_lanes, SystemTime::now());
-                    self.names.handshake_done(peer, worker::time_now());
-                    self.next_sample.get_or_insert(worker::time_now() + SAMPLE_INTERVAL);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Learns whether somebody has changed the interface's MTU. Only padding depends on it, so once per session will do.
-    fn follow_mtu(&mut self) -> Result<(), ControlError> {
-        match self.mtu.get() {
-            Ok(mtu) if mtu != self.facts.mtu => self.set_tun_mtu(u16::try_from(mtu).unwrap_or(u16::MAX)),
-            Ok(_) => Ok(()),
-            Err(error) => {
-                tracing::debug!(%error, "cannot ask for the interface's MTU");
-                Ok(())
-            }
-        }
-    }
-
-    fn transmit(&mut self, peer: Option<PeerId>, to: &Endpoint, datagram: &[u8]) {
-        if self.private_key.is_none() {
-            return;
-        }
-        if let Some(state) = self.state.as_mut().filter(|_| peer.is_some()) {
-            state.touch(worker::time_now());
-        }
-        let Some(worker) = self.workers.first() else { return };
-        match worker.socket.send_to(to, HANDSHAKE_TOS, datagram) {
-            Ok(()) => self.peers.sent(peer, datagram.len()),
-            Err(error) => {
-                tracing::debug!(to = %to.remote, %error, "cannot send a handshake message");
-                self.count(Drop::SendFailed);
-            }
-        }
-    }
-
-    fn take_reports(&mut self) {
-        // More may wait than one turn takes.
-        let mut more = self.reports.reports.len() > REPORTS_PER_TURN;
-        for _ in 0..REPORTS_PER_TURN {
-            let Ok(report) = self.reports.reports.try_recv() else {
-                break;
-            };
-            let now = self.now();
-            match report {
-                Report::WantSession(peer) => self.device.want_session(peer, now),
-                Report::Confirmed(peer, session) => self.device.confirmed(peer, session, now),
-                Report::Roamed(peer, endpoint) => {
-                    tracing::debug!(peer = %self.peers.name(peer), endpoint = %endpoint.remote, "peer moved");
-                    self.forget_path_mtu(peer);
-                    self.device.roamed(peer, endpoint);
-                }
-                Report::PathTooSmall(peer) => {
-                    if self.peers.get(peer).is_some_and(|peer| peer.path_mtu.may_ask(now.mono)) {
-                        self.ask_path_mtu(peer, now.mono);
-                    }
-                }
-                Report::Rtt(peer, rtt) => self.peers.record_rtt(peer, rtt),
-                Report::Goodbye(peer) => tracing::debug!(peer = %self.peers.name(peer), "peer goes down"),
-                Report::Handshake { .. } => {}
-            }
-        }
-        more |= self.reports.handshakes.len() > HANDSHAKES_PER_TURN;
-        for _ in 0..HANDSHAKES_PER_TURN {
-            let Ok((
-                _,
-                Report::Handshake {
-                    from,
-                    datagram,
-                    admitted,
-                },
-            )) = self.reports.handshakes.try_recv()
-            else {
-                break;
-            };
-            let now = self.now();
-            let taken = match admitted {
-                true => self.device.handle_admitted(now, from, &datagram),
-                false => self.device.handle_datagram(now, from, &datagram),
-            };
-            match taken {
-                Ok(Some(peer)) => self.peers.received(peer, datagram.len()),
-                Ok(None) => {}
-                Err(rejected) => self.count(rejected.into()),
-            }
-        }
-        if more {
-            self.reports.news.notify_one();
-        }
-    }
-
-    fn count(&mut self, reason: Drop) {
-        *self.drops.entry(reason.name()).or_default() += 1;
-    }
-
-    /// Everything that is due.
-    fn time_passes(&mut self) {
-        let now = self.now();
-        if self.next_sample.is_some_and(|due| due <= now.mono) {
-            self.workers.iter_mut().for_each(WorkerInfo::count_socket_drops);
-            let busy = self.peers.sample(&mut self.device, now);
-            self.next_sample = busy.any_session.then(|| now.mono + SAMPLE_INTERVAL);
-            for peer in busy.echo {
-                // A worker that has died ends the loop by itself.
-                let _ = self.tell_owner(peer, Command::Echo(peer));
-            }
-            for peer in busy.path_mtu {
-                self.ask_path_mtu(peer, now.mono);
-            }
-        }
-        if self.device.poll_timeout().is_some_and(|due| due <= now.mono) {
-            self.device.handle_timeout(now);
-        }
-        self.begin_lookups();
-        if let Some(mut state) = self.state.take() {
-            if state.poll_timeout().is_some_and(|due| due <= now.mono) {
-                state.write(now.mono, self.timestamps());
-            }
-            self.state = Some(state);
-        }
-    }
-
     /// What must outlive a restart.
     fn timestamps(&self) -> impl Iterator<Item = (PublicKey, Timestamps)> + '_ {
         self.peers
@@ -693,38 +505,6 @@ impl Control {
         self.device.set_candidates(now, question.peer, found.addresses);
     }
 
-    /// Asks the kernel what the path to the peer carries, and bounds the peer's packets to it.
-    fn ask_path_mtu(&mut self, id: PeerId, now: Time) {
-        let endpoint = self.device.peer(id).and_then(|info| info.endpoint);
-        let (Some(endpoint), Some(peer)) = (endpoint, self.peers.get_mut(id)) else {
-            return;
-        };
-        let remote = endpoint.remote;
-        match udp::path_mtu(remote, self.udp_options) {
-            Ok(outer) => {
-                if peer
-                    .path_mtu
-                    .learn(now, inner_mtu(outer, &remote), self.facts.mtu as usize)
-                {
-                    let inner = peer.path_mtu.known();
-                    tracing::info!(peer = %peer.label(), outer, inner, "the path to the peer has another MTU");
-                    let _ = self.broadcast(|| Command::PathMtu(id, inner.unwrap_or(usize::MAX)));
-                }
-            }
-            Err(error) => {
-                peer.path_mtu.not_told(now);
-                tracing::debug!(peer = %peer.label(), %error, "cannot ask for the path MTU");
-            }
-        }
-    }
-
-    /// The peer has moved.
-    fn forget_path_mtu(&mut self, id: PeerId) {
-        if self.peers.get_mut(id).is_some_and(|peer| peer.path_mtu.forget()) {
-            let _ = self.broadcast(|| Command::PathMtu(id, usize::MAX));
-        }
-    }
-
     fn tell(&self, worker: &WorkerInfo, command: Command) -> Result<(), ControlError> {
         worker
             .port
@@ -764,11 +544,4 @@ fn drawing_ahead() -> impl FnMut(&mut [u8]) + Send {
 /// Fills `bytes` from the kernel's random source.
 pub fn random(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the kernel's random source does not fail once it was seeded");
-}
-
-/// The largest inner packet that one unfragmented datagram over a path of `outer` bytes carries.
-fn inner_mtu(outer: u32, remote: &SocketAddr) -> usize {
-    const UDP_HEADER_LEN: usize = 8;
-    let ip_header_len = if remote.is_ipv4() { 20 } else { 40 };
-    (outer as usize).saturating_sub(ip_header_len + UDP_HEADER_LEN + crate::wire::message::DATA_OVERHEAD)
 }

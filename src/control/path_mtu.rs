@@ -3,9 +3,13 @@
 //! A path is taken for wide until the kernel refuses a run of datagrams. What is learnt then does not hold for ever:
 //! routes change, and the kernel itself forgets what ICMP taught it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::proto::Time;
+use super::Control;
+use crate::proto::{PeerId, Time};
+use crate::sys::udp;
+use crate::worker::mailbox::Command;
 
 /// How long one peer's path MTU is not asked for again, however many datagrams are refused.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,6 +59,47 @@ impl PathMtu {
         self.asked = None;
         self.known.take().is_some()
     }
+}
+
+impl Control {
+    /// Asks the kernel what the path to the peer carries, and bounds the peer's packets to it.
+    pub(super) fn ask_path_mtu(&mut self, id: PeerId, now: Time) {
+        let endpoint = self.device.peer(id).and_then(|info| info.endpoint);
+        let (Some(endpoint), Some(peer)) = (endpoint, self.peers.get_mut(id)) else {
+            return;
+        };
+        let remote = endpoint.remote;
+        match udp::path_mtu(remote, self.udp_options) {
+            Ok(outer) => {
+                if peer
+                    .path_mtu
+                    .learn(now, inner_mtu(outer, &remote), self.facts.mtu as usize)
+                {
+                    let inner = peer.path_mtu.known();
+                    tracing::info!(peer = %peer.label(), outer, inner, "the path to the peer has another MTU");
+                    let _ = self.broadcast(|| Command::PathMtu(id, inner.unwrap_or(usize::MAX)));
+                }
+            }
+            Err(error) => {
+                peer.path_mtu.not_told(now);
+                tracing::debug!(peer = %peer.label(), %error, "cannot ask for the path MTU");
+            }
+        }
+    }
+
+    /// The peer has moved.
+    pub(super) fn forget_path_mtu(&mut self, id: PeerId) {
+        if self.peers.get_mut(id).is_some_and(|peer| peer.path_mtu.forget()) {
+            let _ = self.broadcast(|| Command::PathMtu(id, usize::MAX));
+        }
+    }
+}
+
+/// The largest inner packet that one unfragmented datagram over a path of `outer` bytes carries.
+fn inner_mtu(outer: u32, remote: &SocketAddr) -> usize {
+    const UDP_HEADER_LEN: usize = 8;
+    let ip_header_len = if remote.is_ipv4() { 20 } else { 40 };
+    (outer as usize).saturating_sub(ip_header_len + UDP_HEADER_LEN + crate::wire::message::DATA_OVERHEAD)
 }
 
 #[cfg(test)]

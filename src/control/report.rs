@@ -218,7 +218,7 @@ fn peer_report(peer: &Peer, info: Option<PeerInfo>, allowed_ips: Vec<IpNet>) -> 
         endpoint: info.and_then(|info| info.endpoint).map(|endpoint| endpoint.remote),
         allowed_ips,
         latest_handshake_unix_s: handshake.map(|handshake| unix(handshake.at).as_secs()),
-        suite: handshake.map(|handshake| suite_name(handshake.suite).to_owned()),
+        suite: handshake.map(|handshake| handshake.suite.name().to_owned()),
         remote_lanes: handshake
             .filter(|handshake| handshake.suite == Suite::Native)
             .map(|handshake| handshake.remote_lanes),
@@ -259,13 +259,6 @@ fn stage_report(histogram: &StageHistogram, peer: Option<String>) -> StageReport
         p99_9: summary.p99_9,
         max: summary.max,
         histogram: EncodedHistogram::encode(histogram).values,
-    }
-}
-
-pub(super) fn suite_name(suite: Suite) -> &'static str {
-    match suite {
-        Suite::Native => "native",
-        Suite::WireGuard => "wireguard",
     }
 }
 

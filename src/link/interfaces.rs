@@ -5,11 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 
 use super::LinkError;
-use super::netlink::{Netlink, io_error};
+use super::netlink::{Netlink, io_error, name_in};
 
 /// The names of all interfaces, by their indices.
 pub async fn interface_names() -> Result<BTreeMap<u32, String>, LinkError> {
@@ -22,7 +21,7 @@ pub async fn interface_names() -> Result<BTreeMap<u32, String>, LinkError> {
     let mut links = netlink.links().get().execute();
     while let Some(link) = links.try_next().await.map_err(failed)? {
         let index = link.header.index;
-        names.extend(name_of(link).map(|name| (index, name)));
+        names.extend(name_in(link).map(|name| (index, name)));
     }
     Ok(names)
 }
@@ -48,20 +47,11 @@ pub async fn egress_interfaces(except: &str) -> Result<BTreeSet<String>, LinkErr
     }
     let mut names = BTreeSet::new();
     for index in indices {
-        let link = netlink.links().get().match_index(index).execute().try_next().await;
         // It may have gone in the meantime.
-        let Ok(Some(link)) = link else { continue };
-        names.extend(name_of(link));
+        names.extend(netlink.name_of(index).await);
     }
     names.remove(except);
     Ok(names)
-}
-
-fn name_of(link: LinkMessage) -> Option<String> {
-    link.attributes.into_iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
-    })
 }
 
 /// None unless it is a default route of the main table that leads somewhere.

@@ -1,11 +1,11 @@
 //! How the kernel would route one packet: what `ip route get` asks.
 
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 
 use super::LinkError;
@@ -108,7 +108,7 @@ pub async fn route(lookup: &Lookup<'_>) -> Result<Route, LinkError> {
     };
     for attribute in &answer.attributes {
         match attribute {
-            RouteAttribute::Oif(index) => route.interface = name_of(&netlink, *index).await,
+            RouteAttribute::Oif(index) => route.interface = netlink.name_of(*index).await,
             RouteAttribute::Gateway(address) => route.gateway = ip(address),
             RouteAttribute::PrefSource(address) => route.source = ip(address),
             _ => {}
@@ -123,7 +123,7 @@ async fn message(
 ) -> Result<rtnetlink::packet_route::route::RouteMessage, LinkError> {
     let refused = |error: &dyn fmt::Display| LinkError::Kernel {
         action: format!("ask for the route to {}", lookup.destination),
-        error: std::io::Error::new(std::io::ErrorKind::InvalidInput, error.to_string()),
+        error: io::Error::new(io::ErrorKind::InvalidInput, error.to_string()),
     };
     let host_len = if lookup.destination.is_ipv4() { 32 } else { 128 };
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
@@ -153,35 +153,9 @@ async fn message(
 }
 
 async fn index_of(netlink: &Netlink, name: &str) -> Result<u32, LinkError> {
-    let failed = |error| LinkError::Kernel {
+    netlink.index_of(name).await?.ok_or_else(|| LinkError::Kernel {
         action: format!("find the interface {name}"),
-        error: io_error(error),
-    };
-    let link = netlink
-        .links()
-        .get()
-        .match_name(name)
-        .execute()
-        .try_next()
-        .await
-        .map_err(failed)?;
-    link.map(|link| link.header.index)
-        .ok_or_else(|| failed(rtnetlink::Error::RequestFailed))
-}
-
-/// `None`: the interface is gone already.
-async fn name_of(netlink: &Netlink, index: u32) -> Option<String> {
-    let link = netlink
-        .links()
-        .get()
-        .match_index(index)
-        .execute()
-        .try_next()
-        .await
-        .ok()??;
-    link.attributes.into_iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
+        error: io::Error::from_raw_os_error(libc::ENODEV),
     })
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::task::JoinHandle;
 
@@ -63,6 +64,12 @@ impl Netlink {
         }
     }
 
+    /// The name of the interface with this index; `None`: it is gone.
+    pub(super) async fn name_of(&self, index: u32) -> Option<String> {
+        let link = self.links().get().match_index(index).execute().try_next().await;
+        name_in(link.ok()??)
+    }
+
     pub(super) fn routes(&self) -> rtnetlink::RouteHandle {
         self.handle.route()
     }
@@ -72,6 +79,14 @@ impl Drop for Netlink {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// The name in a message about an interface.
+pub(super) fn name_in(link: LinkMessage) -> Option<String> {
+    link.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    })
 }
 
 /// The errno that the kernel answered, or what happened instead of an answer.

@@ -299,6 +299,12 @@ fn a_thousand_peers_all_pass_packets_both_ways() {
         // A client whose initiation was answered late has asked again, and may still have spoken by the first answer: that
         // index may be unknown.
         let drops = b.drops();
+        assert!(
+            drops
+                .get("unknown_index")
+                .is_none_or(|&count| count <= u64::from(CLIENTS)),
+            "{drops:?}"
+        );
         for reason in ["forged", "replayed", "too_old", "bad_source", "bad_inner"] {
             assert!(!drops.contains_key(reason), "{drops:?}");
         }
