@@ -33,6 +33,18 @@ pub struct Device {
     door: Door,
 }
 
+/// How much a device remembers beside its peers: what a test sees grow when something is not given back.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Held {
+    /// Indices of sessions and handshakes.
+    pub(crate) indices: usize,
+    /// Peers that wait for a time to come.
+    pub(crate) deadlines: usize,
+    /// Actions that nobody has taken.
+    pub(crate) actions: usize,
+}
+
 impl Device {
     /// A device without peers. `random` fills a slice with unpredictable bytes; it makes ephemeral keys, indices,
     /// nonces and jitter.
@@ -248,6 +260,16 @@ impl Device {
     /// happened, which decides whether what was sent has been answered.
     pub fn traffic(&mut self, peer: PeerId, traffic: Traffic) {
         self.with_peer(peer, |peer, context| peer.traffic(context, traffic));
+    }
+
+    /// What it remembers beside its peers.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> Held {
+        Held {
+            indices: self.context.indices.len(),
+            deadlines: self.schedule.len(),
+            actions: self.context.actions.len(),
+        }
     }
 
     /// Lets `change` work on a peer, and sees to it that its timers are seen to; false if there is no such peer.
