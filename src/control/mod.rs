@@ -45,6 +45,7 @@ use latency_log::LatencyLog;
 use lookup::Lookups;
 use names::{Names, Question};
 use peers::Peers;
+pub(crate) use peers::random_secret;
 use routes::RouteReporter;
 use runtime::Runtime;
 use signals::Signals;

@@ -228,7 +228,7 @@ pub(super) fn suite_choice(suite: config::Suite) -> SuiteChoice {
 }
 
 /// A key that nobody knows.
-pub(super) fn random_secret() -> StaticSecret {
+pub(crate) fn random_secret() -> StaticSecret {
     let mut bytes = Zeroizing::new([0; 32]);
     super::random(&mut bytes[..]);
     StaticSecret::from(*bytes)

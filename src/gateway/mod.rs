@@ -146,7 +146,7 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
     let parts = Parts::assemble(interface)?;
     let ifindex = parts.ifindex;
     let identity = Identity {
-        private_key: Some(interface.private_key.clone()),
+        private_key: interface.private_key.clone(),
         addresses: interface.addresses.clone(),
         suite: Suite::Auto,
     };

@@ -160,7 +160,8 @@ impl Device {
         })
     }
 
-    /// Changes this device's static key. All handshakes and sessions end; a peer whose key it is, is removed.
+    /// Changes this device's static key. All handshakes and sessions end, and those that somebody waits for begin anew; a
+    /// peer whose key it is, is removed.
     pub fn set_private_key(&mut self, private_key: StaticSecret) {
         let identity = Arc::new(Identity::new(&private_key, self.context.identity.choice()));
         if let Some(peer) = self.find_peer(identity.public()) {
@@ -168,10 +169,8 @@ impl Device {
         }
         for peer in self.peers.iter_mut() {
             identity.insert(peer.public_key, peer.id);
-            peer.cancel_attempt(&mut self.context);
-            peer.retire(&mut self.context, |_| true);
-            // The new key's first handshake need not wait for the pace of the old one's.
-            peer.handshake_sent = None;
+            peer.change_identity(&mut self.context);
+            self.schedule.ensure(peer.id, &mut peer.place, peer.timers.next());
         }
         self.door.set_public_key(identity.public());
         self.context.identity = identity;
