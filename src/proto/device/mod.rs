@@ -139,6 +139,11 @@ impl Device {
         self.context.identity.peer_of(public_key)
     }
 
+    /// Whether there are keys of a session with the peer, so that packets may come or go.
+    pub fn has_session(&self, peer: PeerId) -> bool {
+        self.peers.get(peer).is_some_and(|peer| peer.slots.expires().is_some())
+    }
+
     /// The preshared key of a peer, for tools that show configurations.
     pub fn preshared_key(&self, peer: PeerId) -> Option<&[u8; 32]> {
         self.peers.get(peer)?.preshared_key.as_deref()
