@@ -217,7 +217,9 @@ impl Tunnel {
             result = hooks::run("pre_up", &interface.hooks.pre_up, &name) => result?,
         }
         if let Some(folder) = &interface.state_dir {
-            control.keep_state(self.runtime, &folder.join(format!("{name}.state")));
+            control
+                .keep_state(self.runtime, &folder.join(format!("{name}.state")))
+                .await;
         }
         control.add_peers(&config.peers).await?;
         // Before the link, so that no packet of the tunnel passes unjudged.
