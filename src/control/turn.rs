@@ -99,8 +99,9 @@ impl Control {
         if self.private_key.is_none() {
             return;
         }
+        let now = self.now();
         if let Some(state) = self.state.as_mut().filter(|_| peer.is_some()) {
-            state.touch(worker::time_now());
+            state.touch(now);
         }
         let Some(worker) = self.workers.first() else { return };
         match worker.socket.send_to(to, HANDSHAKE_TOS, datagram) {
@@ -192,7 +193,7 @@ impl Control {
         self.begin_lookups();
         if let Some(mut state) = self.state.take() {
             if state.poll_timeout().is_some_and(|due| due <= now.mono) {
-                state.write(now.mono, self.timestamps());
+                state.write(now, self.timestamps());
             }
             self.state = Some(state);
         }

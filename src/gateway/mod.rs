@@ -146,7 +146,7 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
     let parts = Parts::assemble(interface)?;
     let ifindex = parts.ifindex;
     let identity = Identity {
-        private_key: Some(interface.private_key.clone()),
+        private_key: interface.private_key.clone(),
         addresses: interface.addresses.clone(),
         suite: Suite::Auto,
     };
@@ -217,7 +217,9 @@ impl Tunnel {
             result = hooks::run("pre_up", &interface.hooks.pre_up, &name) => result?,
         }
         if let Some(folder) = &interface.state_dir {
-            control.keep_state(self.runtime, &folder.join(format!("{name}.state")));
+            control
+                .keep_state(self.runtime, &folder.join(format!("{name}.state")))
+                .await;
         }
         control.add_peers(&config.peers).await?;
         // Before the link, so that no packet of the tunnel passes unjudged.

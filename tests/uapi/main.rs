@@ -670,6 +670,50 @@ fn ringway_runs_a_configuration_of_wg_quick() {
 }
 
 #[test]
+fn ringway_runs_a_file_of_wg_quick_to_which_a_command_brings_the_key() {
+    let Some(lab) = lab() else { return };
+    let b = Device::start(&lab, &lab.b, &[]);
+    b.set_private_key();
+    bring_up(&lab.b, &b, INNER[1]);
+    let (keys, name) = (Keys::new(), unique_name());
+    b.wg("set", &["peer", &keys.public, "allowed-ips", INNER[0]]);
+    let private = |file: &str, text: &str| {
+        let path = lab.directory.join(file);
+        fs::write(&path, text).expect("the directory is ours");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+        path.display().to_string()
+    };
+    let key_file = private("key", &keys.private);
+    let config = format!(
+        "[Interface]\nAddress = {}/24\nTable = off\n\
+         PostUp = [[ $(wg show %i private-key) == '(none)' ]]\nPostUp = wg set %i private-key {key_file}\n\
+         [Peer]\nPublicKey = {}\nAllowedIPs = {}/32\nEndpoint = {}:{}\nPersistentKeepalive = 25\n",
+        INNER[0],
+        b.keys.public,
+        INNER[1],
+        UNDERLAY_V4[1],
+        b.listen_port(),
+    );
+    let path = private(&format!("{name}.conf"), &config);
+    let mut daemon = lab
+        .a
+        .command(RINGWAY)
+        .args(["run", &path])
+        .spawn()
+        .expect("nsenter is installed");
+    // The keepalive asks, before any packet does.
+    wait_until("a handshake", PATIENCE, || {
+        b.peer(&keys.public).is_some_and(|peer| peer[4] != "0")
+    });
+    assert!(lab.a.answers(inner(1), 56));
+    // A reload takes the key away as little as it brings one.
+    lab.a.run(&[RINGWAY, "reload", &name]);
+    assert!(lab.a.answers(inner(1), 56));
+    lab::run(&["kill", &daemon.id().to_string()]);
+    assert!(daemon.wait().expect("it is our child").success());
+}
+
+#[test]
 fn ten_thousand_peers_load_and_cost_little() {
     const PEERS: u64 = 10_000;
     let Some(lab) = lab() else { return };
