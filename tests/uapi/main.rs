@@ -465,6 +465,20 @@ fn what_keeps_it_from_starting_is_told_before_it_goes_to_the_background() {
         assert!(error.contains(expected), "{error}");
     }
     assert_eq!(device.dump().len(), 1, "the first one goes on");
+    // The exit code is that of the process in the background.
+    let code = |program: &[&str]| {
+        let mut command = lab.a.command(program[0]);
+        let output = command.args(&program[1..]).output().expect("nsenter is installed");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let new = unique_name();
+    let (failure, text) = code(&[RINGWAY_WG, name]);
+    assert_eq!(failure, Some(1), "{text}");
+    let (denied, text) = code(&["setpriv", "--bounding-set=-all", "--inh-caps=-all", RINGWAY_WG, &new]);
+    assert_eq!(denied, Some(5), "{text}");
 }
 
 #[test]
