@@ -108,7 +108,7 @@ pub struct Interface {
 pub struct Hooks {
     /// Before the interface exists.
     pub pre_up: Vec<String>,
-    /// Once packets can pass.
+    /// Once packets can pass. Where one of these or of those before fails, the tunnel goes down without those below.
     pub post_up: Vec<String>,
     /// Before the link goes down.
     pub pre_down: Vec<String>,

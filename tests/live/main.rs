@@ -399,10 +399,23 @@ fn a_signal_while_the_tunnel_comes_up_removes_what_was_made() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let Some(lab) = Lab::new() else { return };
         let mut a = End::new(&lab, 0);
-        a.write("pre_up = [\"sleep 60\"]\n", &[]);
-        a.start(&lab.a);
-        let status = a.end_by(signal);
-        assert!(status.success(), "{status}");
-        assert!(!a.control.exists() && !lab.a.has_interface(INTERFACE));
+        // Before there is an interface, and when it has all that it gets.
+        let begun = lab.directory.join("begun");
+        let command = format!("= [\"touch {}; exec sleep 60\"]\n", begun.display());
+        for list in ["pre_up", "post_up"] {
+            let down = lab.directory.join(format!("{list}-down"));
+            a.write(
+                &format!("{list} {command}post_down = [\"touch {}\"]\n", down.display()),
+                &[],
+            );
+            a.start_at_least(&lab.a);
+            wait_until("the command", PATIENCE, || begun.exists());
+            assert_eq!(lab.a.has_interface(INTERFACE), list == "post_up");
+            let status = a.end_by(signal);
+            assert!(status.success(), "{status}");
+            assert!(!a.control.exists() && !lab.a.has_interface(INTERFACE));
+            assert_eq!(down.exists(), list == "post_up", "the tunnel was up already");
+            fs::remove_file(&begun).expect("it exists");
+        }
     }
 }
