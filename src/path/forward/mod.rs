@@ -35,11 +35,12 @@ use std::time::Duration;
 use crate::path::capture::Tap;
 use crate::path::coalesce::{Coalescer, Group};
 use crate::path::gso::Batches;
-use crate::path::peer::{PeerPath, Room};
+use crate::path::peer::PeerPath;
 use crate::path::peers::PeerTable;
 use crate::path::report::{Handover, Report};
 use crate::path::route::{RouteTable, Routes};
 use crate::path::sessions::Openers;
+use crate::path::waiting::Waiting;
 use crate::proto::{Doorman, PeerId, Time};
 use crate::stats::counters::WorkerCounters;
 
@@ -53,7 +54,7 @@ pub struct Forwarder<S> {
     routes: Arc<RouteTable<PeerId>>,
     peers: PeerTable,
     openers: Openers,
-    pending_room: Room,
+    waiting: Waiting,
     coalescer: Coalescer,
     /// Datagrams on their way out.
     pub batches: Batches<S>,
@@ -90,7 +91,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             routes: Arc::new(Routes::new().table()),
             peers: PeerTable::new(worker),
             openers: Openers::default(),
-            pending_room: Room::default(),
+            waiting: Waiting::default(),
             coalescer,
             batches,
             groups: Vec::new(),
@@ -119,7 +120,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     /// How many receiver indices lead to keys, and how many bytes of packets wait for keys.
     #[cfg(test)]
     pub(crate) fn held(&self) -> (usize, usize) {
-        (self.openers.len(), self.pending_room.taken())
+        (self.openers.len(), self.waiting.bytes())
     }
 
     /// Makes the sealing key of a peer, if it has one, go on from record number `counter`.
