@@ -431,3 +431,34 @@ fn sockets_and_configurations_that_may_not_be_read_are_a_matter_of_permission() 
         "permission denied; run as root",
     );
 }
+
+#[test]
+fn a_file_of_wg_quick_without_a_key_is_converted_with_the_file_that_a_command_names() {
+    let scratch = Scratch::new("convert-no-key");
+    let convert = |commands: &str| {
+        let config = format!("[Interface]\n{commands}[Peer]\nPublicKey = {PEER}\n");
+        let output = ringway(&["convert", &scratch.write("wg0.conf", &config, 0o600)]);
+        assert_eq!(output.status.code(), Some(0));
+        let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        let checked = ringway(&["check", &scratch.write("wg0.toml", &out, 0o600)]);
+        (out, err, checked.status.code())
+    };
+    let key = scratch.write("wg0.key", PRIVATE, 0o600);
+    let command = format!("PostUp = wg set %i private-key {}\n", key.replace("wg0.key", "%i.key"));
+    let (toml, warning, checked) = convert(&format!("{command}PostUp = echo up\n"));
+    assert!(toml.contains(&format!("private_key_file = \"{key}\"\n")), "{toml}");
+    assert!(toml.contains("post_up = [\"echo up\"]\n"), "{toml}");
+    assert_eq!((warning.as_str(), checked), ("", Some(0)));
+
+    // What only a shell understands is left to the reader.
+    let (toml, warning, checked) = convert("PostUp = wg set %i private-key <(pass vpn)\n");
+    assert!(
+        toml.contains("# private_key_file = \"wg0.key\"\n") && toml.contains("pass vpn"),
+        "{toml}"
+    );
+    assert!(
+        warning.contains("there is no PrivateKey, and TOML needs a key"),
+        "{warning}"
+    );
+    assert_eq!(checked, Some(3));
+}

@@ -26,7 +26,7 @@ use ringway::proto::limits::{
     REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING,
     REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER_MAX, ZERO_KEYS_AFTER,
 };
-use ringway::proto::{Endpoint, PeerUpdate, Rejected, Suite, SuiteChoice, Time, Timestamps};
+use ringway::proto::{Endpoint, PeerConfig, PeerUpdate, Rejected, Suite, SuiteChoice, Time, Timestamps};
 use sim::{Network, Seen, Setup, World, home};
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
@@ -870,6 +870,48 @@ fn a_new_private_key_ends_all_sessions() {
     assert_eq!(world.ends[0].session_count(), 0);
     world.run_seconds(10);
     assert_eq!(world.flows(), [false, false], "the other end does not know the new key");
+}
+
+#[test]
+fn a_handshake_that_is_waited_for_begins_anew_with_a_new_key() {
+    // As where a key comes after the tunnel is up: what was sent before it reached nobody.
+    for keepalive in [None, Some(Duration::from_secs(25))] {
+        let mut world = World::pair(SuiteChoice::WireGuard);
+        world.network.cut = [true, true];
+        let payload = match keepalive {
+            None => Some(world.send(0)),
+            Some(_) => {
+                let update = PeerUpdate {
+                    persistent_keepalive: Some(keepalive),
+                    ..PeerUpdate::default()
+                };
+                world.with_device(0, |device, peer, now| device.update_peer(now, peer, update));
+                None
+            }
+        };
+        world.run(Duration::from_millis(100));
+        assert_eq!(initiations(&world, 0), 1);
+        world.network.cut = [false, false];
+        let secret = StaticSecret::from([42; 32]);
+        let public_key = x25519_dalek::PublicKey::from(&secret).to_bytes();
+        world.with_device(1, |device, _, now| {
+            let config = PeerConfig {
+                public_key,
+                preshared_key: None,
+                endpoint: None,
+                persistent_keepalive: None,
+                suite: SuiteChoice::WireGuard,
+            };
+            device.add_peer(now.mono, config).expect("a new one")
+        });
+        world.with_device(0, |device, _, _| device.set_private_key(secret));
+        world.run(Duration::from_millis(50));
+        assert_eq!(initiations(&world, 0), 2, "at once");
+        assert_eq!(world.ends[0].saw(&done(Suite::WireGuard, true, 1)), 1);
+        if let Some(payload) = payload {
+            assert!(world.delivered(1, payload));
+        }
+    }
 }
 
 #[test]

@@ -26,19 +26,6 @@ fn setups(suites: [SuiteChoice; 2]) -> [Setup; 2] {
     setups
 }
 
-/// A network with a different fault each time.
-fn weather(rng: &mut Rng) -> Network {
-    let milliseconds = |ms| Duration::from_millis(ms);
-    let delay_min = milliseconds([1, 20, 300][rng.below(3) as usize]);
-    Network {
-        loss: [0.0, 0.02, 0.3][rng.below(3) as usize],
-        duplicates: [0.0, 0.0, 0.5][rng.below(3) as usize],
-        delay_min,
-        delay_max: delay_min + milliseconds([0, 5, 700][rng.below(3) as usize]),
-        cut: [rng.chance(0.05), rng.chance(0.05)],
-    }
-}
-
 /// One stretch of traffic: who sends, how often, for how long.
 fn talk(world: &mut World, rng: &mut Rng) {
     let senders = [rng.chance(0.7), rng.chance(0.5)];
@@ -81,7 +68,7 @@ fn a_tunnel_lives_for_days_through_any_weather() {
         world.sampling = (number % 2 == 1).then_some(Duration::from_secs(1));
         let days = world.time + Duration::from_secs(2 * 86_400);
         while world.time < days {
-            world.network = weather(&mut rng);
+            world.network = Network::weather(&mut rng);
             talk(&mut world, &mut rng);
             match rng.below(8) {
                 0 => world.run(Duration::from_secs(rng.below(2_000))),

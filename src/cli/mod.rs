@@ -264,9 +264,12 @@ fn check(path: &Path) -> Result<(), Failure> {
 
 fn convert(path: &Path) -> Result<(), Failure> {
     let Loaded { config, .. } = load(path)?;
+    let warn = |text: &str| writeln!(io::stderr(), "ringway: warning: {}: {text}", path.display());
     if config.interface.save.is_some() {
-        let text = "SaveConfig has no counterpart in TOML; changes at run time are not written back";
-        writeln!(io::stderr(), "ringway: warning: {}: {text}", path.display())?;
+        warn("SaveConfig has no counterpart in TOML; changes at run time are not written back")?;
+    }
+    if config.interface.private_key.is_none() && config::render::key_file(&config.interface).is_none() {
+        warn("there is no PrivateKey, and TOML needs a key: name its file where the output says so")?;
     }
     io::stdout().write_all(config::render::to_toml(&config).as_bytes())?;
     Ok(())

@@ -20,7 +20,7 @@ use crate::sys::daemon;
 ///
 /// With wg-quick: WG_QUICK_USERSPACE_IMPLEMENTATION=ringway-wg wg-quick up wg0
 #[derive(Debug, Parser)]
-#[command(name = "ringway-wg", version, after_help = ENVIRONMENT, max_term_width = 100)]
+#[command(name = "ringway-wg", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
     /// Stay in the foreground
     #[arg(short, long)]
@@ -41,10 +41,16 @@ struct Arguments {
     interface: String,
 }
 
-const ENVIRONMENT: &str = "\
+const AFTER_HELP: &str = "\
 Environment:
   LOG_LEVEL                verbose, error or silent [default: errors and warnings, until in the background]
-  WG_PROCESS_FOREGROUND=1  as --foreground";
+  WG_PROCESS_FOREGROUND=1  as --foreground
+
+Exit codes:
+  0  it runs in the background; in the foreground: done
+  1  something failed
+  2  the command line or the environment is wrong
+  5  permission denied";
 
 /// Variables by which wireguard-go's own daemon hands descriptors down, and some service managers too.
 const UNSUPPORTED: [&str; 2] = ["WG_TUN_FD", "WG_UAPI_FD"];

@@ -89,6 +89,8 @@ pub struct RawInterface {
     pub name: Option<At<String>>,
     pub private_key: Option<At<Secret>>,
     pub private_key_file: Option<At<String>>,
+    /// Without a key the tunnel waits for one, as files of wg-quick's have it.
+    pub key_may_come_later: bool,
     pub listen_port: Option<At<i64>>,
     pub addresses: Vec<At<String>>,
     pub mtu: Option<At<NumberOrWord>>,

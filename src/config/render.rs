@@ -31,11 +31,7 @@ pub fn to_toml(config: &Config) -> Zeroizing<String> {
 fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     writeln!(out, "[interface]")?;
     writeln!(out, "name = {}", quoted(&interface.name))?;
-    writeln!(
-        out,
-        "private_key = {}",
-        *Zeroizing::new(quoted(interface.private_key.to_base64().as_str()))
-    )?;
+    write_key(out, interface)?;
     if interface.listen_port != 0 {
         writeln!(out, "listen_port = {}", interface.listen_port)?;
     }
@@ -88,9 +84,11 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     write_routing(out, &interface.routing)?;
     write_dns(out, &interface.dns)?;
     let hooks = &interface.hooks;
+    let sets_key = |command: &&String| key_file_of_command(command, interface).is_some();
+    let post_up = hooks.post_up.iter().filter(|command| !sets_key(command));
     let lists = [
         ("pre_up", &hooks.pre_up),
-        ("post_up", &hooks.post_up),
+        ("post_up", &post_up.cloned().collect()),
         ("pre_down", &hooks.pre_down),
         ("post_down", &hooks.post_down),
     ];
@@ -110,6 +108,38 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+fn write_key(out: &mut String, interface: &Interface) -> fmt::Result {
+    if let Some(key) = &interface.private_key {
+        let quoted = Zeroizing::new(quoted(key.to_base64().as_str()));
+        return writeln!(out, "private_key = {}", *quoted);
+    }
+    match key_file(interface) {
+        Some(file) => writeln!(out, "private_key_file = {}", quoted(file)),
+        None => writeln!(
+            out,
+            "# There is no key yet; name the file that holds it:\n# private_key_file = {}",
+            quoted(format_args!("{}.key", interface.name))
+        ),
+    }
+}
+
+/// Where a tunnel without a key gets it from: the file of the `wg set %i private-key FILE` among its commands.
+pub fn key_file(interface: &Interface) -> Option<String> {
+    let mut commands = interface.hooks.post_up.iter();
+    commands.find_map(|command| key_file_of_command(command, interface))
+}
+
+/// The file, where the command is that one and nothing else: no word in it is the shell's to change.
+fn key_file_of_command(command: &str, interface: &Interface) -> Option<String> {
+    let words: Vec<&str> = command.split_ascii_whitespace().collect();
+    let ["wg", "set", name, "private-key", file] = words[..] else {
+        return None;
+    };
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+,:@%=".contains(&byte);
+    let is_ours = interface.private_key.is_none() && (name == "%i" || name == interface.name);
+    (is_ours && file.starts_with('/') && file.bytes().all(is_plain)).then(|| file.replace("%i", &interface.name))
 }
 
 fn write_gateway(out: &mut String, gateway: &Gateway) -> fmt::Result {

@@ -10,7 +10,7 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, TableLike, Value
 use zeroize::Zeroizing;
 
 use super::gateway;
-use super::key::PublicKey;
+use super::key::{PrivateKey, PublicKey};
 use super::problem::LoadError;
 use super::routing::{self, Routing};
 use super::types::{Config, Mtu, Peer, Suite};
@@ -143,7 +143,8 @@ fn update_interface(table: &mut dyn TableLike, file: &Config, running: &Config) 
     let (old, new) = (&file.interface, &running.interface);
     if old.private_key != new.private_key {
         table.remove("private_key_file");
-        set(table, "private_key", Some(new.private_key.to_base64().as_str().into()));
+        let key = new.private_key.as_ref().map(PrivateKey::to_base64);
+        set(table, "private_key", key.map(|key| key.as_str().into()));
     }
     if old.listen_port != new.listen_port {
         set(table, "listen_port", Some(i64::from(new.listen_port).into()));

@@ -122,7 +122,7 @@ fn every_key_is_read() {
     let expected = Config {
         interface: Interface {
             name: "vpn".into(),
-            private_key: KEY_A.parse().unwrap(),
+            private_key: Some(KEY_A.parse().unwrap()),
             listen_port: 51820,
             addresses: ["10.99.0.1/24", "fd99::1/64", "10.98.0.1/32"]
                 .map(|text| text.parse().unwrap())
@@ -339,7 +339,7 @@ fn what_is_not_given_has_its_documented_default() {
         .config;
     let expected = Interface {
         name: "rw0".into(),
-        private_key: KEY_A.parse().unwrap(),
+        private_key: Some(KEY_A.parse().unwrap()),
         listen_port: 0,
         addresses: vec![],
         mtu: Mtu::Auto,
@@ -812,7 +812,8 @@ fn a_readable_configuration_with_a_key_in_it_is_warned_of_and_relative_key_files
     write("rw0.key", &format!("{KEY_A}\n"), 0o600);
     let loaded = load(&path).unwrap();
     assert_eq!(loaded.warnings, []);
-    assert_eq!(loaded.config.interface.private_key.public_key().to_string(), PUBLIC_A);
+    let key = loaded.config.interface.private_key.expect("a key");
+    assert_eq!(key.public_key().to_string(), PUBLIC_A);
     write("rw0.key", &format!("{KEY_A}\n"), 0o644);
     assert!(load(&path).unwrap_err().to_string().contains("run: chmod 600 "));
 
@@ -943,7 +944,7 @@ fn any_interface() -> impl Strategy<Value = Interface> {
                 addresses.sort();
                 addresses.dedup_by_key(|address| address.addr());
                 Interface {
-                    private_key: PrivateKey::generate(|bytes| bytes.copy_from_slice(&key)),
+                    private_key: Some(PrivateKey::generate(|bytes| bytes.copy_from_slice(&key))),
                     listen_port,
                     addresses,
                     mtu,

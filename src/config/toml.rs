@@ -154,6 +154,7 @@ impl Reader<'_> {
             name: section.text("name"),
             private_key: section.secret("private_key"),
             private_key_file: section.text("private_key_file"),
+            key_may_come_later: false,
             listen_port: section.number("listen_port"),
             addresses: section.texts("addresses"),
             mtu: section.number_or_word("mtu"),

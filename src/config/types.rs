@@ -60,8 +60,8 @@ pub struct Config {
 pub struct Interface {
     /// The TUN device's name; acceptable to the kernel, and plain enough for files and scripts.
     pub name: String,
-    /// Our private key.
-    pub private_key: PrivateKey,
+    /// Our private key. Only files of wg-quick's may leave it to `wg`: until it comes nobody is spoken to.
+    pub private_key: Option<PrivateKey>,
     /// The UDP port to listen on; 0 lets the kernel choose.
     pub listen_port: u16,
     /// Addresses to set, host bits kept. No duplicates.
@@ -106,9 +106,9 @@ pub struct Interface {
 /// Commands for `sh -c`, each list in order. `%i` in them stands for the interface's name, as in wg-quick.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Hooks {
-    /// Once the interface exists, before it has an address.
+    /// Before the interface exists.
     pub pre_up: Vec<String>,
-    /// Once packets can pass.
+    /// Once packets can pass. Where one of these or of those before fails, the tunnel goes down without those below.
     pub post_up: Vec<String>,
     /// Before the link goes down.
     pub pre_down: Vec<String>,

@@ -63,7 +63,9 @@ pub fn validate(
         .map(|gateway| validation.gateway(gateway, &raw.peers));
     validation.refuse_duplicates(&raw.peers);
     if let Some(interface) = &interface {
-        validation.refuse_self(interface.private_key.public_key(), &raw.peers);
+        if let Some(key) = &interface.private_key {
+            validation.refuse_self(key.public_key(), &raw.peers);
+        }
         validation.check_lockdown(interface, &raw);
     }
     let metrics = raw.metrics.as_ref().and_then(|metrics| validation.metrics(metrics));
@@ -95,7 +97,12 @@ impl Validation<'_> {
             ("private_key", raw.private_key.as_ref()),
             ("private_key_file", raw.private_key_file.as_ref()),
         );
-        if private_key.is_none() {
+        let has_key = raw.private_key.is_some() || raw.private_key_file.is_some();
+        if raw.key_may_come_later {
+            if !has_key {
+                self.warn_of_no_key(raw);
+            }
+        } else if private_key.is_none() {
             self.missing(
                 &raw.place,
                 &["private_key", "private_key_file"],
@@ -142,7 +149,10 @@ impl Validation<'_> {
 
         let name = name?;
         Some(Interface {
-            private_key: private_key?,
+            private_key: match private_key {
+                None if has_key || !raw.key_may_come_later => return None,
+                key => key,
+            },
             listen_port: listen_port.unwrap_or(0),
             addresses,
             mtu,
@@ -169,6 +179,16 @@ impl Validation<'_> {
             lockdown,
             name,
         })
+    }
+
+    /// A file without a key is right where a command brings one.
+    fn warn_of_no_key(&mut self, raw: &RawInterface) {
+        let mut commands = raw.pre_up.iter().chain(&raw.post_up);
+        if !commands.any(|command| command.value.contains("private-key")) {
+            let text = "no PrivateKey is given: peers are not spoken to before one comes, for example by PostUp = wg set %i \
+                        private-key /etc/wireguard/%i.key";
+            self.warnings.push(raw.place.problem(None, text));
+        }
     }
 
     fn peer(&mut self, raw: &RawPeer, has_gateway: bool) -> Option<Peer> {

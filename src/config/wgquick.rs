@@ -47,10 +47,6 @@ pub fn parse(source: &str, problems: &mut Vec<Problem>) -> Option<RawConfig> {
         return None;
     };
     let has = |problems: &[Problem], key: String| problems.iter().any(|problem| problem.key == key);
-    if interface.private_key.is_none() && !has(problems, "Interface.PrivateKey".into()) {
-        let text = "PrivateKey is missing; make one with \"ringway genkey\"";
-        problems.push(interface.place.problem(None, text));
-    }
     for peer in peers.iter().filter(|peer| peer.public_key.is_none()) {
         if !has(problems, format!("{}.PublicKey", peer.place.key)) {
             let text = "PublicKey is missing; it tells who the peer is";
@@ -169,6 +165,7 @@ impl Reader<'_> {
             (Section::Interface, None) => {
                 self.interface = Some(RawInterface {
                     place: place("Interface".into()),
+                    key_may_come_later: true,
                     ..RawInterface::default()
                 });
             }
@@ -452,7 +449,7 @@ mod tests {
         let config = read(&text).expect("all is right");
         let interface = &config.interface;
         assert_eq!(interface.name, "wg0");
-        assert_eq!(interface.private_key, KEY_A.parse().expect("a key"));
+        assert_eq!(interface.private_key, Some(KEY_A.parse().expect("a key")));
         let addresses: Vec<_> = interface.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.0.0.1/24", "fd00::1/64", "10.0.1.1/32"]);
         assert_eq!((interface.listen_port, interface.mtu), (51820, Mtu::Bytes(1380)));
@@ -568,12 +565,31 @@ mod tests {
                 "ListenPort = 1\n[Interface]",
                 "f:1: ListenPort: this key stands before the first section",
             ),
-            ("[Interface]", "f:1: Interface: PrivateKey is missing"),
         ];
         for (text, expected) in whole {
             let problems = read(text).expect_err(text);
             assert!(problems.starts_with(expected), "{problems}");
         }
+    }
+
+    #[test]
+    fn a_file_may_leave_the_key_to_a_command_but_not_have_a_wrong_one() {
+        let warnings = |text: &str| {
+            let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+            let source = Source {
+                path: Path::new("wg0.conf"),
+                read_key_file: &|_| unreachable!("this format has no key files"),
+            };
+            let raw = parse(text, &mut problems).expect("a section");
+            let config = validate(raw, source, &mut problems, &mut warnings);
+            assert_eq!(config.expect("it is right").interface.private_key, None);
+            warnings.iter().map(ToString::to_string).collect::<Vec<_>>().concat()
+        };
+        let command = "PostUp = wg set %i private-key <(pass vpn)";
+        assert_eq!(warnings(&format!("[Interface]\n{command}\n")), "");
+        assert!(warnings("[Interface]\nMTU = 1400\n").contains("no PrivateKey is given"));
+        let problems = read(&format!("[Interface]\nPrivateKey =\n{command}\n")).expect_err("no key");
+        assert!(problems.starts_with("f:2: Interface.PrivateKey"), "{problems}");
     }
 
     #[test]

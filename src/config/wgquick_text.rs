@@ -60,7 +60,10 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     if let Some(mark) = interface.fwmark {
         writeln!(out, "FwMark = {mark:#x}")?;
     }
-    writeln!(out, "PrivateKey = {}", interface.private_key.to_base64().as_str())
+    match &interface.private_key {
+        Some(key) => writeln!(out, "PrivateKey = {}", key.to_base64().as_str()),
+        None => Ok(()),
+    }
 }
 
 fn write_dns(out: &mut String, dns: &Dns) -> fmt::Result {
@@ -136,5 +139,7 @@ mod tests {
         assert_eq!(*to_wg_quick(&config), text);
         let least = format!("[Interface]\nPrivateKey = {key}\n");
         assert_eq!(*to_wg_quick(&read(&least)), least);
+        let without_key = "[Interface]\nPostUp = wg set %i private-key /k\n";
+        assert_eq!(*to_wg_quick(&read(without_key)), without_key);
     }
 }

@@ -25,6 +25,7 @@ pub mod runtime;
 pub mod server;
 pub mod signals;
 pub mod socket;
+mod stamps;
 mod state;
 mod stats;
 mod turn;
@@ -45,6 +46,7 @@ use latency_log::LatencyLog;
 use lookup::Lookups;
 use names::{Names, Question};
 use peers::Peers;
+pub(crate) use peers::random_secret;
 use routes::RouteReporter;
 use runtime::Runtime;
 use signals::Signals;
@@ -403,8 +405,8 @@ impl Control {
 
     /// Keeps in the file at `path` what must outlive this run, and goes on from what an earlier one left there. To be
     /// called before peers are added.
-    pub fn keep_state(&mut self, runtime: Runtime, path: &Path) {
-        self.state = Some(State::open(runtime, path));
+    pub async fn keep_state(&mut self, runtime: Runtime, path: &Path) {
+        self.state = Some(State::open(runtime, path, self.now()).await);
     }
 
     /// Runs the tunnel until `signals` or a failure end it.

@@ -54,7 +54,7 @@ pub(super) struct Peers(BTreeMap<PeerId, Peer>);
 
 /// What a sample found.
 pub(super) struct Busy {
-    /// Some peer has had a handshake: keep sampling.
+    /// Some peer has a session, so there may be more to see: keep sampling.
     pub(super) any_session: bool,
     /// Native peers that had traffic and whose round trip is due.
     pub(super) echo: Vec<PeerId>,
@@ -157,7 +157,8 @@ impl Peers {
         };
         for (&id, peer) in &mut self.0 {
             let Some(handshake) = &peer.handshake else { continue };
-            busy.any_session = true;
+            // The last sample after the end of its last session takes in what happened before that.
+            busy.any_session |= device.has_session(id);
             let (before, seen) = (peer.sampled, peer.traffic());
             peer.sampled = seen;
             let news =
@@ -228,8 +229,160 @@ pub(super) fn suite_choice(suite: config::Suite) -> SuiteChoice {
 }
 
 /// A key that nobody knows.
-pub(super) fn random_secret() -> StaticSecret {
+pub(crate) fn random_secret() -> StaticSecret {
     let mut bytes = Zeroizing::new([0; 32]);
     super::random(&mut bytes[..]);
     StaticSecret::from(*bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::SAMPLE_INTERVAL;
+    use crate::crypto::Choice;
+    use crate::path::drops::Drop;
+    use crate::proto::limits::{KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME};
+    use crate::proto::{Action, DeviceConfig, Endpoint, PeerConfig, PublicKey as DhKey};
+
+    /// Two ends, and what the control loop of the first would do: wait for a timer or the next sample.
+    struct Loop {
+        time: Time,
+        ends: [Device; 2],
+        peers: Peers,
+        shared: Arc<NewPeer>,
+        next_sample: Option<Time>,
+        samples: u32,
+    }
+
+    const PEER: PeerId = PeerId(0);
+
+    impl Loop {
+        fn new() -> Loop {
+            let secrets = [1, 2].map(|byte| StaticSecret::from([byte; 32]));
+            let publics = secrets.each_ref().map(|secret| DhKey::from(secret).to_bytes());
+            let mut number = 0;
+            let ends = secrets.map(|private_key| {
+                let config = DeviceConfig {
+                    private_key,
+                    lanes: 1,
+                    crypto: Choice::AesGcm,
+                };
+                let mut device = Device::new(config, super::super::random);
+                number += 1;
+                let peer = PeerConfig {
+                    public_key: publics[2 - number],
+                    preshared_key: None,
+                    endpoint: Some(([192, 0, 2, number as u8], 1).into()),
+                    persistent_keepalive: None,
+                    suite: SuiteChoice::WireGuard,
+                };
+                assert_eq!(device.add_peer(Time::default(), peer), Ok(PEER));
+                device
+            });
+            let shared = Arc::new(NewPeer::new(None, 1));
+            let mut peers = Peers::default();
+            peers.insert(PEER, Peer::new(PublicKey(publics[1]), shared.clone()));
+            Loop {
+                time: Time::from_nanos(1),
+                ends,
+                peers,
+                shared,
+                next_sample: None,
+                samples: 0,
+            }
+        }
+
+        fn now(&self) -> Now {
+            Now {
+                mono: self.time,
+                unix: Duration::from_secs(1_700_000_000) + (self.time - Time::default()),
+            }
+        }
+
+        fn want_session(&mut self) {
+            let now = self.now();
+            self.ends[0].want_session(PEER, now);
+            self.act();
+            assert!(self.next_sample.is_some(), "sampling begins with a session");
+        }
+
+        /// What `Control::act` does, for what counts here.
+        fn act(&mut self) {
+            let now = self.now();
+            let mut progress = true;
+            while progress {
+                progress = false;
+                for end in 0..2 {
+                    while let Some(action) = self.ends[end].poll_action() {
+                        progress = true;
+                        match action {
+                            Action::Transmit { to, datagram, .. } => {
+                                let taken =
+                                    self.ends[1 - end].handle_datagram(now, Endpoint::new(to.remote), &datagram);
+                                assert_eq!(taken.map_err(Drop::from), Ok(Some(PEER)));
+                            }
+                            // The keepalive confirms.
+                            Action::SendKeepalive { .. } if end == 0 => {}
+                            Action::HandshakeDone { suite, .. } if end == 0 => {
+                                self.peers.handshake_done(PEER, suite, 1, SystemTime::now());
+                                self.next_sample.get_or_insert(self.time + SAMPLE_INTERVAL);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+            }
+        }
+
+        /// Goes from one deadline to the next one until there is none; true if that comes within a virtual hour.
+        fn falls_asleep(&mut self) -> bool {
+            let end = self.time + Duration::from_secs(3600);
+            while self.time < end {
+                let deadline = self.ends[0].poll_timeout().into_iter().chain(self.next_sample).min();
+                let Some(deadline) = deadline else { return true };
+                self.time = self.time.max(deadline);
+                let now = self.now();
+                if self.next_sample.is_some_and(|due| due <= self.time) {
+                    self.samples += 1;
+                    let busy = self.peers.sample(&mut self.ends[0], now);
+                    self.next_sample = busy.any_session.then(|| self.time + SAMPLE_INTERVAL);
+                }
+                self.ends[0].handle_timeout(now);
+                self.act();
+            }
+            false
+        }
+    }
+
+    #[test]
+    fn an_idle_tunnel_falls_asleep_after_its_session_and_wakes_with_the_next_one() {
+        let mut idle = Loop::new();
+        for _ in 0..2 {
+            idle.want_session();
+            let before = idle.samples;
+            assert!(idle.falls_asleep(), "something goes on waking it");
+            let lifetime = (REJECT_AFTER_TIME.as_millis() / SAMPLE_INTERVAL.as_millis()) as u32;
+            let samples = idle.samples - before;
+            assert!((lifetime..lifetime + 3).contains(&samples), "{samples} samples");
+            idle.time = idle.time + Duration::from_secs(1000);
+        }
+    }
+
+    #[test]
+    fn what_comes_in_the_last_moment_of_a_session_is_taken_in() {
+        let mut idle = Loop::new();
+        idle.want_session();
+        let last = idle.time + REJECT_AFTER_TIME;
+        idle.shared.cells.worker(0).last_data_received_ns.set(last.as_nanos());
+        idle.shared.cells.worker(0).last_any_received_ns.set(last.as_nanos());
+        idle.time = last + Duration::from_millis(1);
+        let now = idle.now();
+        idle.ends[0].handle_timeout(now);
+        idle.act();
+        assert!(!idle.ends[0].has_session(PEER));
+        let busy = idle.peers.sample(&mut idle.ends[0], now);
+        assert!(!busy.any_session);
+        let answer = idle.ends[0].poll_timeout().expect("what came wants an answer");
+        assert!(answer <= last + KEEPALIVE_TIMEOUT);
+    }
 }

@@ -1,9 +1,9 @@
 //! What must outlive a restart: TAI64N timestamps, so that neither old initiations pass for new ones, nor ours for old
 //! ones where the clock was set back.
 //!
-//! The file holds the latest timestamp received from each peer, and one timestamp that all of ours stay below. That one is
-//! reserved ahead of time, so that handshakes need no write each; a daemon that was killed goes on above it. A file that
-//! is missing is a first start, and one that is damaged a warning: the tunnel comes up as without it.
+//! The file holds the latest timestamp received from each peer, and what ours can have been, reserved ahead of time so that
+//! handshakes need no write each ([`super::stamps`]). A file that is missing is a first start, and one that is damaged
+//! a warning: the tunnel comes up as without it.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -14,17 +14,19 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::runtime::{Runtime, replace_file};
+use super::stamps::{Course, Reserved, Stamps};
 use crate::config::PublicKey;
 use crate::proto::tai64n::Tai64n;
-use crate::proto::{Time, Timestamps};
+use crate::proto::{Now, Time, Timestamps};
 use crate::wire::message::TIMESTAMP_LEN;
 
-/// How far ahead timestamps are reserved, in seconds.
-const RESERVE_S: u64 = 600;
 /// How far apart writes are at least, while handshakes go on.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long after the first handshake the first write comes.
 const FIRST_WRITE_DELAY: Duration = Duration::from_secs(1);
+
+/// Names the boot of the machine (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 const HEAD: &str = "ringway state 1";
 const END: &str = "end";
@@ -32,8 +34,7 @@ const END: &str = "end";
 /// What a file says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Kept {
-    /// No initiation of ours had a later timestamp.
-    sent: Tai64n,
+    sent: Reserved,
     /// The latest initiations of peers.
     received: HashMap<PublicKey, Tai64n>,
 }
@@ -44,8 +45,8 @@ pub(super) struct State {
     path: PathBuf,
     /// What an earlier run left; a peer's part goes with the first peer that has its key.
     kept: Kept,
-    /// What the file says that we stay below.
-    reserved: Tai64n,
+    /// Ours.
+    stamps: Stamps,
     /// What the file says of peers.
     written: HashMap<PublicKey, Tai64n>,
     next: Option<Time>,
@@ -55,8 +56,8 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Reads what an earlier run left at `path`.
-    pub(super) fn open(runtime: Runtime, path: &Path) -> State {
+    /// Reads what an earlier run left at `path`, and reserves what this one goes on with where that is ahead of the clock.
+    pub(super) async fn open(runtime: Runtime, path: &Path, now: Now) -> State {
         let kept = match std::fs::read_to_string(path) {
             Ok(text) => Kept::parse(&text).unwrap_or_else(|reason| {
                 tracing::warn!(
@@ -72,10 +73,18 @@ impl State {
                 Kept::default()
             }
         };
+        let boot = std::fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned());
+        let mut stamps = Stamps::begin(boot.ok(), now, kept.sent.clone());
+        if stamps.begins_ahead(now) {
+            let text = render(&stamps.renew(stamps.floor(), now), &kept.received);
+            if let Err(error) = replace_file(runtime, path, text.into_bytes()).await {
+                tracing::warn!("{}: cannot be written: {error}", path.display());
+            }
+        }
         State {
             runtime,
             path: path.to_owned(),
-            reserved: kept.sent,
+            stamps,
             written: kept.received.clone(),
             kept,
             next: None,
@@ -88,19 +97,21 @@ impl State {
     /// What was kept of a peer that is added.
     pub(super) fn of_new(&mut self, peer: &PublicKey) -> Timestamps {
         Timestamps {
-            sent: self.kept.sent,
+            sent: self.stamps.floor(),
             // Once: whoever removes a peer and adds it again wants it to begin anew.
             received: self.kept.received.remove(peer).unwrap_or_default(),
         }
     }
 
     /// There was a handshake message from or to a peer.
-    pub(super) fn touch(&mut self, now: Time) {
+    pub(super) fn touch(&mut self, now: Now) {
+        if self.stamps.is_off_course(now) {
+            self.next = Some(now.mono);
+        }
         if self.next.is_none() {
-            self.next = Some(
-                self.last
-                    .map_or(now + FIRST_WRITE_DELAY, |last| (last + WRITE_INTERVAL).max(now)),
-            );
+            self.next = Some(self.last.map_or(now.mono + FIRST_WRITE_DELAY, |last| {
+                (last + WRITE_INTERVAL).max(now.mono)
+            }));
         }
     }
 
@@ -110,19 +121,18 @@ impl State {
     }
 
     /// Begins to write what changed, if anything that counts did. `timestamps`: of all peers.
-    pub(super) fn write(&mut self, now: Time, timestamps: impl Iterator<Item = (PublicKey, Timestamps)>) {
+    pub(super) fn write(&mut self, now: Now, timestamps: impl Iterator<Item = (PublicKey, Timestamps)>) {
         self.next = None;
         if self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
-            self.next = Some(now + FIRST_WRITE_DELAY);
+            self.next = Some(now.mono + FIRST_WRITE_DELAY);
             return;
         }
         let (latest, received) = collect(timestamps);
-        if latest.plus_seconds(RESERVE_S / 2) < self.reserved && received == self.written {
+        if !self.stamps.is_short(latest, now) && received == self.written {
             return;
         }
-        let reserved = latest.max(self.kept.sent).plus_seconds(RESERVE_S);
-        let text = render(reserved, &received);
-        (self.reserved, self.written, self.last) = (reserved, received, Some(now));
+        let text = render(&self.stamps.renew(latest, now), &received);
+        (self.written, self.last) = (received, Some(now.mono));
         let (runtime, path) = (self.runtime, self.path.clone());
         let complained = std::mem::replace(&mut self.complained, true);
         self.writing = Some(tokio::task::spawn_local(async move {
@@ -150,7 +160,7 @@ impl State {
             return;
         }
         let (latest, received) = collect(timestamps);
-        let text = render(latest.max(self.kept.sent), &received);
+        let text = render(&self.stamps.end(latest), &received);
         if let Err(error) = replace_file(self.runtime, &self.path, text.into_bytes()).await {
             tracing::warn!("{}: cannot be written: {error}", self.path.display());
         }
@@ -181,7 +191,14 @@ impl Kept {
             let wrong = || format!("line {number} is damaged");
             let words: Vec<&str> = line.split(' ').collect();
             match words[..] {
-                ["sent", stamp] => kept.sent = stamp_of(stamp).ok_or_else(wrong)?,
+                ["sent", stamp] => kept.sent.limit = stamp_of(stamp).ok_or_else(wrong)?,
+                ["clock", boot, boot_ns, base] => {
+                    kept.sent.course = Some(Course {
+                        boot: boot.to_owned(),
+                        boot_ns: boot_ns.parse().map_err(|_| wrong())?,
+                        base: stamp_of(base).ok_or_else(wrong)?,
+                    });
+                }
                 ["received", key, stamp] => {
                     let key = key.parse().map_err(|_| wrong())?;
                     kept.received.insert(key, stamp_of(stamp).ok_or_else(wrong)?);
@@ -194,12 +211,15 @@ impl Kept {
     }
 }
 
-fn render(sent: Tai64n, received: &HashMap<PublicKey, Tai64n>) -> String {
-    let mut text = format!("{HEAD}\nsent {}\n", hex(sent));
+fn render(sent: &Reserved, received: &HashMap<PublicKey, Tai64n>) -> String {
+    let mut text = format!("{HEAD}\nsent {}\n", hex(sent.limit));
+    // Writing to a String can't fail.
+    if let Some(Course { boot, boot_ns, base }) = &sent.course {
+        let _ = writeln!(text, "clock {boot} {boot_ns} {}", hex(*base));
+    }
     let mut received: Vec<_> = received.iter().collect();
     received.sort();
     for (peer, stamp) in received {
-        // Writing to a String can't fail.
         let _ = writeln!(text, "received {peer} {}", hex(*stamp));
     }
     text + END + "\n"
@@ -232,6 +252,25 @@ mod tests {
         Time::from_nanos(seconds * 1_000_000_000)
     }
 
+    /// `seconds` after a boot, by a clock that had `unix` then.
+    fn now(seconds: u64, unix: u64) -> Now {
+        Now {
+            mono: at(seconds),
+            unix: Duration::from_secs(unix + seconds),
+        }
+    }
+
+    fn reserved(course: bool) -> Reserved {
+        Reserved {
+            limit: stamp(9),
+            course: course.then(|| Course {
+                boot: "an-id".into(),
+                boot_ns: -5,
+                base: stamp(8),
+            }),
+        }
+    }
+
     fn key(byte: u8) -> PublicKey {
         PublicKey([byte; 32])
     }
@@ -242,25 +281,25 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read_again() {
-        let received = HashMap::from([(key(1), stamp(5)), (key(2), stamp(7))]);
-        let text = render(stamp(9), &received);
-        let kept = Kept {
-            sent: stamp(9),
-            received,
-        };
-        assert_eq!(Kept::parse(&text), Ok(kept));
+        for sent in [reserved(true), reserved(false)] {
+            let received = HashMap::from([(key(1), stamp(5)), (key(2), stamp(7))]);
+            let text = render(&sent, &received);
+            assert_eq!(Kept::parse(&text), Ok(Kept { sent, received }));
+        }
     }
 
     #[test]
     fn damage_is_told_and_never_half_believed() {
-        let text = render(stamp(9), &HashMap::from([(key(1), stamp(5))]));
+        let text = render(&reserved(true), &HashMap::from([(key(1), stamp(5))]));
         for (damaged, reason) in [
             (String::new(), "is no state file"),
             (text.replace("ringway", "ringwax"), "is no state file"),
             (text.replace("end\n", ""), "is cut off"),
             (text.replace("sent", "bent"), "line 2 is damaged"),
-            (text.replacen('=', "", 1), "line 3 is damaged"),
-            (text.replacen("received ", "received x", 1), "line 3 is damaged"),
+            (text.replace(" -5 ", " x "), "line 3 is damaged"),
+            (text.replace("clock ", "clock 1 "), "line 3 is damaged"),
+            (text.replacen('=', "", 1), "line 4 is damaged"),
+            (text.replacen("received ", "received x", 1), "line 4 is damaged"),
             (text.replacen("sent 4", "sent g", 1), "line 2 is damaged"),
             (text.replacen("sent 4", "sent é", 1), "line 2 is damaged"),
         ] {
@@ -270,44 +309,62 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_run_is_followed_by_later_timestamps_whatever_the_clock_says() {
+    fn a_run_goes_on_where_the_last_one_can_have_been() {
         let path = file("killed");
-        let run = |sent: Option<u64>, finish: bool| {
-            let stamps = sent.map(|sent| Timestamps {
-                sent: stamp(sent),
-                received: stamp(3),
-            });
-            let runtime = Runtime::Tokio;
-            runtime
+        // A run of nine seconds from `start` on, by a clock that had `unix` at boot. Gives back what it began with.
+        let run = |start: u64, unix: u64, sends: bool, finish: bool| {
+            let stamps = |at: u64| {
+                std::iter::once((
+                    key(1),
+                    Timestamps {
+                        sent: stamp(unix + start + at),
+                        received: stamp(3),
+                    },
+                ))
+            };
+            Runtime::Tokio
                 .block_on(async |runtime| {
-                    let mut state = State::open(runtime, &path);
+                    let now = |seconds| now(start + seconds, unix);
+                    let mut state = State::open(runtime, &path, now(0)).await;
                     let kept = state.of_new(&key(1));
-                    if let Some(stamps) = stamps {
-                        state.touch(at(0));
-                        assert_eq!(state.poll_timeout(), Some(at(1)));
-                        state.write(at(1), std::iter::once((key(1), stamps)));
+                    if sends {
+                        state.touch(now(0));
+                        assert_eq!(state.poll_timeout(), Some(at(start + 1)));
+                        state.write(now(1), stamps(0));
                         let is_written = |state: &State| state.writing.as_ref().is_some_and(JoinHandle::is_finished);
                         while !is_written(&state) {
                             tokio::task::yield_now().await;
                         }
-                        state.write(at(9), std::iter::once((key(1), stamps)));
-                        assert_eq!(state.last, Some(at(1)), "nothing is new");
-                        state.touch(at(9));
-                        assert_eq!(state.poll_timeout(), Some(at(61)), "not so soon again");
+                        state.write(now(9), stamps(0));
+                        assert_eq!(state.last, Some(at(start + 1)), "nothing is new");
+                        state.touch(now(9));
+                        assert_eq!(state.poll_timeout(), Some(at(start + 61)), "not so soon again");
+                        let set = Now {
+                            unix: now(9).unix + Duration::from_secs(5),
+                            ..now(9)
+                        };
+                        state.touch(set);
+                        assert_eq!(state.poll_timeout(), Some(at(start + 9)), "the clock was set");
                         if finish {
-                            state.finish(std::iter::once((key(1), stamps))).await;
+                            state.finish(stamps(0)).await;
                         }
                     }
                     kept
                 })
                 .expect("a runtime")
         };
-        assert_eq!(run(Some(1000), false), Timestamps::default());
-        let kept = run(None, false);
-        assert_eq!((kept.sent, kept.received), (stamp(1000 + RESERVE_S), stamp(3)));
-        // It goes on above what was reserved, and says so where it ends in good order.
-        run(Some(2000), true);
-        assert_eq!(run(None, false).sent, stamp(2000));
+        assert_eq!(run(100, 1000, true, false), Timestamps::default());
+        // Killed, and the clock has gone its way: a little ahead of it.
+        let kept = run(110, 1000, false, false);
+        assert!(kept.sent > stamp(1110) && kept.sent < stamp(1115), "{kept:?}");
+        assert_eq!(kept.received, stamp(3));
+        // The clock was set back: at what had been reserved.
+        let kept = run(120, 500, false, false);
+        assert!(kept.sent > stamp(1600) && kept.sent < stamp(1800), "{kept:?}");
+        // What ended in good order says what it sent.
+        std::fs::remove_file(&path).expect("it was written");
+        run(2000, 1000, true, true);
+        assert_eq!(run(2010, 1000, false, false).sent, stamp(3000));
         std::fs::remove_file(&path).expect("it was written");
     }
 
@@ -322,11 +379,11 @@ mod tests {
         };
         runtime
             .block_on(async |runtime| {
-                let mut state = State::open(runtime, &path);
+                let mut state = State::open(runtime, &path, now(0, 0)).await;
                 assert_eq!(state.of_new(&key(1)), Timestamps::default());
                 std::fs::remove_file(&path).expect("it is there");
                 std::fs::create_dir(&path).expect("it is gone");
-                state.write(at(1), std::iter::once((key(1), stamps)));
+                state.write(now(1, 0), std::iter::once((key(1), stamps)));
                 state.finish(std::iter::once((key(1), stamps))).await;
             })
             .expect("a runtime");

@@ -99,8 +99,9 @@ impl Control {
         if self.private_key.is_none() {
             return;
         }
+        let now = self.now();
         if let Some(state) = self.state.as_mut().filter(|_| peer.is_some()) {
-            state.touch(worker::time_now());
+            state.touch(now);
         }
         match self.door.socket.socket.send_to(to, HANDSHAKE_TOS, datagram) {
             Ok(()) => self.peers.sent(peer, datagram.len()),
@@ -184,7 +185,7 @@ impl Control {
         self.begin_lookups();
         if let Some(mut state) = self.state.take() {
             if state.poll_timeout().is_some_and(|due| due <= now.mono) {
-                state.write(now.mono, self.timestamps());
+                state.write(now, self.timestamps());
             }
             self.state = Some(state);
         }

@@ -49,7 +49,7 @@ pub(crate) fn embed(
     let ifindex = parts.ifindex;
     let tun = parts.tun()?;
     let identity = Identity {
-        private_key: Some(interface.private_key.clone()),
+        private_key: interface.private_key.clone(),
         addresses: interface.addresses.clone(),
         suite: Suite::Auto,
     };

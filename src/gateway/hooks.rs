@@ -58,7 +58,8 @@ pub(super) async fn run(hook: &'static str, commands: &[String], interface: &str
     Ok(())
 }
 
-/// Runs every one of `commands`, whatever becomes of the others, each for a limited time.
+/// Runs every one of `commands`, whatever becomes of the others, each for a limited time: wg-quick leaves the tunnel up when
+/// one fails before it is down, but who is told to end can't stay.
 pub(super) async fn run_down(hook: &'static str, commands: &[String], interface: &str) {
     for command in commands {
         let one = run(hook, std::slice::from_ref(command), interface);

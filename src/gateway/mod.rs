@@ -1,8 +1,10 @@
 //! Puts a tunnel together from its parts, runs it, and takes it apart again.
 //!
-//! Up: kill switch, TUN queues, socket group, workers, then (in the control thread's runtime) control socket, peers,
-//! gateway rules, link. Down, whatever ended it: name servers, link, gateway rules, goodbye to native peers, workers, control
-//! socket; the TUN goes with its last descriptor. Last of all, and only after an end in good order, the kill switch.
+//! Up: kill switch, `pre_up`, TUN queues, socket group, workers, then (in the control thread's runtime) control socket,
+//! peers, gateway rules, link, `post_up`. Down, whatever ended it: `pre_down`, name servers, link, gateway rules, goodbye to
+//! native peers, workers, control socket; the TUN goes with its last descriptor; `post_down`. Last of all, and only after an
+//! end in good order, the kill switch. As with wg-quick, a tunnel that did not come up, its commands included, has none
+//! of the commands of the end.
 #![forbid(unsafe_code)]
 
 mod embed;
@@ -17,6 +19,7 @@ mod service;
 mod wireguard;
 mod workers;
 
+use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -27,7 +30,7 @@ pub use hooks::HookError;
 pub use network::cleanup;
 pub use wireguard::run_wireguard;
 
-use crate::config::{Config, Suite};
+use crate::config::{Config, Interface, Suite};
 use crate::control::changes::ChangeError;
 use crate::control::exporter::{Exporter, ExporterError};
 use crate::control::runtime::Runtime;
@@ -39,6 +42,7 @@ use crate::crypto;
 use crate::dns::DnsError;
 use crate::firewall::{self, FirewallError, lockdown};
 use crate::link::LinkError;
+use crate::sys::tun::TunError;
 use crate::sys::{probe, tun};
 use crate::uapi;
 use live::Live;
@@ -143,15 +147,19 @@ pub fn run(config: Config, file: &Path, ready: impl FnOnce(&Facts)) -> Result<()
 /// As [`run`], whatever the kill switch does. Leaves in `config` what ran last.
 fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
     let interface = &config.interface;
+    if !interface.hooks.pre_up.is_empty() && !begin(interface)? {
+        return Ok(());
+    }
     let parts = Parts::assemble(interface)?;
     let ifindex = parts.ifindex;
     let identity = Identity {
-        private_key: Some(interface.private_key.clone()),
+        private_key: interface.private_key.clone(),
         addresses: interface.addresses.clone(),
         suite: Suite::Auto,
     };
     let runtime = parts.runtime();
     let interface_name = interface.name.clone();
+    let came_up = Cell::new(false);
     let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
         let mut hangups = Hangups::install()?;
         let server = Server::bind(&config.interface.control_socket).await?;
@@ -180,26 +188,52 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
             file,
             ifindex,
             runtime,
+            came_up: &came_up,
         };
         tunnel.serve(control, signals, &mut hangups, config, ready).await
     });
     // The interface is gone.
-    let interface = &config.interface;
-    runtime.block_on(async |_| hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await)?;
+    if came_up.get() {
+        let interface = &config.interface;
+        runtime.block_on(async |_| hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await)?;
+    }
     result
 }
 
+/// Runs the commands that come before the interface; false when a signal ends the tunnel before it is there.
+fn begin(interface: &Interface) -> Result<bool, RunError> {
+    let is_taken = |error: &TunError| matches!(error, TunError::Exists(_));
+    retry::while_taken(is_taken, || match tun::index_of(&interface.name) {
+        Some(_) => Err(TunError::Exists(interface.name.clone())),
+        None => Ok(()),
+    })?;
+    Runtime::Tokio.block_on(async |_| {
+        let mut signals = Signals::install()?;
+        tokio::select! {
+            // In this order no signal is lost: what comes while nobody listens waits for who listens next.
+            biased;
+            () = signals.end() => Ok(false),
+            result = hooks::run("pre_up", &interface.hooks.pre_up, &interface.name) => {
+                result?;
+                Ok(true)
+            }
+        }
+    })?
+}
+
 /// What a tunnel has beside its parts.
-struct Tunnel {
+struct Tunnel<'a> {
     server: Server,
     uapi: Option<uapi::server::Server>,
     exporter: Option<Exporter>,
     file: PathBuf,
     ifindex: u32,
     runtime: Runtime,
+    /// Whether the commands of the end are to run.
+    came_up: &'a Cell<bool>,
 }
 
-impl Tunnel {
+impl Tunnel<'_> {
     /// Runs the tunnel between its rules' and its link's coming up and going down. Leaves in `config` what ran last.
     async fn serve(
         self,
@@ -209,15 +243,11 @@ impl Tunnel {
         config: &mut Config,
         ready: impl FnOnce(&Facts),
     ) -> Result<(), RunError> {
-        let interface = &config.interface;
         let name = control.facts().name.clone();
-        tokio::select! {
-            biased;
-            () = signals.end() => return Ok(()),
-            result = hooks::run("pre_up", &interface.hooks.pre_up, &name) => result?,
-        }
-        if let Some(folder) = &interface.state_dir {
-            control.keep_state(self.runtime, &folder.join(format!("{name}.state")));
+        if let Some(folder) = &config.interface.state_dir {
+            control
+                .keep_state(self.runtime, &folder.join(format!("{name}.state")))
+                .await;
         }
         control.add_peers(&config.peers).await?;
         // Before the link, so that no packet of the tunnel passes unjudged.
@@ -250,6 +280,7 @@ impl Tunnel {
         }
         ready(control.facts());
         service::ready(&name);
+        self.came_up.set(true);
         network.confined = service::confine(config, &self.file, network.dns_backend());
         let (orders_in, mut orders) = control::orders();
         let (changes_in, changes) = mpsc::channel(CHANGES_MAX);
@@ -287,14 +318,19 @@ impl Tunnel {
             () = live.serve(hangups) => Ok(()),
             () = service::watch(orders_in.clone(), workers) => Ok(()),
             never = rules.follow() => match never {},
-            error = post_up => Err(error.into()),
+            error = post_up => {
+                self.came_up.set(false);
+                Err(error.into())
+            }
         };
         service::stopping();
         let network;
         (network, *config) = live.end();
         let interface = &config.interface;
-        hooks::run_down("pre_down", &interface.hooks.pre_down, &name).await;
-        if let Some(path) = &interface.save
+        if self.came_up.get() {
+            hooks::run_down("pre_down", &interface.hooks.pre_down, &name).await;
+        }
+        if let Some(path) = interface.save.as_ref().filter(|_| self.came_up.get())
             && let Err(error) = save::save(control, self.runtime, config, path).await
         {
             tracing::warn!(%error, path = %path.display(), "SaveConfig: the configuration is not written");

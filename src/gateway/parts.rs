@@ -107,7 +107,10 @@ impl Parts {
         };
         let protocol = Device::new(
             DeviceConfig {
-                private_key: interface.private_key.to_secret(),
+                private_key: interface
+                    .private_key
+                    .as_ref()
+                    .map_or_else(control::random_secret, PrivateKey::to_secret),
                 lanes: count as u8,
                 crypto: interface.crypto,
             },

@@ -105,7 +105,7 @@ impl Plan {
 
         let mut plan = Plan::default();
         if old.private_key != *private_key {
-            plan.protocol.private_key = Some(Some(private_key.clone()));
+            plan.protocol.private_key = Some(private_key.clone());
             plan.summary.push("private_key".into());
         }
         // A port that the kernel is to choose is the one that it has chosen.

@@ -21,9 +21,7 @@ fn current(control: &Control, config: &Config) -> Config {
     let dump = control.dump();
     let mut interface = config.interface.clone();
     interface.listen_port = dump.listen_port;
-    if let Some(key) = dump.private_key {
-        interface.private_key = key;
-    }
+    interface.private_key = dump.private_key;
     let peers = dump.peers.into_iter().map(|peer| {
         let configured = config.peers.iter().find(|known| known.public_key == peer.public_key);
         saved(peer, configured)

@@ -4,9 +4,7 @@ use std::io;
 
 use super::RunError;
 use super::parts::{Identity, Parts};
-use crate::config::{
-    Dns, Hooks, Interface, Mtu, OffloadSwitches, PrivateKey, Routing, Table, WireGuard, default_control_socket,
-};
+use crate::config::{Dns, Hooks, Interface, Mtu, OffloadSwitches, Routing, Table, WireGuard, default_control_socket};
 use crate::control::server::{Desks, Server};
 use crate::control::signals::Signals;
 use crate::control::{self, ControlError, Facts};
@@ -20,10 +18,7 @@ use crate::uapi;
 pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::Result<()>) -> Result<(), RunError> {
     let interface = Interface {
         name: options.name.clone(),
-        // Nobody knows it, and it says nothing.
-        private_key: PrivateKey::generate(|bytes| {
-            getrandom::fill(bytes).expect("the kernel's random source does not fail once it was seeded");
-        }),
+        private_key: None,
         listen_port: 0,
         addresses: Vec::new(),
         mtu: Mtu::Bytes(link::MTU_DEFAULT),

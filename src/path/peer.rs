@@ -153,6 +153,14 @@ impl Default for Room {
     }
 }
 
+#[cfg(test)]
+impl Room {
+    /// How many bytes wait.
+    pub(super) fn taken(&self) -> usize {
+        PENDING_ROOM - self.0
+    }
+}
+
 /// TUN frames that wait for a handshake, oldest first, bounded in number and bytes.
 #[derive(Default)]
 pub(super) struct Pending {

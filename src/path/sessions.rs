@@ -53,6 +53,12 @@ impl Openers {
         self.of_peer.get(&peer).map_or(0, Vec::len)
     }
 
+    /// How many receiver indices lead to keys.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.by_index.len()
+    }
+
     pub(super) fn retire(&mut self, peer: PeerId, session: SessionId) {
         let Some(indices) = self.of_peer.get_mut(&peer) else {
             return;

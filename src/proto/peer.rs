@@ -207,6 +207,22 @@ impl Peer {
         self.timers.set_or_clear(Timer::Expiry, self.slots.expires());
     }
 
+    /// Ends all that rests on this end's old key. What is waited for begins anew as soon as timers are looked at.
+    pub(super) fn change_identity(&mut self, context: &mut Context) {
+        let at_once = Time::default();
+        let is_wanted = self.attempt.is_some() || self.timers.is_set(Timer::Handshake);
+        self.cancel_attempt(context);
+        self.retire(context, |_| true);
+        // The new key's first handshake need not wait for the pace of the old one's.
+        self.handshake_sent = None;
+        if is_wanted {
+            self.timers.set(Timer::Handshake, at_once);
+        }
+        if self.persistent_keepalive.is_some() {
+            self.timers.set(Timer::PersistentKeepalive, at_once);
+        }
+    }
+
     // What went over the wire. "Authenticated" are data messages, keepalives, initiations and responses.
 
     pub(super) fn traffic(&mut self, context: &mut Context, traffic: Traffic) {

@@ -42,10 +42,15 @@ impl Tai64n {
         self.0
     }
 
-    /// The timestamp so many seconds later.
-    pub fn plus_seconds(self, seconds: u64) -> Tai64n {
-        let (own, nanos) = self.parts();
-        Tai64n::from_parts(own.saturating_add(seconds), nanos)
+    /// The timestamp so much later.
+    pub fn plus(self, span: Duration) -> Tai64n {
+        let (seconds, nanos) = self.parts();
+        // A label from a peer may have any bits.
+        let nanos = u64::from(nanos) + u64::from(span.subsec_nanos());
+        let seconds = seconds
+            .saturating_add(span.as_secs())
+            .saturating_add(nanos / 1_000_000_000);
+        Tai64n::from_parts(seconds, (nanos % 1_000_000_000) as u32)
     }
 
     fn next(self) -> Tai64n {
@@ -97,6 +102,17 @@ mod tests {
             last = next;
         }
         assert_eq!(last, Tai64n::from_unix(Duration::from_secs(51)).next());
+    }
+
+    #[test]
+    fn a_span_is_added_with_its_carry() {
+        let sum = Tai64n::from_parts(7, 999_999_999).plus(Duration::new(2, 5));
+        assert_eq!(sum, Tai64n::from_parts(10, 4));
+        assert_eq!(
+            Tai64n::from_parts(7, u32::MAX).plus(Duration::ZERO),
+            Tai64n::from_parts(11, 294_967_295)
+        );
+        assert!(Tai64n::from_parts(u64::MAX, 0).plus(Duration::MAX) > Tai64n::from_parts(u64::MAX - 1, 0));
     }
 
     #[test]

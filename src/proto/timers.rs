@@ -121,6 +121,12 @@ impl Schedule {
         }
     }
 
+    /// How many peers have a place.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Removes `peer`.
     pub(super) fn forget(&mut self, peer: PeerId, place: &mut Place) {
         if let Some(at) = place.0.take() {

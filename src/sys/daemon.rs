@@ -10,14 +10,15 @@ pub fn make_new_files_private() {
     unsafe { libc::umask(0o077) };
 }
 
-/// The child's end of the pipe to the parent. Dropped without [`Detached::ready`], by the child's end for example, it
-/// makes the parent end with exit code 1.
+/// The child's end of the pipe to the parent. Dropped without [`Detached::ready`] it makes the parent wait for the child's
+/// end.
 pub struct Detached {
     parent: PipeWriter,
 }
 
 /// Goes on in a child process without a terminal. The parent does not return: it ends with exit code 0 when the child is
-/// ready, else with 1; the child tells why on standard error, which it has in common with the parent.
+/// ready, else with the child's, or with 1 where a signal has killed the child; the child tells why on standard error, which
+/// it has in common with the parent.
 ///
 /// # Errors
 /// When this process has more than one thread (only the calling one would go on in the child, and locks of the others
@@ -38,10 +39,23 @@ pub fn detach() -> io::Result<Detached> {
             unsafe { libc::setsid() };
             Ok(Detached { parent })
         }
-        _ => {
+        pid => {
             drop(parent);
             let is_ready = child.read(&mut [0]).is_ok_and(|len| len == 1);
-            std::process::exit(if is_ready { 0 } else { 1 });
+            std::process::exit(if is_ready { 0 } else { exit_code_of(pid) });
+        }
+    }
+}
+
+/// Waits for the end of the child `pid`; its exit code, and 1 where it has none.
+fn exit_code_of(pid: libc::pid_t) -> i32 {
+    let mut status = 0;
+    loop {
+        // SAFETY: waitpid(2) writes one int to `status`, which outlives the call.
+        match unsafe { libc::waitpid(pid, &mut status, 0) } {
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            ended if ended == pid && libc::WIFEXITED(status) => return libc::WEXITSTATUS(status),
+            _ => return 1,
         }
     }
 }

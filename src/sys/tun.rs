@@ -77,10 +77,10 @@ pub enum TunError {
     NoDevice,
     /// Not permitted to open /dev/net/tun.
     #[error("not permitted to open {DEVICE}: run as root or give the container the device")]
-    DeviceForbidden,
+    DeviceForbidden(#[source] io::Error),
     /// Not permitted to make an interface.
     #[error("not permitted to create the interface {0}: needs CAP_NET_ADMIN (run as root, or: unshare -Urn)")]
-    Forbidden(String),
+    Forbidden(String, #[source] io::Error),
     /// An interface of that name exists.
     #[error("an interface named {0} exists already; choose another name or remove it: ip link del {0}")]
     Exists(String),
@@ -90,6 +90,7 @@ pub enum TunError {
         /// What was tried.
         step: &'static str,
         /// What the kernel said.
+        #[source]
         error: io::Error,
     },
 }
@@ -192,7 +193,7 @@ pub(super) fn open() -> Result<File, TunError> {
     result.map_err(|error| match error.raw_os_error() {
         // ENODEV, ENXIO: the node exists, the driver does not.
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoDevice,
-        Some(libc::EACCES | libc::EPERM) => TunError::DeviceForbidden,
+        Some(libc::EACCES | libc::EPERM) => TunError::DeviceForbidden(error),
         _ => TunError::Os {
             step: "opening /dev/net/tun",
             error,
@@ -229,7 +230,7 @@ pub(super) fn attach(file: &File, name: &str, extra: libc::c_int) -> Result<Stri
     if result != 0 {
         let error = io::Error::last_os_error();
         return Err(match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => TunError::Forbidden(name.to_owned()),
+            Some(libc::EPERM | libc::EACCES) => TunError::Forbidden(name.to_owned(), error),
             // EINVAL: an interface of that name that is not a TUN.
             Some(libc::EBUSY | libc::EEXIST) => TunError::Exists(name.to_owned()),
             Some(libc::EINVAL) if index(name).is_ok() => TunError::Exists(name.to_owned()),

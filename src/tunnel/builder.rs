@@ -230,7 +230,7 @@ impl Builder {
         };
         let interface = Interface {
             name: self.name,
-            private_key,
+            private_key: Some(private_key),
             listen_port: self.listen_port,
             addresses: self.addresses,
             mtu: self.mtu.map_or(Mtu::Auto, Mtu::Bytes),

@@ -4,6 +4,9 @@
 //! ([`Forwarder`]) seals and opens, the protocol ([`Device`]) shakes hands and keeps time, and either is told what the other
 //! has to say until nothing is left.
 
+#[cfg(test)]
+mod day;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;

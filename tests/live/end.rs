@@ -109,7 +109,19 @@ impl End {
         self.start_by(command);
     }
 
-    fn start_by(&mut self, mut command: Command) {
+    fn start_by(&mut self, command: Command) {
+        self.launch(command);
+        wait_until("the control socket", Duration::from_secs(20), || self.control.exists());
+    }
+
+    /// Starts the daemon and waits for nothing.
+    pub(crate) fn start_at_least(&mut self, namespace: &Namespace) {
+        let mut command = namespace.command(RINGWAY);
+        command.arg("run").arg(&self.file);
+        self.launch(command);
+    }
+
+    fn launch(&mut self, mut command: Command) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -117,7 +129,6 @@ impl End {
             .expect("a log");
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
         self.child = Some(command.spawn().expect("setpriv and nsenter are installed"));
-        wait_until("the control socket", Duration::from_secs(20), || self.control.exists());
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -9,10 +9,13 @@
 //! accepted twice, at most three sessions, none past its time, and no action for what does not exist.
 #![allow(dead_code, unreachable_pub)] // every test program uses its own part of this
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+mod network;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use network::{Flight, Flights, Network, Rng};
 use ringway::crypto::Choice;
 use ringway::proto::limits::REJECT_AFTER_TIME;
 use ringway::proto::{
@@ -22,34 +25,6 @@ use ringway::proto::{
 use ringway::wire::message::DataHeader;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
-
-/// splitmix64: enough randomness for tests, the same in every run.
-#[derive(Clone)]
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    pub fn chance(&mut self, probability: f64) -> bool {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64 <= probability && probability > 0.0
-    }
-
-    pub fn fill(&mut self, bytes: &mut [u8]) {
-        bytes
-            .chunks_mut(8)
-            .for_each(|chunk| chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]));
-    }
-}
 
 /// What one end is made from.
 #[derive(Clone)]
@@ -237,51 +212,13 @@ impl End {
     }
 }
 
-/// How the network treats datagrams.
-#[derive(Clone, Copy)]
-pub struct Network {
-    pub loss: f64,
-    pub duplicates: f64,
-    pub delay_min: Duration,
-    pub delay_max: Duration,
-    /// Nothing gets through, by direction: from end 0, from end 1.
-    pub cut: [bool; 2],
-}
-
-impl Network {
-    pub const GOOD: Network = Network {
-        loss: 0.0,
-        duplicates: 0.0,
-        delay_min: Duration::from_millis(10),
-        delay_max: Duration::from_millis(10),
-        cut: [false; 2],
-    };
-
-    pub fn with_delay(delay: Duration) -> Network {
-        Network {
-            delay_min: delay,
-            delay_max: delay,
-            ..Network::GOOD
-        }
-    }
-}
-
-/// A datagram on its way.
-#[derive(Debug, Clone)]
-pub struct Flight {
-    pub from: SocketAddr,
-    pub to: SocketAddr,
-    pub bytes: Vec<u8>,
-}
-
 /// Both ends and what is between them.
 pub struct World {
     pub time: Time,
     pub ends: [End; 2],
     pub network: Network,
     pub rng: Rng,
-    flights: BTreeMap<(Time, u64), Flight>,
-    next_flight: u64,
+    flights: Flights,
     next_payload: u64,
     /// Every datagram that was sent, for replaying.
     pub wire: Vec<Flight>,
@@ -298,8 +235,7 @@ impl World {
             ends: [End::new(0, &setups[0], seed), End::new(1, &setups[1], seed)],
             network: Network::GOOD,
             rng: Rng(seed),
-            flights: BTreeMap::new(),
-            next_flight: 0,
+            flights: Flights::default(),
             next_payload: 0,
             wire: Vec::new(),
             keep_wire: false,
@@ -328,7 +264,7 @@ impl World {
         let end = self.time + span;
         loop {
             let timeouts = self.ends.iter().filter_map(|end| end.device.poll_timeout());
-            let flight = self.flights.keys().next().map(|&(at, _)| at);
+            let flight = self.flights.next_arrival();
             let sample = self.sampling.map(|_| self.next_sample);
             match timeouts.chain(flight).chain(sample).min() {
                 Some(at) if at <= end => self.step(at),
@@ -402,8 +338,7 @@ impl World {
                 self.with_device(end, |device, _, now| device.handle_timeout(now));
             }
         }
-        while let Some(entry) = self.flights.first_entry().filter(|entry| entry.key().0 <= self.time) {
-            let flight = entry.remove();
+        while let Some(flight) = self.flights.pop(self.time) {
             if let Some(end) = self.ends.iter().position(|end| end.address == flight.to) {
                 let _ = self.receive(end, flight); // noted by `receive`
             }
@@ -422,17 +357,7 @@ impl World {
         if self.keep_wire {
             self.wire.push(flight.clone());
         }
-        let copies = 1 + usize::from(self.rng.chance(self.network.duplicates));
-        for _ in 0..copies {
-            if self.network.cut[end] || self.rng.chance(self.network.loss) {
-                continue;
-            }
-            let spread = (self.network.delay_max - self.network.delay_min).as_nanos() as u64;
-            let delay = self.network.delay_min + Duration::from_nanos(self.rng.below(spread + 1));
-            self.flights
-                .insert((self.time + delay, self.next_flight), flight.clone());
-            self.next_flight += 1;
-        }
+        self.flights.send(self.time, &self.network, &mut self.rng, end, &flight);
     }
 
     fn send_payload(&mut self, end: usize, payload: u64) {

@@ -465,6 +465,20 @@ fn what_keeps_it_from_starting_is_told_before_it_goes_to_the_background() {
         assert!(error.contains(expected), "{error}");
     }
     assert_eq!(device.dump().len(), 1, "the first one goes on");
+    // The exit code is that of the process in the background.
+    let code = |program: &[&str]| {
+        let mut command = lab.a.command(program[0]);
+        let output = command.args(&program[1..]).output().expect("nsenter is installed");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let new = unique_name();
+    let (failure, text) = code(&[RINGWAY_WG, name]);
+    assert_eq!(failure, Some(1), "{text}");
+    let (denied, text) = code(&["setpriv", "--bounding-set=-all", "--inh-caps=-all", RINGWAY_WG, &new]);
+    assert_eq!(denied, Some(5), "{text}");
 }
 
 #[test]
@@ -647,8 +661,9 @@ fn ringway_runs_a_configuration_of_wg_quick() {
     assert!(!routes.contains("10.99.0.0/24"), "Table = off: {routes}");
     lab::run(&["kill", &daemon.id().to_string()]);
     assert!(daemon.wait().expect("it is our child").success());
-    let expected = ["pre-up", "post-up", "pinged", "pre-down"].map(|hook| format!("{hook} {name} there\n"));
-    assert_eq!(hooks(), expected.concat() + &format!("post-down {name}\n"));
+    let expected = ["post-up", "pinged", "pre-down"].map(|hook| format!("{hook} {name} there\n"));
+    let expected = expected.concat();
+    assert_eq!(hooks(), format!("pre-up {name}\n{expected}post-down {name}\n"));
 
     // The same as TOML is the same.
     let converted = lab.a.run(&[RINGWAY, "convert", &path]);
@@ -667,6 +682,114 @@ fn ringway_runs_a_configuration_of_wg_quick() {
         "{error}"
     );
     assert!(!lab.a.has_interface(&name));
+}
+
+#[test]
+fn commands_run_when_wg_quick_runs_them_also_where_one_fails() {
+    let Some(lab) = lab() else { return };
+    let has_kernel = lab
+        .a
+        .try_run(&["ip", "link", "add", "probe0", "type", "wireguard"])
+        .is_ok();
+    if has_kernel || Command::new("wg-quick").stdout(Stdio::null()).status().is_err() {
+        println!("skipped: needs wg-quick, and a kernel without WireGuard, which wg-quick prefers");
+        return;
+    }
+    let name = unique_name();
+    let path = lab.directory.join(format!("{name}.conf"));
+    let log = lab.directory.join("hooks");
+    let told = || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let _ = fs::remove_file(&log);
+        text
+    };
+    for failing in ["none", "PreUp", "PostUp"] {
+        let keys = Keys::new();
+        let mut config = format!(
+            "[Interface]\nAddress = {}/24\nPrivateKey = {}\n",
+            INNER[0], keys.private
+        );
+        for hook in ["PreUp", "PostUp", "PreDown", "PostDown"] {
+            let there = "$(ip link show %i >/dev/null 2>&1 && echo there)";
+            config += &format!("{hook} = echo {hook} %i {there} >> {}\n", log.display());
+            if hook == failing {
+                config += &format!("{hook} = false\n{hook} = echo after >> {}\n", log.display());
+            }
+        }
+        fs::write(&path, config).expect("the directory is ours");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+
+        let wg_quick = |verb: &str| {
+            let mut command = lab.a.command("wg-quick");
+            let command = command.arg(verb).arg(&path);
+            let output = command.env("WG_QUICK_USERSPACE_IMPLEMENTATION", RINGWAY_WG).output();
+            output.expect("it is installed").status.success()
+        };
+        let came_up = wg_quick("up");
+        assert_eq!(came_up, failing == "none");
+        if came_up {
+            assert!(wg_quick("down"));
+        }
+        wait_until("the end", PATIENCE, || {
+            pid_of(&name).is_none() && !lab.a.has_interface(&name)
+        });
+        let theirs = told();
+
+        let mut daemon = lab.a.command(RINGWAY);
+        let mut daemon = daemon.arg("run").arg(&path).spawn().expect("nsenter is installed");
+        if came_up {
+            let text = || fs::read_to_string(&log).unwrap_or_default();
+            wait_until("PostUp", PATIENCE, || text().contains("PostUp"));
+            lab::run(&["kill", &daemon.id().to_string()]);
+        }
+        assert_eq!(daemon.wait().expect("it is our child").success(), came_up);
+        assert!(!lab.a.has_interface(&name));
+        assert_eq!(told(), theirs, "where {failing} fails");
+    }
+}
+
+#[test]
+fn ringway_runs_a_file_of_wg_quick_to_which_a_command_brings_the_key() {
+    let Some(lab) = lab() else { return };
+    let b = Device::start(&lab, &lab.b, &[]);
+    b.set_private_key();
+    bring_up(&lab.b, &b, INNER[1]);
+    let (keys, name) = (Keys::new(), unique_name());
+    b.wg("set", &["peer", &keys.public, "allowed-ips", INNER[0]]);
+    let private = |file: &str, text: &str| {
+        let path = lab.directory.join(file);
+        fs::write(&path, text).expect("the directory is ours");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+        path.display().to_string()
+    };
+    let key_file = private("key", &keys.private);
+    let config = format!(
+        "[Interface]\nAddress = {}/24\nTable = off\n\
+         PostUp = [[ $(wg show %i private-key) == '(none)' ]]\nPostUp = wg set %i private-key {key_file}\n\
+         [Peer]\nPublicKey = {}\nAllowedIPs = {}/32\nEndpoint = {}:{}\nPersistentKeepalive = 25\n",
+        INNER[0],
+        b.keys.public,
+        INNER[1],
+        UNDERLAY_V4[1],
+        b.listen_port(),
+    );
+    let path = private(&format!("{name}.conf"), &config);
+    let mut daemon = lab
+        .a
+        .command(RINGWAY)
+        .args(["run", &path])
+        .spawn()
+        .expect("nsenter is installed");
+    // The keepalive asks, before any packet does.
+    wait_until("a handshake", PATIENCE, || {
+        b.peer(&keys.public).is_some_and(|peer| peer[4] != "0")
+    });
+    assert!(lab.a.answers(inner(1), 56));
+    // A reload takes the key away as little as it brings one.
+    lab.a.run(&[RINGWAY, "reload", &name]);
+    assert!(lab.a.answers(inner(1), 56));
+    lab::run(&["kill", &daemon.id().to_string()]);
+    assert!(daemon.wait().expect("it is our child").success());
 }
 
 #[test]

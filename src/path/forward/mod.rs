@@ -108,6 +108,20 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         self.coalescer.flush(&mut self.groups);
     }
 
+    /// How many receiver indices lead to keys, and how many bytes of packets wait for keys.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> (usize, usize) {
+        (self.openers.len(), self.pending_room.taken())
+    }
+
+    /// Makes the sealing key of a peer, if it has one, go on from record number `counter`.
+    #[cfg(test)]
+    pub(crate) fn skip_to(&mut self, id: PeerId, counter: u64) {
+        if let Some(seal) = self.peers.active_mut(id).and_then(|peer| peer.current.as_ref()) {
+            seal.skip_to(counter);
+        }
+    }
+
     /// Takes a written group's memory back.
     pub fn recycle(&mut self, group: Group) {
         self.coalescer.recycle(group);

@@ -34,6 +34,18 @@ pub struct Device {
     door: Door,
 }
 
+/// How much a device remembers beside its peers: what a test sees grow when something is not given back.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Held {
+    /// Indices of sessions and handshakes.
+    pub(crate) indices: usize,
+    /// Peers that wait for a time to come.
+    pub(crate) deadlines: usize,
+    /// Actions that nobody has taken.
+    pub(crate) actions: usize,
+}
+
 impl Device {
     /// A device without peers. `random` fills a slice with unpredictable bytes; it makes ephemeral keys, indices,
     /// nonces and jitter.
@@ -145,6 +157,11 @@ impl Device {
         self.context.identity.peer_of(public_key)
     }
 
+    /// Whether there are keys of a session with the peer, so that packets may come or go.
+    pub fn has_session(&self, peer: PeerId) -> bool {
+        self.peers.get(peer).is_some_and(|peer| peer.slots.expires().is_some())
+    }
+
     /// The preshared key of a peer, for tools that show configurations.
     pub fn preshared_key(&self, peer: PeerId) -> Option<&[u8; 32]> {
         self.peers.get(peer)?.preshared_key.as_deref()
@@ -166,7 +183,8 @@ impl Device {
         })
     }
 
-    /// Changes this device's static key. All handshakes and sessions end; a peer whose key it is, is removed.
+    /// Changes this device's static key. All handshakes and sessions end, and those that somebody waits for begin anew; a
+    /// peer whose key it is, is removed.
     pub fn set_private_key(&mut self, private_key: StaticSecret) {
         let identity = Arc::new(Identity::new(&private_key, self.context.identity.choice()));
         if let Some(peer) = self.find_peer(identity.public()) {
@@ -174,10 +192,8 @@ impl Device {
         }
         for peer in self.peers.iter_mut() {
             identity.insert(peer.public_key, peer.id);
-            peer.cancel_attempt(&mut self.context);
-            peer.retire(&mut self.context, |_| true);
-            // The new key's first handshake need not wait for the pace of the old one's.
-            peer.handshake_sent = None;
+            peer.change_identity(&mut self.context);
+            self.schedule.ensure(peer.id, &mut peer.place, peer.timers.next());
         }
         self.door.set_public_key(identity.public());
         self.context.identity = identity;
@@ -254,6 +270,16 @@ impl Device {
     /// happened, which decides whether what was sent has been answered.
     pub fn traffic(&mut self, peer: PeerId, traffic: Traffic) {
         self.with_peer(peer, |peer, context| peer.traffic(context, traffic));
+    }
+
+    /// What it remembers beside its peers.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> Held {
+        Held {
+            indices: self.context.indices.len(),
+            deadlines: self.schedule.len(),
+            actions: self.context.actions.len(),
+        }
     }
 
     /// Lets `change` work on a peer, and sees to it that its timers are seen to; false if there is no such peer.
