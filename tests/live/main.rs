@@ -5,6 +5,7 @@ mod end;
 #[path = "../netns/lab.rs"]
 #[expect(dead_code, reason = "another program's tests use the rest of the lab")]
 mod lab;
+mod storm;
 mod system;
 #[path = "../netns/traffic.rs"]
 #[expect(dead_code, reason = "another program's tests use the rest of it")]
@@ -13,12 +14,12 @@ mod traffic;
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use end::{End, INNER, INTERFACE, Keys, PORT, peer, write};
 use lab::{Lab, UNDERLAY_V4, wait_until};
 use nix::sys::signal::Signal;
-use traffic::{Transfer, connect, iperf3};
+use traffic::{Transfer, connect};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -315,40 +316,6 @@ fn peers_come_change_go_and_are_saved() {
         "10.99.0.1/32",
     ]);
     pair.wait_until_packets_pass();
-}
-
-#[test]
-fn a_storm_of_reloads_stops_no_traffic() {
-    let Some(pair) = Pair::up() else { return };
-    let Pair { a, b, lab } = &pair;
-    let guests = [Keys::new(), Keys::new()];
-    let handshake = a.handshake("b");
-    thread::scope(|scope| {
-        let load = scope.spawn(|| iperf3(lab, inner(1), &["-t", "6"]));
-        let begin = Instant::now();
-        for round in 0..50 {
-            let guest = &guests[round % 2].public;
-            let mtu = 1300 + 10 * (round % 3);
-            let peers = [
-                peer(guest, "guest", &format!("10.98.{round}.0/24"), ""),
-                b.as_peer_at_home(),
-            ];
-            a.write(&format!("mtu = {mtu}\n"), &peers);
-            a.must(&["reload", "@"]);
-            // Spread over five seconds where the machine is quick enough.
-            let next = begin + Duration::from_millis(100) * (round as u32 + 1);
-            thread::sleep(next.saturating_duration_since(Instant::now()));
-        }
-        let end = load.join().expect("iperf3 runs to its end");
-        assert!(
-            end["sum_received"]["bytes"].as_u64().expect("a number") > 1 << 20,
-            "{end}"
-        );
-    });
-    let routes = pair.ip(&["route"]);
-    assert_eq!(routes.matches("10.98.").count(), 1, "{routes}");
-    assert_eq!(a.must(&["peer", "list", "@"]).lines().count(), 2);
-    assert_eq!(a.handshake("b"), handshake, "the session is the same");
 }
 
 #[test]

@@ -199,6 +199,11 @@ pub(crate) fn echo_datagrams(lab: &Lab, address: IpAddr, runs: &[Vec<usize>]) {
 
 /// Runs iperf3 from a to `address` of b for one second with more `arguments`; its report's `end`.
 pub(crate) fn iperf3(lab: &Lab, address: IpAddr, arguments: &[&str]) -> Value {
+    iperf3_report(lab, address, arguments)["end"].take()
+}
+
+/// As [`iperf3`], the whole report.
+pub(crate) fn iperf3_report(lab: &Lab, address: IpAddr, arguments: &[&str]) -> Value {
     let mut command = lab.b.command("iperf3");
     command.args(["-s", "-1"]).stdout(Stdio::null());
     let mut server = Server(command.spawn().expect("setpriv is installed"));
@@ -213,8 +218,7 @@ pub(crate) fn iperf3(lab: &Lab, address: IpAddr, arguments: &[&str]) -> Value {
     let output = lab
         .a
         .run(&[&["iperf3", "-J", "-t", "1", "-c", &address], arguments].concat());
-    let mut report: Value = serde_json::from_str(&output).expect("JSON");
-    report["end"].take()
+    serde_json::from_str(&output).expect("JSON")
 }
 
 struct Server(Child);

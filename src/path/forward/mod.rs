@@ -7,7 +7,7 @@
 //! 4. Segments of one size are reserved, written, sealed in place and committed in a batch.
 //!
 //! In, UDP to TUN ([`Forwarder::inbound`]):
-//! 1. The header tells data from handshakes, which go past the doorman to the control thread.
+//! 1. The header tells data from handshakes, which go to the control thread (where there is a door, no more than strays get here).
 //! 2. The receiver index names the worker and the session's opening half.
 //! 3. The replay window and the tag decide whether the datagram is authentic; it is decrypted in place.
 //! 4. The first authentic datagram of a session confirms it; one from elsewhere moves the peer.
@@ -16,18 +16,15 @@
 //! 7. Packets of one flow are coalesced into a super-packet for the TUN.
 //!
 //! Nothing here does I/O or reads a clock. The worker gives frames and received buffers, and at the pass's end takes
-//! batches, groups, reports, hand-overs and replies.
+//! batches, groups, reports and hand-overs.
 
 mod changes;
 pub mod explain;
-mod handshake;
 mod inbound;
 mod messages;
 mod outbound;
 #[cfg(test)]
 mod tests;
-
-pub use handshake::CookieReply;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +38,7 @@ use crate::path::report::{Handover, Report};
 use crate::path::route::{RouteTable, Routes};
 use crate::path::sessions::Openers;
 use crate::path::waiting::Waiting;
-use crate::proto::{Doorman, PeerId, Time};
+use crate::proto::{PeerId, Time};
 use crate::stats::counters::WorkerCounters;
 
 /// How often one peer's want of a session is reported while packets wait for it.
@@ -66,9 +63,6 @@ pub struct Forwarder<S> {
     pub handovers: Vec<Handover>,
     /// Whoever looks at inner packets.
     pub taps: Vec<Tap>,
-    /// Answers to handshake messages that were turned away.
-    pub replies: Vec<CookieReply>,
-    doorman: Option<Box<Doorman>>,
     counters: Arc<WorkerCounters>,
     tun_mtu: usize,
     /// Whether native data may leave from the lane's own port.
@@ -98,8 +92,6 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             reports: Vec::new(),
             handovers: Vec::new(),
             taps: Vec::new(),
-            replies: Vec::new(),
-            doorman: None,
             counters,
             tun_mtu,
             lane_ports: false,
