@@ -148,15 +148,25 @@ impl ChangeError {
     }
 }
 
-/// One socket per worker on `port`, steered so that datagrams reach the worker that has their keys.
-pub fn bind(port: u16, workers: usize, options: UdpOptions) -> io::Result<UdpGroup> {
-    let group = udp::bind_group(port, workers, options)?;
-    if let [socket, _, ..] = &group.sockets[..]
-        && let Err(error) = steer::attach(socket, workers as u8)
-    {
-        tracing::warn!(%error, "no steering program: datagrams reach their workers by being handed over");
-    }
-    Ok(group)
+/// The sockets of a tunnel.
+pub struct Sockets {
+    /// Gets what is no data.
+    pub door: UdpSocket,
+    /// One per worker, which get the data messages of their lanes; with what is true of all.
+    pub group: UdpGroup,
+}
+
+/// Binds a tunnel's sockets to `port`, steered so that datagrams reach whom they are for.
+///
+/// # Errors
+/// As [`udp::bind_group`]; what setsockopt(2) says of the steering program.
+pub fn bind(port: u16, workers: usize, options: UdpOptions) -> io::Result<Sockets> {
+    let mut group = udp::bind_group(port, 1 + workers, options)?;
+    steer::attach(&group.sockets[0], workers as u8)?;
+    Ok(Sockets {
+        door: group.sockets.remove(0),
+        group,
+    })
 }
 
 impl Control {
@@ -207,7 +217,7 @@ impl Control {
         }
         self.private_key = key;
         self.device.set_private_key(secret);
-        self.post_doormen()?;
+        self.post_doorman()?;
         self.act()
     }
 
@@ -218,8 +228,9 @@ impl Control {
             return Ok(());
         }
         let failed = |error| ChangeError::Port { port, error };
-        let group = bind(port, self.workers.len(), self.udp_options).map_err(failed)?;
+        let Sockets { door, group } = bind(port, self.workers.len(), self.udp_options).map_err(failed)?;
         // First all that can fail, then the change.
+        let door_outbox = door.try_clone().map_err(failed)?;
         let outboxes = group.sockets.iter().map(UdpSocket::try_clone);
         let outboxes: Vec<_> = outboxes.collect::<io::Result<_>>().map_err(failed)?;
         for ((worker, socket), outbox) in self.workers.iter_mut().zip(group.sockets).zip(outboxes) {
@@ -227,6 +238,9 @@ impl Control {
             let moved = worker.port.send(Command::ReplaceUdp(socket));
             moved.map_err(|gone| ControlError::Worker(gone.to_string()))?;
         }
+        self.door.replace_socket(door_outbox);
+        let moved = self.door.port.replace_udp(door);
+        moved.map_err(|gone| ControlError::Worker(gone.to_string()))?;
         self.facts.listen_port = group.port;
         Ok(())
     }
@@ -238,7 +252,9 @@ impl Control {
             // A worker's descriptor and ours are the same socket.
             let sockets = || {
                 let workers = self.workers.iter();
-                workers.flat_map(|worker| std::iter::once(&worker.socket).chain(&worker.lane_socket))
+                let of_workers =
+                    workers.flat_map(|worker| std::iter::once(&worker.socket.socket).chain(&worker.lane_socket));
+                std::iter::once(&self.door.socket.socket).chain(of_workers)
             };
             if let Err(error) = sockets().try_for_each(|socket| socket.set_mark(mark)) {
                 // All of them or none: handshakes and data go by the same rules.

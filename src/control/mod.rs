@@ -65,6 +65,7 @@ use crate::stats::latency::StageHistograms;
 use crate::sys::tun_mtu::TunMtu;
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::worker;
+use crate::worker::door::DoorPort;
 use crate::worker::mailbox::{Command, Reports, WorkerGone, WorkerPort};
 
 /// How often the workers' tallies are read for the protocol's timers, whose shortest period is 5 s.
@@ -100,8 +101,8 @@ pub struct WorkerInfo {
     port: WorkerPort,
     /// What it counts.
     counters: Arc<WorkerCounters>,
-    /// Its UDP socket, on which handshake answers leave.
-    socket: UdpSocket,
+    /// Its UDP socket.
+    socket: WatchedSocket,
     /// The socket on its lane's own port, if it has one.
     lane_socket: Option<UdpSocket>,
     /// The core it is pinned to.
@@ -114,8 +115,6 @@ pub struct WorkerInfo {
     histograms: StageHistograms,
     /// An empty set for the next read.
     spare: Box<StageHistograms>,
-    /// What the kernel said when its drops at the socket were last counted.
-    socket_drops: u32,
 }
 
 impl WorkerInfo {
@@ -133,36 +132,78 @@ impl WorkerInfo {
         WorkerInfo {
             port,
             counters,
-            socket,
+            socket: WatchedSocket::new(socket),
             lane_socket,
             cpu,
             io,
             io_reason,
             histograms,
             spare,
-            socket_drops: 0,
-        }
-    }
-
-    /// Counts what the kernel has dropped at the socket since the last time. Nobody else writes to that counter.
-    fn count_socket_drops(&mut self) {
-        let Ok(drops) = self.socket.drops() else { return };
-        let news = drops.wrapping_sub(std::mem::replace(&mut self.socket_drops, drops));
-        if news > 0 {
-            self.counters.dropped(Drop::SocketFull, news.into());
         }
     }
 
     /// Answers leave on `socket` from here on, a descriptor of the socket that the worker is about to move to.
     fn replace_socket(&mut self, socket: UdpSocket) {
-        self.count_socket_drops();
-        self.socket = socket;
-        self.socket_drops = 0;
+        self.socket.replace(socket, &self.counters);
     }
 }
 
-/// All workers, and how they reach the control thread.
+/// What the control thread needs to know of the door.
+pub struct DoorInfo {
+    /// The way to its thread.
+    port: DoorPort,
+    /// What it counts: drops only.
+    counters: Arc<WorkerCounters>,
+    /// Its socket, on which handshake messages leave.
+    socket: WatchedSocket,
+}
+
+impl DoorInfo {
+    /// A door that has just been opened; `socket` is a descriptor of its socket.
+    pub fn new(port: DoorPort, counters: Arc<WorkerCounters>, socket: UdpSocket) -> DoorInfo {
+        DoorInfo {
+            port,
+            counters,
+            socket: WatchedSocket::new(socket),
+        }
+    }
+
+    fn replace_socket(&mut self, socket: UdpSocket) {
+        self.socket.replace(socket, &self.counters);
+    }
+}
+
+/// A descriptor of somebody's socket.
+struct WatchedSocket {
+    socket: UdpSocket,
+    /// What the kernel said when its drops at the socket were last counted.
+    drops: u32,
+}
+
+impl WatchedSocket {
+    fn new(socket: UdpSocket) -> WatchedSocket {
+        WatchedSocket { socket, drops: 0 }
+    }
+
+    /// Counts what the kernel has dropped at the socket since the last time. Nobody else writes to that counter.
+    fn count_drops(&mut self, counters: &WorkerCounters) {
+        let Ok(drops) = self.socket.drops() else { return };
+        let news = drops.wrapping_sub(std::mem::replace(&mut self.drops, drops));
+        if news > 0 {
+            counters.dropped(Drop::SocketFull, news.into());
+        }
+    }
+
+    fn replace(&mut self, socket: UdpSocket, counters: &WorkerCounters) {
+        self.count_drops(counters);
+        *self = WatchedSocket::new(socket);
+    }
+}
+
+/// All threads beside the control thread, and how they reach it.
 pub struct Workforce {
+    /// Receives what is no data.
+    pub door: DoorInfo,
     /// In order of their numbers.
     pub workers: Vec<WorkerInfo>,
     /// What they report.
@@ -240,6 +281,7 @@ pub struct Control {
     mtu: TunMtu,
     facts: Facts,
     device: Device,
+    door: DoorInfo,
     workers: Vec<WorkerInfo>,
     reports: Reports,
     died: mpsc::UnboundedReceiver<ControlError>,
@@ -267,7 +309,7 @@ pub struct Control {
 impl Control {
     /// Takes over a tunnel whose workers run.
     pub fn new(settings: Settings, facts: Facts, device: Device, workforce: Workforce) -> Control {
-        let control = Control {
+        Control {
             private_key: settings.private_key,
             addresses: settings.addresses,
             udp_options: settings.udp_options,
@@ -275,6 +317,7 @@ impl Control {
             mtu: settings.mtu,
             facts,
             device,
+            door: workforce.door,
             workers: workforce.workers,
             reports: workforce.reports,
             died: workforce.died,
@@ -294,16 +337,30 @@ impl Control {
             next_sample: None,
             latency_log: None,
             next_log: None,
-        };
-        // A worker that has died ends the loop by itself.
-        let _ = control.post_doormen();
-        control
+        }
     }
 
-    /// Gives every worker a doorman who knows our public key.
-    fn post_doormen(&self) -> Result<(), ControlError> {
-        let (public_key, doormen) = (self.device.public_key(), self.workers.len() as u8);
-        self.broadcast(|| Command::Doorman(Box::new(Doorman::new(public_key, doormen, drawing_ahead()))))
+    /// Gives the door a doorman who knows our public key.
+    fn post_doorman(&self) -> Result<(), ControlError> {
+        let posted = self.door.port.set_doorman(doorman(&self.device));
+        posted.map_err(|gone| ControlError::Worker(gone.to_string()))
+    }
+
+    /// Counts what the kernel has dropped at all sockets since the last time.
+    fn count_socket_drops(&mut self) {
+        self.door.socket.count_drops(&self.door.counters);
+        for worker in &mut self.workers {
+            worker.socket.count_drops(&worker.counters);
+        }
+    }
+
+    /// Handshake datagrams that were refused, here or at the door, by reason.
+    fn refused_handshakes(&self) -> BTreeMap<String, u64> {
+        let mut refused = self.door.counters.snapshot().drops;
+        for (reason, count) in &self.drops {
+            *refused.entry((*reason).to_owned()).or_default() += count;
+        }
+        refused
     }
 
     /// How many workers there are.
@@ -429,6 +486,7 @@ impl Control {
         for worker in &self.workers {
             let _ = worker.port.send(Command::Stop);
         }
+        let _ = self.door.port.stop();
         if let Some(state) = self.state.take() {
             state.finish(self.timestamps()).await;
         }
@@ -522,6 +580,11 @@ impl Control {
     fn broadcast(&self, command: impl Fn() -> Command) -> Result<(), ControlError> {
         self.workers.iter().try_for_each(|worker| self.tell(worker, command()))
     }
+}
+
+/// A doorman for whoever receives for `device`.
+pub fn doorman(device: &Device) -> Doorman {
+    Doorman::new(device.public_key(), device.awaited_answers(), drawing_ahead())
 }
 
 /// As [`random`], for one who often wants a few bytes: draws from the kernel for many calls at once.

@@ -63,7 +63,7 @@ impl Control {
     fn status(&mut self) -> Result<StatusReport, NoAnswer> {
         self.collect_histograms()?;
         let engines = self.engine_counters()?;
-        self.workers.iter_mut().for_each(WorkerInfo::count_socket_drops);
+        self.count_socket_drops();
         Ok(StatusReport {
             name: self.facts.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -77,11 +77,7 @@ impl Control {
             offloads: self.facts.offloads,
             started_unix_s: unix(self.started).as_secs(),
             uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
-            control_drops: self
-                .drops
-                .iter()
-                .map(|(name, count)| ((*name).to_owned(), *count))
-                .collect(),
+            control_drops: self.refused_handshakes(),
             workers: (0..)
                 .zip(&self.workers)
                 .zip(engines)

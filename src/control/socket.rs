@@ -2,11 +2,18 @@
 //!
 //! The file's mode decides who may connect (unix(7): it takes write permission), so nobody is asked who he is afterwards.
 
+use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
+
+/// How long another daemon may take to find out whether the name is free. It asks the kernel a few questions.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts to have the lock.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The socket; its name is removed on drop, unless it has become another's.
 pub struct SocketFile {
@@ -51,6 +58,10 @@ impl SocketFile {
             // Whatever the umask: clients look for sockets here.
             std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
         }
+        // Two daemons that find a dead one's socket at the same time must not both put theirs in its place.
+        let Some(_lock) = Lock::take(path).await.map_err(failed)? else {
+            return Err(SocketError::InUse(path.to_owned()));
+        };
         match std::fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
@@ -99,6 +110,54 @@ impl Drop for SocketFile {
     }
 }
 
+/// The right to decide whose a name is: a locked file beside it, which is there only meanwhile.
+struct Lock {
+    path: PathBuf,
+    /// Locked while it is open.
+    _file: File,
+}
+
+impl Lock {
+    /// `None`: another has it, and keeps it.
+    async fn take(socket: &Path) -> io::Result<Option<Lock>> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            let mut options = File::options();
+            options
+                .write(true)
+                .create(true)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW);
+            let file = options.open(&path)?;
+            match file.try_lock() {
+                // Who had the lock before may have removed the file.
+                Ok(()) if is_at(&file, &path) => return Ok(Some(Lock { path, _file: file })),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    tokio::time::sleep(LOCK_RETRY_INTERVAL).await;
+                }
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // It is ours, for it is locked yet; where the directory has gone, so has it.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let here = file.metadata().map(|found| (found.dev(), found.ino()));
+    here.is_ok_and(|here| identity(path).is_ok_and(|found| found == here))
+}
+
 /// Gives the file to the group. A daemon that may not, because it is neither root nor a member, keeps it to its owner.
 fn is_given_to_group(path: &Path, access: Access<'_>) -> bool {
     let Access::Group(name) = access else { return false };
@@ -129,6 +188,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn path(name: &str) -> PathBuf {
@@ -197,15 +258,64 @@ mod tests {
         clean_up(&path);
     }
 
+    /// Leaves what a daemon leaves that is killed.
+    fn die_at(path: &Path) {
+        drop(std::os::unix::net::UnixListener::bind(path).expect("the name is free"));
+        assert!(path.exists());
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn what_a_dead_daemon_left_is_replaced() {
         let path = path("dead");
-        let dead = SocketFile::bind(&path, Access::Owner).await.expect("a socket");
-        let moved = path.with_extension("moved");
-        std::fs::rename(&path, &moved).expect("the same folder");
-        drop(dead);
-        std::fs::rename(&moved, &path).expect("the same folder");
-        assert!(SocketFile::bind(&path, Access::Owner).await.is_ok());
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        die_at(&path);
+        let socket = SocketFile::bind(&path, Access::Owner).await.expect("a socket");
+        let beside = std::fs::read_dir(path.parent().expect("a folder")).expect("it is there");
+        assert_eq!(beside.count(), 1, "the lock is gone");
+        drop(socket);
+        clean_up(&path);
+    }
+
+    #[test]
+    fn of_two_daemons_that_find_a_dead_ones_socket_at_the_same_time_one_gets_it() {
+        let path = path("race");
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        // Both sides of each step are taken by spinning: waking a thread takes longer than what they race through.
+        let reached = AtomicUsize::new(0);
+        let wait_for = |count| {
+            reached.fetch_add(1, Ordering::AcqRel);
+            while reached.load(Ordering::Acquire) < count {
+                std::thread::yield_now();
+            }
+        };
+        let daemon = |is_first: bool| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("a runtime");
+            let (mut won, mut errors) = (0, Vec::new());
+            for round in 0..500 {
+                if is_first {
+                    die_at(&path);
+                }
+                wait_for(6 * round + 2);
+                let socket = runtime.block_on(SocketFile::bind(&path, Access::Owner));
+                wait_for(6 * round + 4);
+                match &socket {
+                    Ok(socket) => won += usize::from(socket.is_in_place()),
+                    Err(SocketError::InUse(_)) => {}
+                    Err(error) => errors.push(error.to_string()),
+                }
+                drop(socket);
+                wait_for(6 * round + 6);
+            }
+            (won, errors)
+        };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| daemon(false));
+            let (won, errors) = daemon(true);
+            let (others, their_errors) = other.join().expect("it does not panic");
+            assert_eq!([errors, their_errors].concat(), [""; 0]);
+            assert_eq!(won + others, 500);
+        });
         clean_up(&path);
     }
 }

@@ -74,7 +74,7 @@ impl Control {
 
     /// What was counted since the daemon started.
     pub(super) fn totals(&mut self) -> Result<Totals, NoAnswer> {
-        self.workers.iter_mut().for_each(WorkerInfo::count_socket_drops);
+        self.count_socket_drops();
         let engines = self.engine_counters()?;
         let peers = self.peers.iter().map(|(_, peer)| {
             let traffic = peer.traffic();
@@ -90,11 +90,7 @@ impl Control {
             }
         });
         Ok(Totals {
-            control_drops: self
-                .drops
-                .iter()
-                .map(|(name, count)| ((*name).to_owned(), *count))
-                .collect(),
+            control_drops: self.refused_handshakes(),
             workers: self.workers.iter().zip(&engines).map(worker_totals).collect(),
             peers: peers.collect(),
         })

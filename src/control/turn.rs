@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Control, ControlError, HANDSHAKES_PER_TURN, REPORTS_PER_TURN, SAMPLE_INTERVAL, WorkerInfo};
+use super::{Control, ControlError, HANDSHAKES_PER_TURN, REPORTS_PER_TURN, SAMPLE_INTERVAL};
 use crate::path::drops::Drop;
 use crate::path::report::Report;
 use crate::proto::{Action, Endpoint, PeerId, Suite};
@@ -103,8 +103,7 @@ impl Control {
         if let Some(state) = self.state.as_mut().filter(|_| peer.is_some()) {
             state.touch(now);
         }
-        let Some(worker) = self.workers.first() else { return };
-        match worker.socket.send_to(to, HANDSHAKE_TOS, datagram) {
+        match self.door.socket.socket.send_to(to, HANDSHAKE_TOS, datagram) {
             Ok(()) => self.peers.sent(peer, datagram.len()),
             Err(error) => {
                 tracing::debug!(to = %to.remote, %error, "cannot send a handshake message");
@@ -136,26 +135,19 @@ impl Control {
                 }
                 Report::Rtt(peer, rtt) => self.peers.record_rtt(peer, rtt),
                 Report::Goodbye(peer) => tracing::debug!(peer = %self.peers.name(peer), "peer goes down"),
-                Report::Handshake { .. } => {}
+                // These come by a channel of their own.
+                Report::Handshake(_) => {}
             }
         }
         more |= self.reports.handshakes.len() > HANDSHAKES_PER_TURN;
         for _ in 0..HANDSHAKES_PER_TURN {
-            let Ok((
-                _,
-                Report::Handshake {
-                    from,
-                    datagram,
-                    admitted,
-                },
-            )) = self.reports.handshakes.try_recv()
-            else {
+            let Ok(handshake) = self.reports.handshakes.try_recv() else {
                 break;
             };
-            let now = self.now();
-            let taken = match admitted {
-                true => self.device.handle_admitted(now, from, &datagram),
-                false => self.device.handle_datagram(now, from, &datagram),
+            let (now, from, datagram) = (self.now(), handshake.from, &handshake.datagram[..]);
+            let taken = match handshake.admitted {
+                true => self.device.handle_admitted(now, from, datagram),
+                false => self.device.handle_datagram(now, from, datagram),
             };
             match taken {
                 Ok(Some(peer)) => self.peers.received(peer, datagram.len()),
@@ -176,7 +168,7 @@ impl Control {
     pub(super) fn time_passes(&mut self) {
         let now = self.now();
         if self.next_sample.is_some_and(|due| due <= now.mono) {
-            self.workers.iter_mut().for_each(WorkerInfo::count_socket_drops);
+            self.count_socket_drops();
             let busy = self.peers.sample(&mut self.device, now);
             self.next_sample = busy.any_session.then(|| now.mono + SAMPLE_INTERVAL);
             for peer in busy.echo {

@@ -77,13 +77,14 @@ impl Parts {
         };
         let port = interface.listen_port;
         let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-        let group =
+        let sockets =
             retry::while_taken(in_use, || control::changes::bind(port, count, udp_options)).map_err(|error| {
                 match &interface.routing.bind_interface {
                     Some(name) if error.raw_os_error() == Some(libc::ENODEV) => RunError::NoDevice(name.clone()),
                     _ => RunError::Udp { port, error },
                 }
             })?;
+        let group = &sockets.group;
         let offloads = OffloadReport {
             udp_gso: group.gso,
             udp_gro: group.gro,
@@ -100,7 +101,7 @@ impl Parts {
             "offloads in use"
         );
         let lane_sockets = if interface.lane_ports {
-            udp::lane_sockets(&group, count, udp_options).map_err(|error| RunError::Udp { port: 0, error })?
+            udp::lane_sockets(group, count, udp_options).map_err(|error| RunError::Udp { port: 0, error })?
         } else {
             Vec::new()
         };
@@ -144,7 +145,7 @@ impl Parts {
         }
         let runtime = if plan.uring { Runtime::Uring } else { Runtime::Tokio };
         let mtu = TunMtu::new(&device.queues[0])?;
-        let (workforce, threads) = workers::start(plan, device.queues, group.sockets)?;
+        let (workforce, threads) = workers::start(plan, device.queues, sockets, control::doorman(&protocol))?;
         Ok(Parts {
             ifindex: device.ifindex,
             facts,

@@ -7,23 +7,29 @@ use crossbeam_channel::{Sender, bounded};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::RunError;
-use crate::control::{ControlError, WorkerInfo, Workforce};
+use crate::control::changes::Sockets;
+use crate::control::{ControlError, DoorInfo, WorkerInfo, Workforce};
 use crate::link::MTU_DEFAULT;
 use crate::path::coalesce::{self, Coalescer};
 use crate::path::forward::Forwarder;
 use crate::path::gso::Batches;
+use crate::proto::Doorman;
 use crate::sandbox;
 use crate::stats::counters::WorkerCounters;
-use crate::sys::cpu::Core;
+use crate::sys::cpu::{self, Core};
 use crate::sys::engine::Engine;
-use crate::sys::outbox::Outbox;
 use crate::sys::plain::Plain;
 use crate::sys::tun::{self, TunQueue};
 use crate::sys::udp::UdpSocket;
 use crate::sys::uring::Uring;
 use crate::sys::wake::{self, Wake};
 use crate::worker::Worker;
-use crate::worker::mailbox::{self, Mailbox};
+use crate::worker::door::Door;
+use crate::worker::mailbox::{self, HandshakePort, Mailbox};
+
+/// How much the door stands back behind the workers where all cores are busy: about a quarter of a core is left to it
+/// (the kernel's sched_prio_to_weight), which lets it look at 100,000 messages a second, while packets go on.
+const DOOR_NICE: i32 = 5;
 
 /// What all workers have in common.
 pub(super) struct Plan {
@@ -45,26 +51,38 @@ pub(super) struct Plan {
 /// Which engine a worker got: "uring" or "syscall", and why not the other one.
 type Started = Result<(&'static str, Option<String>), String>;
 
-/// Starts one worker per queue and socket, and waits until all have their engines.
+/// Opens the door, starts one worker per queue and socket, and waits until all have their engines.
 pub(super) fn start(
     mut plan: Plan,
     queues: Vec<TunQueue>,
-    sockets: Vec<UdpSocket>,
+    sockets: Sockets,
+    doorman: Doorman,
 ) -> Result<(Workforce, Vec<JoinHandle<()>>), RunError> {
     let workers = queues.len();
     let pairs = (0..workers).map(|_| wake::pair()).collect::<Result<Vec<_>, _>>()?;
     let (wakers, wakes): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-    let (ports, mailboxes, reports) = mailbox::connect(&wakers);
+    let (ports, mailboxes, handshakes, reports) = mailbox::connect(&wakers);
     let (died_in, died) = unbounded_channel();
+    let death = DeathNotice {
+        who: "the door".into(),
+        interface_removed: false,
+        died: died_in.clone(),
+    };
+    let (door, door_thread) = open_door(sockets.door, doorman, handshakes, death, plan.sandbox)?;
     let mut lane_sockets = std::mem::take(&mut plan.lane_sockets).into_iter();
     let plan = Arc::new(plan);
     let mut infos = Vec::with_capacity(workers);
-    let mut threads = Vec::with_capacity(workers);
-    let parts = queues.into_iter().zip(sockets).zip(wakes).zip(ports).zip(mailboxes);
+    let mut threads = vec![door_thread];
+    let parts = queues
+        .into_iter()
+        .zip(sockets.group.sockets)
+        .zip(wakes)
+        .zip(ports)
+        .zip(mailboxes);
     for (number, ((((queue, socket), wake), port), mailbox)) in parts.enumerate() {
         let counters = Arc::new(WorkerCounters::default());
         let core = plan.cores.get(number % plan.cores.len().max(1)).copied();
-        let [replies_leave_by, control_sends_by] = [socket.try_clone()?, socket.try_clone()?];
+        let watched = socket.try_clone()?;
         let lane_socket = lane_sockets.next();
         let lane_outbox = lane_socket.as_ref().map(UdpSocket::try_clone).transpose()?;
         let (started_in, started) = bounded(1);
@@ -76,9 +94,8 @@ pub(super) fn start(
             counters: counters.clone(),
             lane_socket,
             mailbox,
-            outbox: replies_leave_by,
             death: DeathNotice {
-                number,
+                who: format!("worker {number}"),
                 interface_removed: false,
                 died: died_in.clone(),
             },
@@ -96,7 +113,7 @@ pub(super) fn start(
         infos.push(WorkerInfo::new(
             port,
             counters,
-            control_sends_by,
+            watched,
             lane_outbox,
             cpu,
             io,
@@ -104,11 +121,42 @@ pub(super) fn start(
         ));
     }
     let workforce = Workforce {
+        door,
         workers: infos,
         reports,
         died,
     };
     Ok((workforce, threads))
+}
+
+/// Starts the thread that receives what is no data.
+fn open_door(
+    socket: UdpSocket,
+    doorman: Doorman,
+    handshakes: HandshakePort,
+    death: DeathNotice,
+    sandbox: bool,
+) -> Result<(DoorInfo, JoinHandle<()>), RunError> {
+    let counters = Arc::new(WorkerCounters::default());
+    let control_sends_by = socket.try_clone()?;
+    let (door, port) = Door::new(socket, doorman, handshakes, counters.clone())?;
+    let thread = thread::Builder::new().name("door".into()).spawn(move || {
+        let _death = death;
+        cpu::be_nice(DOOR_NICE);
+        if sandbox {
+            confine("door");
+        }
+        if let Err(error) = door.run() {
+            tracing::error!(%error, "the door cannot be kept");
+        }
+    })?;
+    Ok((DoorInfo::new(port, counters, control_sends_by), thread))
+}
+
+fn confine(thread: &str) {
+    for missing in sandbox::confine_worker() {
+        tracing::debug!(thread, "{missing}");
+    }
 }
 
 /// One worker's thread.
@@ -120,13 +168,12 @@ struct Thread {
     counters: Arc<WorkerCounters>,
     lane_socket: Option<UdpSocket>,
     mailbox: Mailbox,
-    outbox: UdpSocket,
     death: DeathNotice,
 }
 
-/// Tells the control thread when the worker's thread ends, also by a panic.
+/// Tells the control thread when a thread ends, also by a panic.
 struct DeathNotice {
-    number: usize,
+    who: String,
     interface_removed: bool,
     died: UnboundedSender<ControlError>,
 }
@@ -137,7 +184,7 @@ impl Drop for DeathNotice {
         let cause = if self.interface_removed {
             ControlError::InterfaceRemoved
         } else {
-            ControlError::Worker(format!("worker {} {how}", self.number))
+            ControlError::Worker(format!("{} {how}", self.who))
         };
         // Nobody listens any more when the tunnel goes down in good order.
         let _ = self.died.send(cause);
@@ -215,18 +262,9 @@ impl Thread {
             }
         }
         if self.plan.sandbox {
-            for missing in sandbox::confine_worker() {
-                tracing::debug!(worker = self.number, "{missing}");
-            }
+            confine(&format!("worker {}", self.number));
         }
-        let worker = Worker::new(
-            self.number as u8,
-            engine,
-            forwarder,
-            self.mailbox,
-            self.counters,
-            Outbox::new(self.outbox),
-        );
+        let worker = Worker::new(self.number as u8, engine, forwarder, self.mailbox, self.counters);
         match worker.run() {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => self.death.interface_removed = true,
             Err(error) => tracing::error!(worker = self.number, %error, "the worker cannot go on"),

@@ -34,7 +34,7 @@ drop_reasons! {
     NoRoute = "no_route",
     /// The peer has no known endpoint to send to.
     NoEndpoint = "no_endpoint",
-    /// Too many packets wait for handshakes, of this peer or of all; its oldest one went.
+    /// Too many packets wait for handshakes, of this peer or of all; the oldest one of this peer, or of whoever had most, went.
     PendingFull = "pending_full",
     /// A packet waited for a handshake that never came about.
     HandshakeFailed = "handshake_failed",

@@ -16,6 +16,7 @@ pub mod report;
 pub mod route;
 pub mod segment;
 mod sessions;
+mod waiting;
 
 #[cfg(test)]
 mod sample;

@@ -18,18 +18,22 @@ pub struct Received {
     pub received_unix_ns: u64,
 }
 
+/// A handshake message or cookie reply.
+#[derive(Debug)]
+pub struct Handshake {
+    /// Its sender.
+    pub from: Endpoint,
+    /// The message.
+    pub datagram: Box<[u8]>,
+    /// A doorman has let it in.
+    pub admitted: bool,
+}
+
 /// News from a worker for the control thread.
 #[derive(Debug)]
 pub enum Report {
     /// A handshake message or cookie reply.
-    Handshake {
-        /// Its sender.
-        from: Endpoint,
-        /// The message.
-        datagram: Box<[u8]>,
-        /// A doorman has let it in.
-        admitted: bool,
-    },
+    Handshake(Handshake),
     /// A packet waits for keys, or keys grow old.
     WantSession(PeerId),
     /// The peer has shown that it has the session's keys.
@@ -48,7 +52,7 @@ impl Report {
     /// The peer that it is about; handshake messages are about nobody yet.
     pub fn peer(&self) -> Option<PeerId> {
         match *self {
-            Report::Handshake { .. } => None,
+            Report::Handshake(_) => None,
             Report::WantSession(peer)
             | Report::Confirmed(peer, _)
             | Report::Roamed(peer, _)

@@ -1,14 +1,16 @@
-//! What a handshake message must show before anybody spends a thought on it: mac1, and under load a cookie.
+//! What a handshake message must show before anybody spends a thought on it: mac1, and under load a cookie; an answer, that
+//! somebody waits for it.
 //!
-//! A [`Device`](super::Device) looks for itself. Where several threads receive, each keeps a [`Doorman`]: a flood is then
-//! refused on the core where it arrives, costs it one or two hashes and at most a cookie reply, and never gets to the
-//! thread that shakes hands. What a doorman has let in goes to
-//! [`Device::handle_admitted`](super::Device::handle_admitted).
+//! A [`Device`](super::Device) looks for itself. Where another thread receives, it keeps a [`Doorman`]: a flood then costs that
+//! thread one or two hashes for each message and at most a cookie reply, and never gets to the thread that shakes hands. What
+//! the doorman has let in goes to [`Device::handle_admitted`](super::Device::handle_admitted).
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::action::Rejected;
+use super::awaited::Awaited;
 use super::context::Random;
 use super::cookie::CookieSecret;
 use super::mac;
@@ -32,20 +34,21 @@ impl From<Rejected> for TurnedAway {
     }
 }
 
-/// Keeps the door of one of several threads that receive for one device.
+/// Keeps the door of a thread that receives for a device.
 pub struct Doorman {
     door: Door,
+    awaited: Arc<Awaited>,
     random: Random,
 }
 
 impl Doorman {
-    /// One of `doormen` for the owner of `public_key`, who share out what [`ratelimit`](super::ratelimit) allows among
-    /// them: the network spreads sources, and a source's ports, over them evenly. `random` fills a slice with unpredictable
-    /// bytes.
-    pub fn new(public_key: [u8; 32], doormen: u8, random: impl FnMut(&mut [u8]) + Send + 'static) -> Doorman {
+    /// For the owner of `public_key`, whose device awaits answers to what is [`awaited`](super::Device::awaited_answers).
+    /// `random` fills a slice with unpredictable bytes.
+    pub fn new(public_key: [u8; 32], awaited: Arc<Awaited>, random: impl FnMut(&mut [u8]) + Send + 'static) -> Doorman {
         let mut random: Random = Box::new(random);
         Doorman {
-            door: Door::new(public_key, doormen, &mut random),
+            door: Door::new(public_key, &mut random),
+            awaited,
             random,
         }
     }
@@ -62,9 +65,19 @@ impl Doorman {
                 self.door.check_mac1(&macs)?;
                 self.door.admit(now, from, (suite, sender), &macs, &mut self.random)
             }
-            // Whether one is waited for, and was answered before, only the device knows.
-            Body::Response { macs, .. } => Ok(self.door.check_mac1(&macs)?),
-            Body::CookieReply { .. } => Ok(()),
+            Body::Response { receiver, macs, .. } => {
+                self.door.check_mac1(&macs)?;
+                self.check_awaited(receiver)
+            }
+            Body::CookieReply { receiver, .. } => self.check_awaited(receiver),
+        }
+    }
+
+    /// Whether an answer to `receiver` may be waited for. Who in truth does, and got one before, the device knows.
+    fn check_awaited(&self, receiver: u32) -> Result<(), TurnedAway> {
+        match self.awaited.contains(receiver) {
+            true => Ok(()),
+            false => Err(Rejected::Unexpected.into()),
         }
     }
 }
@@ -79,15 +92,15 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// One of `doors`.
-    pub(super) fn new(public_key: [u8; 32], doors: u8, random: &mut Random) -> Door {
+    /// Of the owner of `public_key`.
+    pub(super) fn new(public_key: [u8; 32], random: &mut Random) -> Door {
         let mut hash_key = [0; 16];
         random(&mut hash_key);
         Door {
             mac1_key: mac::mac1_key(&public_key),
             cookie_key: mac::cookie_key(&public_key),
-            gate: Gate::new(hash_key, doors),
-            replies: Replies::new(hash_key, doors),
+            gate: Gate::new(hash_key),
+            replies: Replies::new(hash_key),
             cookies: CookieSecret::default(),
         }
     }
@@ -142,14 +155,16 @@ mod tests {
     use super::*;
     use crate::proto::cookie::Cookie;
     use crate::proto::ratelimit::TOTAL;
-    use crate::wire::message::{WG_INITIATION_LEN, initiation_without_macs};
+    use crate::wire::message::{WG_INITIATION_LEN, WG_RESPONSE_LEN};
+    use crate::wire::message::{cookie_reply, initiation_without_macs, response_without_macs};
 
     const PUBLIC: [u8; 32] = [7; 32];
+    const AWAITED: u32 = 0x1234_5600;
     const NOW: Time = Time::from_nanos(1 << 40);
 
-    fn doorman(doormen: u8) -> Doorman {
+    fn doorman() -> Doorman {
         let mut next = 0u8;
-        Doorman::new(PUBLIC, doormen, move |bytes| {
+        Doorman::new(PUBLIC, Arc::default(), move |bytes| {
             next = next.wrapping_add(1);
             bytes.fill(next);
         })
@@ -175,7 +190,7 @@ mod tests {
 
     #[test]
     fn who_does_not_know_the_key_is_turned_away_without_a_reply() {
-        let mut doorman = doorman(1);
+        let mut doorman = doorman();
         let (message, _) = initiation(&[8; 32], None);
         let expected = Err(Rejected::BadMac1.into());
         assert_eq!(doorman.judge(NOW, source(1), &message), expected);
@@ -187,7 +202,7 @@ mod tests {
 
     #[test]
     fn under_load_the_reply_s_cookie_opens_the_door() {
-        let mut doorman = doorman(1);
+        let mut doorman = doorman();
         assert_eq!(flood(&mut doorman), TOTAL.burst);
         let here = source(77);
         let (bare, mac1) = initiation(&PUBLIC, None);
@@ -219,8 +234,25 @@ mod tests {
     }
 
     #[test]
-    fn doormen_share_what_is_free_out_among_them() {
-        assert_eq!(flood(&mut doorman(4)), TOTAL.burst / 4);
-        assert!(flood(&mut doorman(255)) >= 3, "nobody's share is nothing");
+    fn an_answer_is_let_in_only_while_somebody_waits_for_it() {
+        let mut doorman = doorman();
+        let answer = |receiver: u32| {
+            let mut message = response_without_macs(false, 9, receiver, &[5; WG_RESPONSE_LEN - 12 - 32]);
+            mac::append(&mut message, &PUBLIC, None);
+            message
+        };
+        let reply = cookie_reply(false, AWAITED, &[1; 24], &[2; 32]);
+        for message in [&answer(AWAITED)[..], &reply] {
+            assert_eq!(doorman.judge(NOW, source(1), message), Err(Rejected::Unexpected.into()));
+        }
+        doorman.awaited.add(AWAITED);
+        for message in [&answer(AWAITED)[..], &reply] {
+            assert_eq!(doorman.judge(NOW, source(1), message), Ok(()));
+        }
+        let another = answer(!AWAITED);
+        assert_eq!(
+            doorman.judge(NOW, source(1), &another),
+            Err(Rejected::Unexpected.into())
+        );
     }
 }

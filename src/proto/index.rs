@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
+use super::awaited::Awaited;
 use super::endpoint::PeerId;
 use crate::wire::message::MAC_LEN;
 
@@ -33,11 +35,16 @@ pub(super) struct Owner {
     pub(super) peer: PeerId,
     /// mac1 of the handshake message that told it, while a cookie reply to that may come.
     pub(super) mac1: Option<[u8; MAC_LEN]>,
+    /// A message told it, so answers may come.
+    announced: bool,
 }
 
 /// Every base that is in use, by a handshake under way or a session.
 #[derive(Default)]
-pub(super) struct IndexTable(HashMap<Base, Owner>);
+pub(super) struct IndexTable {
+    owners: HashMap<Base, Owner>,
+    awaited: Arc<Awaited>,
+}
 
 impl IndexTable {
     /// A base that nobody uses, and which nobody can guess.
@@ -47,8 +54,12 @@ impl IndexTable {
             let mut bytes = [0; 4];
             random(&mut bytes);
             let base = Base::of(u32::from_le_bytes(bytes));
-            if let Entry::Vacant(entry) = self.0.entry(base) {
-                entry.insert(Owner { peer, mac1: None });
+            if let Entry::Vacant(entry) = self.owners.entry(base) {
+                entry.insert(Owner {
+                    peer,
+                    mac1: None,
+                    announced: false,
+                });
                 return base;
             }
         }
@@ -56,25 +67,35 @@ impl IndexTable {
 
     /// Notes mac1 of the message that announced `base`.
     pub(super) fn announced(&mut self, base: Base, mac1: [u8; MAC_LEN]) {
-        if let Some(owner) = self.0.get_mut(&base) {
+        if let Some(owner) = self.owners.get_mut(&base) {
             owner.mac1 = Some(mac1);
+            if !std::mem::replace(&mut owner.announced, true) {
+                self.awaited.add(base.with(0));
+            }
         }
     }
 
     /// Whom `base` belongs to.
     pub(super) fn owner(&mut self, base: Base) -> Option<&mut Owner> {
-        self.0.get_mut(&base)
+        self.owners.get_mut(&base)
     }
 
     /// Gives `base` back.
     pub(super) fn release(&mut self, base: Base) {
-        self.0.remove(&base);
+        if self.owners.remove(&base).is_some_and(|owner| owner.announced) {
+            self.awaited.remove(base.with(0));
+        }
+    }
+
+    /// The indices that were announced and not given back.
+    pub(super) fn awaited(&self) -> &Arc<Awaited> {
+        &self.awaited
     }
 
     /// How many bases are in use.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.owners.len()
     }
 }
 
@@ -98,9 +119,13 @@ mod tests {
         assert_eq!(bases.len(), 100);
         for base in bases {
             assert_eq!(base.with(0) & 0xff, 0);
+            table.announced(base, [1; MAC_LEN]);
+            table.announced(base, [2; MAC_LEN]);
+            assert!(table.awaited().contains(base.with(3)));
             table.release(base);
         }
         assert_eq!(table.len(), 0);
+        assert!((0..=u16::MAX).all(|class| !table.awaited().contains(u32::from(class) << 16)));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 pub mod action;
 mod answer;
 mod attempt;
+mod awaited;
 mod context;
 mod cookie;
 pub mod device;
@@ -37,6 +38,7 @@ mod transcripts;
 mod x25519;
 
 pub use action::{Action, Rejected};
+pub use awaited::Awaited;
 pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps, Traffic};
 pub use doorman::{Doorman, TurnedAway};
 pub use endpoint::{Endpoint, Local, PeerId, SessionId};

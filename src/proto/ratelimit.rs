@@ -47,8 +47,6 @@ pub const REPEATED_REPLIES: Rate = Rate {
 
 /// Buckets of each kind: 64 KiB.
 const BUCKETS: usize = 4096;
-/// The smallest share of a burst: a handshake, and two that are tried again.
-const BURST_MIN: u32 = 3;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// How often something may happen.
@@ -65,19 +63,6 @@ impl Rate {
     const fn interval_ns(self) -> u64 {
         NANOS_PER_SECOND / self.per_second as u64
     }
-
-    /// An equal share for each of `gates`, never quite nothing.
-    const fn shared(self, gates: u8) -> Rate {
-        let gates = if gates == 0 { 1 } else { gates as u32 };
-        Rate {
-            per_second: self.per_second.div_ceil(gates),
-            burst: if self.burst < BURST_MIN * gates {
-                BURST_MIN
-            } else {
-                self.burst / gates
-            },
-        }
-    }
 }
 
 /// A token bucket as the time at which it is full again: taking a token moves that time one interval on.
@@ -87,6 +72,12 @@ struct Bucket {
 }
 
 impl Bucket {
+    /// Whether there is a token to take.
+    fn has(self, now: Time, rate: Rate) -> bool {
+        let mut bucket = self;
+        bucket.take(now, rate)
+    }
+
     fn take(&mut self, now: Time, rate: Rate) -> bool {
         let full_at_ns = self.full_at_ns.max(now.as_nanos()).saturating_add(rate.interval_ns());
         let allowed = full_at_ns - now.as_nanos() <= rate.interval_ns() * u64::from(rate.burst);
@@ -136,32 +127,30 @@ pub(super) struct Gate {
     free: PerSource,
     proven: PerSource,
     total: Bucket,
-    total_rate: Rate,
 }
 
 impl Gate {
-    /// One of `gates` that share the rates out among them. `hash_key` is secret and random.
-    pub(super) fn new(hash_key: [u8; 16], gates: u8) -> Gate {
+    /// Nobody has asked yet. `hash_key` is secret and random.
+    pub(super) fn new(hash_key: [u8; 16]) -> Gate {
         Gate {
             hash_key,
-            free: PerSource::new(FREE.shared(gates)),
-            proven: PerSource::new(PROVEN.shared(gates)),
+            free: PerSource::new(FREE),
+            proven: PerSource::new(PROVEN),
             total: Bucket::default(),
-            total_rate: TOTAL.shared(gates),
         }
     }
 
     /// Counts a message from `source`; `has_cookie` says whether its mac2 is valid and is asked under load only.
     pub(super) fn judge(&mut self, now: Time, source: IpAddr, has_cookie: impl FnOnce() -> bool) -> Verdict {
-        let slot = self.slot(source);
-        // A source beyond its own share does not use up everybody's.
-        if self.free.take(now, slot) && self.total.take(now, self.total_rate) {
+        // In a flood from everywhere this comes first, because buckets of sources are not in the cache. A source beyond its own
+        // share does not use up everybody's.
+        if self.total.has(now, TOTAL) && self.free.take(now, self.slot(source)) && self.total.take(now, TOTAL) {
             return Verdict::Admit;
         }
         if !has_cookie() {
             return Verdict::DemandCookie;
         }
-        match self.proven.take(now, slot) {
+        match self.proven.take(now, self.slot(source)) {
             true => Verdict::Admit,
             false => Verdict::RateLimited,
         }
@@ -183,34 +172,42 @@ impl Gate {
 pub(super) struct Replies {
     hash_key: [u8; 16],
     first: Bucket,
-    first_rate: Rate,
     repeated: Bucket,
-    repeated_rate: Rate,
     turned_away: Recent,
+    answered: Recent,
 }
 
 impl Replies {
-    /// One of `gates`, as [`Gate::new`].
-    pub(super) fn new(hash_key: [u8; 16], gates: u8) -> Replies {
+    /// Nobody was turned away yet. `hash_key` is secret and random.
+    pub(super) fn new(hash_key: [u8; 16]) -> Replies {
         Replies {
             hash_key,
             first: Bucket::default(),
-            first_rate: FIRST_REPLIES.shared(gates),
             repeated: Bucket::default(),
-            repeated_rate: REPEATED_REPLIES.shared(gates),
             turned_away: Recent::default(),
+            answered: Recent::default(),
         }
     }
 
     /// Whether `source`, which is turned away, gets a reply.
     pub(super) fn allow(&mut self, now: Time, source: SocketAddr) -> bool {
-        if self.first.take(now, self.first_rate) {
-            return true;
-        }
         let mut hasher = DefaultHasher::new();
         self.hash_key.hash(&mut hasher);
         (source.ip().to_canonical(), source.port()).hash(&mut hasher);
-        self.turned_away.insert(now, hasher.finish()) && self.repeated.take(now, self.repeated_rate)
+        let hash = hasher.finish();
+        let (bucket, rate) = if self.first.has(now, FIRST_REPLIES) {
+            (&mut self.first, FIRST_REPLIES)
+        } else if self.turned_away.insert(now, hash) {
+            (&mut self.repeated, REPEATED_REPLIES)
+        } else {
+            return false;
+        };
+        // Who has its cookie asks for none while it is good, so sources that a flood repeats leave the rest to others.
+        let allowed = !self.answered.contains(now, hash) && bucket.take(now, rate);
+        if allowed {
+            self.answered.insert(now, hash);
+        }
+        allowed
     }
 }
 
@@ -224,7 +221,7 @@ mod tests {
     const START: Time = Time::from_nanos(77 * NANOS_PER_SECOND);
 
     fn gate() -> Gate {
-        Gate::new([3; 16], 1)
+        Gate::new([3; 16])
     }
 
     fn v4(last: u8) -> IpAddr {
@@ -287,7 +284,7 @@ mod tests {
         let admitted: u32 = (0..600).map(|n| tally(&mut gate, START, host(n), 1, false)[0]).sum();
         assert_eq!(admitted, FREE.burst);
 
-        let mut gate = Gate::new([4; 16], 1);
+        let mut gate = Gate::new([4; 16]);
         let mapped = |last| IpAddr::V6(Ipv4Addr::new(192, 0, 2, last).to_ipv6_mapped());
         assert_eq!(tally(&mut gate, START, mapped(1), 500, false), [500, 0, 0]);
         assert_eq!(
@@ -299,7 +296,7 @@ mod tests {
 
     #[test]
     fn in_a_flood_from_forged_sources_whoever_asks_again_gets_a_reply() {
-        let mut replies = Replies::new([5; 16], 1);
+        let mut replies = Replies::new([5; 16]);
         let source = |number: u32| SocketAddr::from((Ipv4Addr::from(number), 9));
         let answered = (0..50_000)
             .filter(|&number| replies.allow(START, source(number)))
@@ -318,6 +315,27 @@ mod tests {
             }
         }
         assert!(replies.allow(later, honest));
+    }
+
+    #[test]
+    fn a_flood_that_repeats_its_sources_leaves_replies_to_others() {
+        let mut replies = Replies::new([5; 16]);
+        let source = |number: u32| SocketAddr::from((Ipv4Addr::from(number), 9));
+        let honest = source(60_000);
+        let (mut now, mut answered) = (START, 0);
+        let mut first = None;
+        for second in 0..12u64 {
+            for number in 0..50_000 {
+                now = START + Duration::from_secs(second) + Duration::from_micros(20) * number;
+                answered += u32::from(replies.allow(now, source(number % 5_000)));
+            }
+            // As an initiator does, every 5 seconds.
+            if second % 5 == 4 && replies.allow(now, honest) {
+                first.get_or_insert(second);
+            }
+        }
+        assert!(first.is_some_and(|second| second <= 9), "{first:?}");
+        assert!(answered <= 3 * 5_000, "each once per generation: {answered}");
     }
 
     #[test]

@@ -33,6 +33,12 @@ impl Line {
     }
 }
 
+/// The line of a hash, and its bits there.
+fn place(hash: u64) -> (usize, [usize; BITS]) {
+    let bits = [16, 25, 34].map(|shift| (hash >> shift) as usize % 512);
+    (hash as usize % LINES, bits)
+}
+
 /// Remembers hashes. Takes its memory with the first one.
 #[derive(Default)]
 pub(super) struct Recent {
@@ -56,14 +62,21 @@ impl Recent {
             }
             self.began = now;
         }
-        let line = hash as usize % LINES;
-        let bits = [16, 25, 34].map(|shift| (hash >> shift) as usize % 512);
-        let known = self
-            .generations
-            .iter()
-            .any(|generation| generation[line].has_all(&bits));
+        let (line, bits) = place(hash);
+        let known = self.contains(now, hash);
         self.generations[0][line].set_all(&bits);
         known
+    }
+
+    /// Whether `hash` is remembered, or by chance looks so.
+    pub(super) fn contains(&self, now: Time, hash: u64) -> bool {
+        let (line, bits) = place(hash);
+        // What has grown too old since the last insert counts no more.
+        let ages = (now - self.began).as_nanos() / GENERATION.as_nanos();
+        let young = self.generations.iter().take(2usize.saturating_sub(ages as usize));
+        young
+            .filter_map(|generation| generation.get(line))
+            .any(|line| line.has_all(&bits))
     }
 }
 
@@ -77,6 +90,8 @@ mod tests {
         let mut recent = Recent::default();
         assert!(!recent.insert(start, 0x0123_4567_89ab_cdef));
         assert!(recent.insert(start, 0x0123_4567_89ab_cdef));
+        assert!(recent.contains(start + GENERATION, 0x0123_4567_89ab_cdef));
+        assert!(!recent.contains(start + 2 * GENERATION, 0x0123_4567_89ab_cdef));
         assert!(recent.insert(start + GENERATION, 0x0123_4567_89ab_cdef));
         assert!(!recent.insert(start + 3 * GENERATION, 0x0123_4567_89ab_cdef));
         assert!(!recent.insert(start + 3 * GENERATION, 0x0123_4567_0000_0001));

@@ -6,6 +6,13 @@ use core_affinity::CoreId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Core(usize);
 
+/// Lets other threads go first where there are not enough cores: raises the calling thread's nice value by `by`
+/// (nice(2), which on Linux is about one thread).
+pub fn be_nice(by: i32) {
+    // SAFETY: takes no pointers.
+    unsafe { libc::nice(by) };
+}
+
 impl Core {
     /// The kernel's number of the core.
     pub fn number(self) -> usize {

@@ -6,7 +6,8 @@
 //! pool      who owns a buffer            gather         groups as iovecs, buffers kept while a write reads them
 //! send      sendmmsg, and what to do when it is refused  receive, received  recvmmsg, and what it said
 //! ring      io_uring and its buffers     probe          why it is refused
-//! wake      eventfd     cpu  pinning     clock  the time     watch  inotify     daemon  going to the background
+//! inbox     small datagrams beside an engine        outbox   the same, out
+//! wake      eventfd     poll  waiting    cpu  pinning     clock  the time     watch  inotify     daemon  going to the background
 //! tap       packet sockets, which see all that passes an interface
 //! device    one interface for a socket, and the mark that keeps it out of the tunnel    tun_packets   a TUN without offloads
 //! ```
@@ -20,10 +21,12 @@ pub mod device;
 pub mod engine;
 mod errno;
 mod gather;
+pub mod inbox;
 mod mapping;
 mod option;
 pub mod outbox;
 pub mod plain;
+mod poll;
 mod pool;
 pub mod probe;
 mod receive;

@@ -7,6 +7,7 @@ use super::engine::{BUFFER_BYTES, Engine, EngineCounters, Event, Received, SLOT_
 use super::engine::{UdpBuffer, Wait};
 use super::errno;
 use super::gather::{Arrived, HEAD_ROOM};
+use super::poll;
 use super::pool::Pool;
 use super::receive::ReceiveBatch;
 use super::send::{self, Outlets, Resender, SendBatch, last_errno};
@@ -191,43 +192,16 @@ impl Plain {
 
     /// Waits until something can be read; what that is.
     fn poll(&mut self, timeout: Option<Duration>) -> io::Result<Readable> {
-        let interest = |fd: &dyn AsFd, wanted: bool| libc::pollfd {
-            // A negative descriptor is left out.
-            fd: if wanted { fd.as_fd().as_raw_fd() } else { -1 },
-            events: libc::POLLIN,
-            revents: 0,
-        };
         let has_udp_buffer = !self.receives.is_empty() || self.arrived.pool().free_count() > 0;
         let wants_tun = self.frames_wanted() > 0 && self.tun_pool.free_count() > 0;
         self.counters.tun_paused += u64::from(!wants_tun);
-        let mut files = [
-            interest(&self.tun, wants_tun),
-            interest(&self.udp.shared, has_udp_buffer),
-            interest(&self.wake, true),
+        let files = [
+            wants_tun.then(|| self.tun.as_fd()),
+            has_udp_buffer.then(|| self.udp.shared.as_fd()),
+            Some(self.wake.as_fd()),
         ];
-        let timeout = timeout.map(|timeout| libc::timespec {
-            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
-            tv_nsec: timeout.subsec_nanos().into(),
-        });
-        let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         self.counters.enters += 1;
-        // SAFETY: three pollfds are writable, and timeout is null or points to a timespec that outlives the call.
-        let count = unsafe { libc::ppoll(files.as_mut_ptr(), 3, timeout, std::ptr::null()) };
-        if count < 0 {
-            let errno = last_errno();
-            let nothing = Readable {
-                tun: false,
-                udp: false,
-                wake: false,
-            };
-            return if errno == libc::EINTR {
-                Ok(nothing)
-            } else {
-                Err(io::Error::from_raw_os_error(errno))
-            };
-        }
-        // Not only POLLIN: an error is found out by reading.
-        let [tun, udp, wake] = files.map(|file| file.revents != 0);
+        let [tun, udp, wake] = poll::readable(files, timeout)?;
         Ok(Readable { tun, udp, wake })
     }
 }

@@ -1,16 +1,18 @@
 //! Steering: a classic BPF program on the REUSEPORT group that sends each data message to the worker that owns its
-//! session (SO_ATTACH_REUSEPORT_CBPF, socket(7); the filter sees the UDP payload, net/core/sock_reuseport.c).
+//! session, and all else to the door (SO_ATTACH_REUSEPORT_CBPF, socket(7); the filter sees the UDP payload,
+//! net/core/sock_reuseport.c).
 //!
-//! The low byte of a data message's receiver index names the lane, and lane l belongs to worker l mod n. Nothing here
-//! is authentic: steering is only a good guess, and whoever forges it reaches a worker that knows no such session.
+//! The group's first socket is the door's, the others are the workers'. The low byte of a data message's receiver index names
+//! the lane, and lane l belongs to worker l mod n. Nothing here is authentic: steering is only a good guess, and whoever forges
+//! it reaches a worker that knows no such session.
 
 use super::option::{self, OptionValue};
 use crate::wire::message::{NATIVE_DATA, WG_DATA};
 use std::io;
 use std::os::fd::AsFd;
 
-/// Out of any group's range: the kernel falls back to the hash of the addresses and ports.
-const NO_CHOICE: u32 = u32::MAX;
+/// The place of the door's socket in the group. It is also what a program returns that loads past the end of a datagram.
+const DOOR: u32 = 0;
 
 /// One instruction: code, jump if true, jump if false, operand (struct sock_filter of linux/filter.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,9 +20,8 @@ struct Instruction(u16, u8, u8, u32);
 
 /// Codes as linux/bpf_common.h composes them.
 const LOAD_BYTE: u16 = 0x20 | 0x10; // BPF_LD | BPF_B | BPF_ABS
-const LOAD_LEN: u16 = 0x80; // BPF_LD | BPF_W | BPF_LEN
 const JUMP_EQUAL: u16 = 0x05 | 0x10; // BPF_JMP | BPF_JEQ | BPF_K
-const JUMP_GREATER: u16 = 0x05 | 0x20; // BPF_JMP | BPF_JGT | BPF_K
+const ADD: u16 = 0x04; // BPF_ALU | BPF_ADD | BPF_K
 const MODULO: u16 = 0x04 | 0x90; // BPF_ALU | BPF_MOD | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 const RETURN_A: u16 = 0x06 | 0x10; // BPF_RET | BPF_A
@@ -35,20 +36,18 @@ pub fn deafen(socket: &impl AsFd) -> io::Result<()> {
     attach_as(libc::SO_ATTACH_FILTER, socket, &[Instruction(RETURN, 0, 0, 0)])
 }
 
-/// The program for `workers` sockets.
-fn program(workers: u8) -> [Instruction; 9] {
+/// The program for a door and `workers` workers.
+fn program(workers: u8) -> [Instruction; 8] {
     [
-        // A load past the end would end the program with 0, which is worker 0: too short is not a choice either.
-        Instruction(LOAD_LEN, 0, 0, 0),
-        Instruction(JUMP_GREATER, 0, 6, 4),
         Instruction(LOAD_BYTE, 0, 0, 0),
         Instruction(JUMP_EQUAL, 1, 0, WG_DATA as u32),
-        Instruction(JUMP_EQUAL, 0, 3, NATIVE_DATA as u32),
+        Instruction(JUMP_EQUAL, 0, 4, NATIVE_DATA as u32),
         // The receiver index is little-endian and begins at byte 4.
         Instruction(LOAD_BYTE, 0, 0, 4),
         Instruction(MODULO, 0, 0, workers as u32),
+        Instruction(ADD, 0, 0, DOOR + 1),
         Instruction(RETURN_A, 0, 0, 0),
-        Instruction(RETURN, 0, 0, NO_CHOICE),
+        Instruction(RETURN, 0, 0, DOOR),
     ]
 }
 
@@ -64,7 +63,8 @@ struct Program<'a> {
 // instructions borrowed.
 unsafe impl OptionValue for Program<'_> {}
 
-/// Steers the REUSEPORT group that `socket` belongs to. Its members are numbered in the order in which they were bound.
+/// Steers the REUSEPORT group that `socket` belongs to: of its members, in the order in which they were bound, the first one
+/// is the door's and the others are the workers'.
 ///
 /// # Errors
 /// `EINVAL` when the socket is in no group; what setsockopt(2) says.
@@ -105,10 +105,9 @@ mod tests {
                     Some(byte) => a = u32::from(*byte),
                     None => return 0,
                 },
-                LOAD_LEN => a = u32::try_from(packet.len()).unwrap(),
                 JUMP_EQUAL => at += usize::from(if a == k { if_true } else { if_false }),
-                JUMP_GREATER => at += usize::from(if a > k { if_true } else { if_false }),
                 MODULO => a %= k,
+                ADD => a += k,
                 RETURN => return k,
                 RETURN_A => return a,
                 other => panic!("unknown code {other:#x}"),
@@ -119,8 +118,8 @@ mod tests {
     /// What the program is for, said without it.
     fn oracle(workers: u8, packet: &[u8]) -> u32 {
         match packet {
-            [WG_DATA | NATIVE_DATA, _, _, _, lane, ..] => u32::from(*lane) % u32::from(workers),
-            _ => u32::MAX,
+            [WG_DATA | NATIVE_DATA, _, _, _, lane, ..] => 1 + u32::from(*lane) % u32::from(workers),
+            _ => 0,
         }
     }
 
@@ -138,9 +137,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_short_for_an_index_is_left_to_the_hash() {
+    fn what_is_too_short_for_an_index_goes_to_the_door() {
         for packet in [&[][..], &[WG_DATA], &[NATIVE_DATA, 0, 0, 0]] {
-            assert_eq!(run(&program(3), packet), NO_CHOICE);
+            assert_eq!(run(&program(3), packet), DOOR);
         }
     }
 

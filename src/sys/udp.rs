@@ -1,4 +1,4 @@
-//! The UDP sockets: one REUSEPORT group on one port, one socket per worker, dual-stack where the machine has IPv6.
+//! The UDP sockets: one REUSEPORT group on one port, dual-stack where the machine has IPv6.
 
 use super::address::{Family, SockAddr};
 use super::device::{self, DeviceName};
@@ -39,7 +39,7 @@ impl Default for UdpOptions {
 
 /// The sockets of one port, in the order that steering numbers them.
 pub struct UdpGroup {
-    /// One per worker.
+    /// As many as were wanted.
     pub sockets: Vec<UdpSocket>,
     /// The port they are bound to.
     pub port: u16,
@@ -188,6 +188,29 @@ impl UdpSocket {
     /// `EPERM` without CAP_NET_ADMIN.
     pub fn set_mark(&self, mark: u32) -> io::Result<()> {
         option::set(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &mark.cast_signed())
+    }
+
+    /// Receives each datagram by itself, whatever the options said, without the time and the traffic class, which cost more
+    /// than they tell where packets are small; and holds no more than a few thousand of those.
+    pub(super) fn receive_singly(&self) -> io::Result<()> {
+        /// The kernel counts 768 bytes or more for a datagram and doubles what it is told (socket(7)): about 2,700.
+        const BUFFER_BYTES: i32 = 1 << 20;
+        let mut options = vec![
+            (libc::SOL_SOCKET, libc::SO_RCVBUF, BUFFER_BYTES),
+            (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0),
+            (libc::IPPROTO_IP, libc::IP_RECVTOS, 0),
+        ];
+        if self.family == Family::Dual {
+            options.push((libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 0));
+        }
+        for (level, name, value) in options {
+            option::set(self.fd.as_fd(), level, name, &value)?;
+        }
+        match option::get(self.fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO) {
+            Ok(1..) => option::set(self.fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, &0),
+            // Off, or a kernel that knows no GRO.
+            _ => Ok(()),
+        }
     }
 
     /// Sends one datagram (outside the fast path: allocates). When the address of ours in `to.local` is gone, the kernel

@@ -23,7 +23,7 @@ use crate::path::drops::Drop;
 use crate::path::forward::Forwarder;
 use crate::path::gso::{Batches, SEND_LEN_MAX, Slots};
 use crate::path::peers::NewPeer;
-use crate::path::report::{Received, Report};
+use crate::path::report::{Handshake, Received, Report};
 use crate::path::route::Routes;
 use crate::path::segment::{Checksums, Segments};
 use crate::proto::{
@@ -363,7 +363,7 @@ impl Core {
 
     fn hear(&mut self, now: Now, report: Report) {
         match report {
-            Report::Handshake { from, datagram, .. } => {
+            Report::Handshake(Handshake { from, datagram, .. }) => {
                 if let Err(rejected) = self.device.handle_datagram(now, from, &datagram) {
                     self.counters.dropped(Drop::from(rejected), 1);
                 }

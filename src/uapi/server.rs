@@ -14,7 +14,6 @@ use super::parse::{Operation, SetRequest};
 use super::{UapiError, format};
 use crate::control::Order;
 use crate::control::changes::Changes;
-use crate::control::dump::Dump;
 use crate::control::socket::{Access, SocketError, SocketFile};
 use crate::sys::tun;
 use crate::sys::watch::Watch;
@@ -28,6 +27,10 @@ const SET_LEN_MAX: usize = 64 << 20;
 /// Clients that may be connected at once.
 const CLIENTS_MAX: usize = 32;
 
+/// How long a client may take to make a request, from when it could, and to take the answer: `wg` takes as long as it needs
+/// to write them. Whoever is silent would keep its seat from others.
+const CLIENT_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// The socket of the interface `name`.
 pub fn path_of(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(format!("{name}.sock"))
@@ -36,6 +39,8 @@ pub fn path_of(name: &str) -> PathBuf {
 /// The socket, while its name is there.
 pub struct Server {
     socket: SocketFile,
+    /// [`CLIENT_TIME_MAX`], but in tests.
+    client_time_max: Duration,
     /// inotify's descriptor, which reads as a pipe does.
     watch: pipe::Receiver,
 }
@@ -46,7 +51,11 @@ impl Server {
         let socket = SocketFile::bind(path, Access::Owner).await?;
         let watch = Watch::new(path).and_then(|watch| pipe::Receiver::from_file_unchecked(watch.into()));
         let watch = watch.map_err(|error| SocketError::Io(path.to_owned(), error))?;
-        Ok(Server { socket, watch })
+        Ok(Server {
+            socket,
+            client_time_max: CLIENT_TIME_MAX,
+            watch,
+        })
     }
 
     /// Sends what clients want to `orders`, until the socket's name is removed.
@@ -73,11 +82,13 @@ impl Server {
         while let Ok(seat) = seats.clone().acquire_owned().await {
             match self.socket.accept().await {
                 Ok(stream) => {
-                    let orders = orders.clone();
+                    let (orders, time_max) = (orders.clone(), self.client_time_max);
                     tokio::task::spawn_local(async move {
                         let _seat = seat;
-                        // A client that hangs up ends its own conversation only.
-                        let _ = converse(stream, &orders).await;
+                        // A client that hangs up, or falls silent, ends its own conversation only.
+                        if let Err(error) = converse(stream, &orders, time_max).await {
+                            tracing::debug!(%error, "a conversation on wg's socket ended");
+                        }
                     });
                 }
                 Err(error) => {
@@ -89,41 +100,68 @@ impl Server {
     }
 }
 
-/// Answers operations until the client hangs up, or says what is none.
-async fn converse(stream: UnixStream, orders: &mpsc::Sender<Order>) -> io::Result<()> {
+/// What a client asks for.
+enum Asked {
+    Get,
+    Set(Result<Changes, UapiError>),
+    /// It begins as a `get` and does not go on as one.
+    Wrong(UapiError),
+}
+
+/// Answers operations until the client hangs up, says what is none, or takes longer than `time_max` over its part.
+async fn converse(stream: UnixStream, orders: &mpsc::Sender<Order>, time_max: Duration) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut lines = Lines::new(BufReader::new(reader));
-    while let Some(line) = lines.next().await? {
-        match Operation::parse(line) {
-            None => {
-                tracing::debug!("a client of wg's socket asks for no known operation");
-                return Ok(());
-            }
-            Some(Operation::Get) => {
-                let answer = match lines.next().await? {
-                    None => return Ok(()),
-                    Some([]) => ask(orders, Order::Dump).await.map(|dump: Dump| format::dump(&dump)),
-                    Some(_) => Err(UapiError::invalid("get=1 is not followed by an empty line")),
-                };
-                if let Ok(text) = &answer {
-                    writer.write_all(text.as_bytes()).await?;
-                }
-                writer.write_all(status(&answer).as_bytes()).await?;
-            }
-            Some(Operation::Set) => {
-                let (result, ended) = match read_set(&mut lines).await? {
-                    Ok(changes) => (change(orders, changes).await, true),
-                    Err(error) => (Err(error), false),
-                };
-                writer.write_all(status(&result).as_bytes()).await?;
-                if !ended {
-                    // What else belongs to the refused operation.
-                    while lines.next().await?.is_some_and(|line| !line.is_empty()) {}
-                }
-            }
+    while let Some(asked) = within(time_max, read_request(&mut lines)).await? {
+        let is_rest_left = matches!(asked, Asked::Set(Err(_)));
+        let (dump, ended) = match asked {
+            Asked::Get => match ask(orders, Order::Dump).await {
+                Ok(dump) => (Some(format::dump(&dump)), Ok(())),
+                Err(error) => (None, Err(error)),
+            },
+            Asked::Set(Ok(changes)) => (None, change(orders, changes).await),
+            Asked::Set(Err(error)) | Asked::Wrong(error) => (None, Err(error)),
+        };
+        if let Some(text) = dump {
+            within(time_max, writer.write_all(text.as_bytes())).await?;
+        }
+        within(time_max, writer.write_all(status(&ended).as_bytes())).await?;
+        if is_rest_left {
+            // What else belongs to the refused operation.
+            let rest = async {
+                while lines.next().await?.is_some_and(|line| !line.is_empty()) {}
+                Ok(())
+            };
+            within(time_max, rest).await?;
         }
     }
     Ok(())
+}
+
+async fn within<T>(time_max: Duration, part: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let in_time = tokio::time::timeout(time_max, part).await;
+    in_time.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// The next request; `None` where there is no more, or none that is known.
+async fn read_request<R: tokio::io::AsyncRead + Unpin>(lines: &mut Lines<R>) -> io::Result<Option<Asked>> {
+    let Some(line) = lines.next().await? else {
+        return Ok(None);
+    };
+    Ok(match Operation::parse(line) {
+        None => {
+            tracing::debug!("a client of wg's socket asks for no known operation");
+            None
+        }
+        Some(Operation::Get) => match lines.next().await? {
+            None => None,
+            Some([]) => Some(Asked::Get),
+            Some(_) => Some(Asked::Wrong(UapiError::invalid(
+                "get=1 is not followed by an empty line",
+            ))),
+        },
+        Some(Operation::Set) => Some(Asked::Set(read_set(lines).await?)),
+    })
 }
 
 /// Reads a `set` up to the empty line or the end of the stream. An outer error is the connection's.
@@ -168,7 +206,7 @@ async fn ask<T>(orders: &mpsc::Sender<Order>, order: impl FnOnce(oneshot::Sender
     })
 }
 
-fn status<T>(result: &Result<T, UapiError>) -> String {
+fn status(result: &Result<(), UapiError>) -> String {
     if let Err(error) = result {
         tracing::warn!("wg's socket: {error}");
     }
@@ -213,6 +251,7 @@ impl<R: tokio::io::AsyncRead + Unpin> Lines<R> {
 mod tests {
     use super::*;
     use crate::config::PublicKey;
+    use crate::control::dump::Dump;
 
     /// What comes back for `sent` on one connection, and the changes that were ordered.
     fn exchange(sent: &[u8]) -> (String, Vec<Changes>) {
@@ -253,7 +292,7 @@ mod tests {
                 answer
             };
             let conversation = async {
-                let ended = converse(server, &orders_in).await;
+                let ended = converse(server, &orders_in, CLIENT_TIME_MAX).await;
                 drop(orders_in);
                 ended
             };
@@ -306,6 +345,67 @@ mod tests {
         assert_eq!(exchange(&sent), (String::new(), Vec::new()));
         let longest = [b"set=1\nfwmark=".as_slice(), &vec![b'0'; LINE_LEN_MAX - 7], b"\n\n"].concat();
         assert_eq!(exchange(&longest).0, "errno=0\n\n");
+    }
+
+    #[test]
+    fn clients_that_say_nothing_or_hear_nothing_keep_no_seat() {
+        let path = std::env::temp_dir().join(format!("ringway-uapi-seats-{}.sock", std::process::id()));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let mut server = Server::bind(&path).await.expect("a socket");
+            server.client_time_max = Duration::from_millis(100);
+            let (orders_in, mut orders) = crate::control::orders();
+            let control = async {
+                while let Some(order) = orders.recv().await {
+                    let Order::Dump(reply) = order else {
+                        unreachable!("only get is sent")
+                    };
+                    let dump = Dump {
+                        private_key: None,
+                        listen_port: 7,
+                        fwmark: 0,
+                        peers: Vec::new(),
+                    };
+                    // Whoever fell silent may be gone.
+                    let _ = reply.send(dump);
+                }
+            };
+            let clients = async {
+                // More than there are seats: silent, in the middle of a request, and deaf to answers.
+                let parts: [&[u8]; 4] = [
+                    b"",
+                    b"get=1\n",
+                    b"set=1\nfwmark=x\nlisten_port=1",
+                    &b"get=1\n\n".repeat(100_000),
+                ];
+                let mut held = Vec::new();
+                for number in 0..2 * CLIENTS_MAX {
+                    let mut client = UnixStream::connect(&path).await.expect("it listens");
+                    let part = parts[number % parts.len()].to_vec();
+                    held.push(tokio::task::spawn_local(async move {
+                        let _ = client.write_all(&part).await;
+                        std::future::pending::<()>().await;
+                        drop(client);
+                    }));
+                }
+                let mut client = UnixStream::connect(&path).await.expect("it listens");
+                client.write_all(b"get=1\n\n").await.expect("it reads");
+                client.shutdown().await.expect("once");
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).await.expect("text");
+                held.iter().for_each(|client| client.abort());
+                answer
+            };
+            let answer = tokio::select! {
+                answer = tokio::time::timeout(Duration::from_secs(60), clients) => answer.expect("a seat becomes free"),
+                () = server.serve(orders_in) => unreachable!("the socket is there"),
+                () = control => unreachable!("the server has the other end"),
+            };
+            assert_eq!(answer, "listen_port=7\nerrno=0\n\n");
+        });
     }
 
     #[test]

@@ -11,9 +11,9 @@ use tokio::sync::{Notify, mpsc};
 use crate::path::capture::{Chunk, Tap};
 use crate::path::forward::explain::Explanation;
 use crate::path::peers::NewPeer;
-use crate::path::report::{Handover, Report};
+use crate::path::report::{Handover, Handshake, Report};
 use crate::path::route::RouteTable;
-use crate::proto::{Doorman, Endpoint, Local, OpenHalf, PeerId, SealHalf, SessionId};
+use crate::proto::{Endpoint, Local, OpenHalf, PeerId, SealHalf, SessionId};
 use crate::stats::latency::StageHistograms;
 use crate::sys::engine::EngineCounters;
 use crate::sys::udp::UdpSocket;
@@ -32,8 +32,6 @@ const REPORTS_MAX: usize = 4096;
 pub enum Command {
     /// Make a peer known.
     AddPeer(PeerId, Arc<NewPeer>),
-    /// Turn handshake messages away that are not worth the control thread's time.
-    Doorman(Box<Doorman>),
     /// Forget a peer.
     RemovePeer(PeerId),
     /// New allowed IPs of all peers.
@@ -135,30 +133,54 @@ pub struct Mailbox {
 
 #[derive(Clone)]
 struct ReportPort {
-    handshakes: Sender<(u8, Report)>,
+    handshakes: HandshakePort,
     reports: Sender<Report>,
+}
+
+/// The way of handshake messages to the control thread.
+#[derive(Clone)]
+pub struct HandshakePort {
+    handshakes: Sender<Handshake>,
     news: Arc<Notify>,
+}
+
+impl HandshakePort {
+    /// Posts a message without waking the control thread.
+    ///
+    /// # Errors
+    /// The message, when the channel is full.
+    pub fn post(&self, handshake: Handshake) -> Result<(), Handshake> {
+        self.handshakes.try_send(handshake).map_err(TrySendError::into_inner)
+    }
+
+    /// Wakes the control thread.
+    pub fn wake(&self) {
+        self.news.notify_one();
+    }
 }
 
 /// The control thread's end of the reports' channels.
 pub struct Reports {
-    /// Handshake messages, each with the worker it came to; a flood fills this channel alone.
-    pub handshakes: Receiver<(u8, Report)>,
+    /// Handshake messages; a flood fills this channel alone.
+    pub handshakes: Receiver<Handshake>,
     /// Everything else.
     pub reports: Receiver<Report>,
     /// Notified when either has something.
     pub news: Arc<Notify>,
 }
 
-/// Builds the channels between `wakers.len()` workers and the control thread.
-pub fn connect(wakers: &[Waker]) -> (Vec<WorkerPort>, Vec<Mailbox>, Reports) {
+/// Builds the channels between `wakers.len()` workers, the door and the control thread.
+pub fn connect(wakers: &[Waker]) -> (Vec<WorkerPort>, Vec<Mailbox>, HandshakePort, Reports) {
     let (handshakes_in, handshakes) = bounded(HANDSHAKES_MAX);
     let (reports_in, reports) = bounded(REPORTS_MAX);
     let news = Arc::new(Notify::new());
-    let control = ReportPort {
+    let door = HandshakePort {
         handshakes: handshakes_in,
-        reports: reports_in,
         news: news.clone(),
+    };
+    let control = ReportPort {
+        handshakes: door.clone(),
+        reports: reports_in,
     };
     let (ports, ends): (Vec<_>, Vec<_>) = wakers
         .iter()
@@ -187,6 +209,7 @@ pub fn connect(wakers: &[Waker]) -> (Vec<WorkerPort>, Vec<Mailbox>, Reports) {
     (
         ports,
         mailboxes,
+        door,
         Reports {
             handshakes,
             reports,
@@ -205,13 +228,9 @@ impl Mailbox {
     }
 
     /// Reports to the control thread without waking it; gives the report back when its channel is full.
-    pub fn report(&self, worker: u8, report: Report) -> Result<(), Report> {
+    pub fn report(&self, report: Report) -> Result<(), Report> {
         match report {
-            Report::Handshake { .. } => self
-                .control
-                .handshakes
-                .try_send((worker, report))
-                .map_err(|error| error.into_inner().1),
+            Report::Handshake(handshake) => self.control.handshakes.post(handshake).map_err(Report::Handshake),
             _ => self.control.reports.try_send(report).map_err(TrySendError::into_inner),
         }
     }
@@ -223,6 +242,6 @@ impl Mailbox {
 
     /// Wakes the control thread.
     pub fn wake_control(&self) {
-        self.control.news.notify_one();
+        self.control.handshakes.wake();
     }
 }

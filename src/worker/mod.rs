@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod captures;
+pub mod door;
 pub mod mailbox;
 
 use std::io;
@@ -28,7 +29,6 @@ use crate::stats::counters::WorkerCounters;
 use crate::stats::latency::{Stage, StageHistograms};
 use crate::sys::clock;
 use crate::sys::engine::{Engine, Event, SendRun, SendSlots, Sent, TxSlot, UdpBuffer, Wait};
-use crate::sys::outbox::Outbox;
 
 /// Completions in one pass from which on its traffic counts as busy.
 const BUSY_EVENTS_MIN: usize = 8;
@@ -63,8 +63,6 @@ pub struct Worker<E: Engine> {
     received: Vec<UdpBuffer>,
     histograms: Box<StageHistograms>,
     captures: Captures,
-    /// Where answers to refused handshakes leave.
-    outbox: Outbox,
     /// Reports that found the channel full and may not be lost.
     unsent: Vec<Report>,
     wait: Wait,
@@ -77,14 +75,13 @@ enum Turn {
 }
 
 impl<E: Engine> Worker<E> {
-    /// Worker `number`, with its engine already set up on the calling thread, and an outbox on the engine's socket.
+    /// Worker `number`, with its engine already set up on the calling thread.
     pub fn new(
         number: u8,
         engine: E,
         forwarder: Forwarder<TxSlot>,
         mailbox: Mailbox,
         counters: Arc<WorkerCounters>,
-        outbox: Outbox,
     ) -> Worker<E> {
         Worker {
             number,
@@ -96,7 +93,6 @@ impl<E: Engine> Worker<E> {
             histograms: Box::default(),
             captures: Captures::default(),
             received: Vec::new(),
-            outbox,
             unsent: Vec::new(),
             wait: Wait::Block,
         }
@@ -193,10 +189,7 @@ impl<E: Engine> Worker<E> {
         for _ in 0..COMMANDS_PER_PASS {
             match self.mailbox.commands.try_recv() {
                 Ok(Command::Stop) => return Ok(Turn::Stop),
-                Ok(Command::ReplaceUdp(socket)) => {
-                    self.outbox = Outbox::new(socket.try_clone()?);
-                    self.engine.replace_udp(socket)?;
-                }
+                Ok(Command::ReplaceUdp(socket)) => self.engine.replace_udp(socket)?,
                 Ok(command) => self.obey(now, command),
                 Err(_) => return Ok(Turn::Continue),
             }
@@ -210,7 +203,6 @@ impl<E: Engine> Worker<E> {
         let slots = &mut self.slots;
         match command {
             Command::AddPeer(peer, new) => forwarder.add_peer(peer, new),
-            Command::Doorman(doorman) => forwarder.set_doorman(*doorman),
             Command::RemovePeer(peer) => {
                 forwarder.remove_peer(peer);
                 self.captures.end_of(self.number, &mut forwarder.taps, peer);
@@ -277,21 +269,7 @@ impl<E: Engine> Worker<E> {
         if !self.forwarder.taps.is_empty() {
             self.captures.deliver(self.number, &mut self.forwarder.taps);
         }
-        self.reply();
         self.report();
-    }
-
-    fn reply(&mut self) {
-        let replies = self.forwarder.replies.iter();
-        let datagrams = replies.map(|reply| (reply.to, &reply.datagram[..]));
-        self.outbox.send(HANDSHAKE_TOS, datagrams, |errno| {
-            let reason = match errno {
-                libc::EAGAIN | libc::ENOBUFS => Drop::SendBufferFull,
-                _ => Drop::SendFailed,
-            };
-            self.counters.dropped(reason, 1);
-        });
-        self.forwarder.replies.clear();
     }
 
     fn send_batches(&mut self, now: Time) {
@@ -323,9 +301,9 @@ impl<E: Engine> Worker<E> {
         self.unsent.append(&mut self.forwarder.reports);
         let mut refused: Vec<Report> = Vec::new();
         for report in self.unsent.drain(..) {
-            match self.mailbox.report(self.number, report) {
+            match self.mailbox.report(report) {
                 Ok(()) => {}
-                Err(Report::Handshake { .. }) => self.counters.dropped(Drop::HandshakeQueueFull, 1),
+                Err(Report::Handshake(_)) => self.counters.dropped(Drop::HandshakeQueueFull, 1),
                 // Only these two may not be lost, and of a peer only the latest of each counts: so this is bounded.
                 Err(report @ (Report::Confirmed(..) | Report::Roamed(..))) => {
                     let is_older = |other: &Report| {

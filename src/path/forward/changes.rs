@@ -24,9 +24,8 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     /// Forgets a peer, its keys and its waiting packets, and what there was to report of it: its number may be given to
     /// another.
     pub fn remove_peer(&mut self, id: PeerId) {
-        if let Some(mut peer) = self.peers.remove(id) {
-            peer.pending.take(&mut self.pending_room);
-        }
+        self.peers.remove(id);
+        self.waiting.take(id);
         self.openers.retire_peer(id);
         self.reports.retain(|report| report.peer() != Some(id));
     }
@@ -128,7 +127,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     /// Gives the packets up that wait for a handshake.
     pub fn give_up(&mut self, id: PeerId) {
         if let Some(peer) = self.peers.active_mut(id) {
-            let waiting = peer.pending.take(&mut self.pending_room).len();
+            let waiting = self.waiting.take(id).len();
             self.counters.dropped(Drop::HandshakeFailed, waiting as u64);
             peer.session_wanted = None;
         }

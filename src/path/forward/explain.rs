@@ -61,7 +61,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
                 peer: Some(id),
                 endpoint: peer.endpoint,
                 mtu: peer.mtu,
-                waiting: peer.pending.len(),
+                waiting: self.waiting.count(id),
                 fate: match (peer.endpoint, peer::usable(&mut peer.current, now)) {
                     (None, _) => Fate::Dropped(Drop::NoEndpoint),
                     (Some(_), Some(seal)) => Fate::Sealed(seal.suite()),

@@ -9,11 +9,11 @@ use crate::path::coalesce::Group;
 use crate::path::drops::Drop;
 use crate::path::ecn;
 use crate::path::gso::Slots;
-use crate::path::report::{Handover, Received, Report};
+use crate::path::report::{Handover, Handshake, Received, Report};
 use crate::path::route::RouteTable;
 use crate::proto::{GROUP, PeerId, SessionId, Time};
 use crate::wire::ip::Ip;
-use crate::wire::message::{DataHeader, FLAG_LANE_PORT, FLAG_PARTIAL_CHECKSUM, NATIVE_DATA};
+use crate::wire::message::{DataHeader, FLAG_LANE_PORT, FLAG_PARTIAL_CHECKSUM, HandshakeMessage, NATIVE_DATA};
 
 impl<S: AsMut<[u8]>> Forwarder<S> {
     /// One receive buffer's datagrams, each `received.segment` bytes long but perhaps the last. `buffer` names the
@@ -139,7 +139,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         slots: &mut impl Slots<Slot = S>,
     ) -> Result<(), Drop> {
         let Some(header) = DataHeader::parse(datagram) else {
-            return self.handshake(now, received, datagram);
+            return self.handshake(received, datagram);
         };
         let owner = header.receiver as u8 % self.workers;
         if owner != self.worker {
@@ -162,6 +162,17 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     }
 
     /// What an authentic datagram does.
+    /// What is no data goes to the control thread when it looks like a handshake message.
+    fn handshake(&mut self, received: &Received, datagram: &[u8]) -> Result<(), Drop> {
+        HandshakeMessage::parse(datagram).ok_or(Drop::BadMessage)?;
+        self.reports.push(Report::Handshake(Handshake {
+            from: received.from,
+            datagram: datagram.into(),
+            admitted: false,
+        }));
+        Ok(())
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn accept(
         &mut self,

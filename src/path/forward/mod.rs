@@ -7,7 +7,7 @@
 //! 4. Segments of one size are reserved, written, sealed in place and committed in a batch.
 //!
 //! In, UDP to TUN ([`Forwarder::inbound`]):
-//! 1. The header tells data from handshakes, which go past the doorman to the control thread.
+//! 1. The header tells data from handshakes, which go to the control thread (where there is a door, no more than strays get here).
 //! 2. The receiver index names the worker and the session's opening half.
 //! 3. The replay window and the tag decide whether the datagram is authentic; it is decrypted in place.
 //! 4. The first authentic datagram of a session confirms it; one from elsewhere moves the peer.
@@ -16,18 +16,15 @@
 //! 7. Packets of one flow are coalesced into a super-packet for the TUN.
 //!
 //! Nothing here does I/O or reads a clock. The worker gives frames and received buffers, and at the pass's end takes
-//! batches, groups, reports, hand-overs and replies.
+//! batches, groups, reports and hand-overs.
 
 mod changes;
 pub mod explain;
-mod handshake;
 mod inbound;
 mod messages;
 mod outbound;
 #[cfg(test)]
 mod tests;
-
-pub use handshake::CookieReply;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,12 +32,13 @@ use std::time::Duration;
 use crate::path::capture::Tap;
 use crate::path::coalesce::{Coalescer, Group};
 use crate::path::gso::Batches;
-use crate::path::peer::{PeerPath, Room};
+use crate::path::peer::PeerPath;
 use crate::path::peers::PeerTable;
 use crate::path::report::{Handover, Report};
 use crate::path::route::{RouteTable, Routes};
 use crate::path::sessions::Openers;
-use crate::proto::{Doorman, PeerId, Time};
+use crate::path::waiting::Waiting;
+use crate::proto::{PeerId, Time};
 use crate::stats::counters::WorkerCounters;
 
 /// How often one peer's want of a session is reported while packets wait for it.
@@ -53,7 +51,7 @@ pub struct Forwarder<S> {
     routes: Arc<RouteTable<PeerId>>,
     peers: PeerTable,
     openers: Openers,
-    pending_room: Room,
+    waiting: Waiting,
     coalescer: Coalescer,
     /// Datagrams on their way out.
     pub batches: Batches<S>,
@@ -65,9 +63,6 @@ pub struct Forwarder<S> {
     pub handovers: Vec<Handover>,
     /// Whoever looks at inner packets.
     pub taps: Vec<Tap>,
-    /// Answers to handshake messages that were turned away.
-    pub replies: Vec<CookieReply>,
-    doorman: Option<Box<Doorman>>,
     counters: Arc<WorkerCounters>,
     tun_mtu: usize,
     /// Whether native data may leave from the lane's own port.
@@ -90,15 +85,13 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             routes: Arc::new(Routes::new().table()),
             peers: PeerTable::new(worker),
             openers: Openers::default(),
-            pending_room: Room::default(),
+            waiting: Waiting::default(),
             coalescer,
             batches,
             groups: Vec::new(),
             reports: Vec::new(),
             handovers: Vec::new(),
             taps: Vec::new(),
-            replies: Vec::new(),
-            doorman: None,
             counters,
             tun_mtu,
             lane_ports: false,
@@ -119,7 +112,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     /// How many receiver indices lead to keys, and how many bytes of packets wait for keys.
     #[cfg(test)]
     pub(crate) fn held(&self) -> (usize, usize) {
-        (self.openers.len(), self.pending_room.taken())
+        (self.openers.len(), self.waiting.bytes())
     }
 
     /// Makes the sealing key of a peer, if it has one, go on from record number `counter`.

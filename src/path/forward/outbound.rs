@@ -41,7 +41,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let endpoint = peer.endpoint.ok_or(one(Drop::NoEndpoint))?;
         let lane_port_carries = self.lane_ports && peer.lane_port_carries(now);
         let Some(seal) = peer::usable(&mut peer.current, now) else {
-            let dropped = peer.pending.push(frame, &mut self.pending_room);
+            let dropped = self.waiting.push(id, frame);
             self.counters.dropped(Drop::PendingFull, dropped);
             want_session(peer, id, now, &mut self.reports);
             return Ok(());
@@ -137,10 +137,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
 
     /// Sends what waited for the peer's keys.
     pub(super) fn send_pending(&mut self, now: Time, id: PeerId, slots: &mut impl Slots<Slot = S>) {
-        let Some(peer) = self.peers.get_mut(id) else {
-            return;
-        };
-        for frame in peer.pending.take(&mut self.pending_room) {
+        for frame in self.waiting.take(id) {
             if let Err((reason, packets)) = self.try_outbound(now, &frame, slots) {
                 self.counters.dropped(reason, packets);
             }

@@ -14,7 +14,7 @@ use crate::path::coalesce::{Coalescer, Group, Offloads, Part};
 use crate::path::drops::Drop;
 use crate::path::gso::{Batch, Batches, SEND_LEN_MAX, Slots};
 use crate::path::peers::NewPeer;
-use crate::path::report::{Received, Report};
+use crate::path::report::{Handshake, Received, Report};
 use crate::path::route::Routes;
 use crate::path::sample::{Sample, Written};
 use crate::path::segment::{Checksums, Segments};
@@ -222,7 +222,7 @@ impl Host {
         for worker in 0..self.workers.len() {
             for report in std::mem::take(&mut self.workers[worker].reports) {
                 match report {
-                    Report::Handshake { from, datagram, .. } => {
+                    Report::Handshake(Handshake { from, datagram, .. }) => {
                         // A refused handshake shows in what does not happen.
                         let _ = self.device.handle_datagram(now, from, &datagram);
                     }

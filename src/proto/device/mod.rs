@@ -17,6 +17,7 @@ pub use config::{AddPeerError, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, T
 use peers::Peers;
 
 use super::action::Action;
+use super::awaited::Awaited;
 use super::context::{Context, Random};
 use super::doorman::Door;
 use super::endpoint::{Endpoint, Local, PeerId, SessionId};
@@ -51,7 +52,7 @@ impl Device {
     pub fn new(config: DeviceConfig, random: impl FnMut(&mut [u8]) + Send + 'static) -> Device {
         let mut random: Random = Box::new(random);
         let identity = Arc::new(Identity::new(&config.private_key, config.crypto));
-        let door = Door::new(*identity.public(), 1, &mut random);
+        let door = Door::new(*identity.public(), &mut random);
         Device {
             context: Context::new(identity, config.lanes, random),
             peers: Peers::default(),
@@ -63,6 +64,11 @@ impl Device {
     /// The public half of the static key.
     pub fn public_key(&self) -> [u8; 32] {
         *self.context.identity.public()
+    }
+
+    /// What answers may come to: for the [`Doorman`](super::Doorman) of whoever receives for this device.
+    pub fn awaited_answers(&self) -> Arc<Awaited> {
+        self.context.indices.awaited().clone()
     }
 
     /// How many Diffie-Hellman operations this device did: what handshakes cost.
