@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Two hosts of at most 32 workers.
 const TURNS_MAX: usize = 64;
+/// What lies this near to the announcement's own variable is the stack. One thread plays all workers, which have stacks of
+/// their own in truth.
+const STACK_BYTES: u64 = 4 << 20;
 /// CPUs fetch lines of 64 bytes in pairs.
 const LINE_SHIFT: u32 = 7;
 
@@ -23,9 +26,15 @@ pub(super) fn turn_of_nobody() {
     NOBODY.store(1, Ordering::SeqCst);
 }
 
-/// Tells the reader of the trace where the marks are.
+/// Tells the reader of the trace where the marks and the stack are.
 pub(super) fn announcement() -> String {
-    format!("marks {} {}", MARKS.as_ptr().addr(), (&raw const NOBODY).addr())
+    let on_the_stack = 0u8;
+    format!(
+        "marks {} {} {}",
+        MARKS.as_ptr().addr(),
+        (&raw const NOBODY).addr(),
+        (&raw const on_the_stack).addr()
+    )
 }
 
 /// Who touches a line: a bit per worker, of each host.
@@ -42,6 +51,7 @@ pub(super) struct Trace {
     instructions: u64,
     stores: u64,
     lines: HashMap<u64, Line>,
+    stack: u64,
 }
 
 /// What a trace comes to.
@@ -69,6 +79,7 @@ impl Trace {
             if let Some(addresses) = text.strip_prefix("marks ") {
                 let mut addresses = addresses.split(' ').filter_map(|word| word.parse().ok());
                 (marks, nobody) = (addresses.next().unwrap_or(0), addresses.next().unwrap_or(0));
+                trace.stack = addresses.next().unwrap_or(0);
                 continue;
             }
             if let Some(count) = text.strip_prefix("packets ") {
@@ -100,6 +111,9 @@ impl Trace {
         }
         let is_store = kind != 'L';
         self.stores += u64::from(is_store);
+        if address.abs_diff(self.stack) < STACK_BYTES {
+            return;
+        }
         for line in address >> LINE_SHIFT..=(address + size.max(1) - 1) >> LINE_SHIFT {
             let line = self.lines.entry(line).or_default();
             line.users[host] |= 1 << worker;
