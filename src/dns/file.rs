@@ -47,10 +47,11 @@ impl Directory<'_> {
         if let Some(theirs) = self.kept_of_others(name)? {
             return put_back(&kept, &theirs).map(|()| true);
         }
-        match fs::remove_file(&kept) {
-            Ok(()) => Ok(true),
+        match fs::symlink_metadata(&kept) {
+            // Looked at first: where nothing may be written, removing what is not there is refused too.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
+            Ok(_) => fs::remove_file(&kept).map(|()| true),
         }
     }
 

@@ -148,7 +148,10 @@ async fn run(what: &str, arguments: &[&str], input: &str) -> Result<Output, NftE
     } else {
         io::ErrorKind::Other
     };
-    let first = words.lines().next().unwrap_or("it does not say why").to_owned();
+    let first = words
+        .lines()
+        .next()
+        .map_or_else(|| format!("nft does not say why ({})", output.status), str::to_owned);
     Err(failed(io::Error::new(kind, first)))
 }
 

@@ -41,8 +41,15 @@ pub const FIRST_REPLIES: Rate = Rate {
 /// Cookie replies to sources that got none a few seconds before, as an honest initiator that tries again: forged sources that
 /// are drawn at random hardly ever were there before. So whoever gets no reply to its first initiation gets one to its second.
 pub const REPEATED_REPLIES: Rate = Rate {
-    per_second: 4_000,
-    burst: 4_000,
+    per_second: 3_000,
+    burst: 3_000,
+};
+/// Cookie replies to sources that got one a moment before: who has its cookie asks for none while it is good, so sources that a
+/// flood repeats leave the others' replies alone. Not none, because replies get lost, and because whoever writes an honest
+/// peer's address onto a message of its own takes that peer's reply away.
+pub const FURTHER_REPLIES: Rate = Rate {
+    per_second: 1_000,
+    burst: 1_000,
 };
 
 /// Buckets of each kind: 64 KiB.
@@ -173,6 +180,7 @@ pub(super) struct Replies {
     hash_key: [u8; 16],
     first: Bucket,
     repeated: Bucket,
+    further: Bucket,
     turned_away: Recent,
     answered: Recent,
 }
@@ -184,6 +192,7 @@ impl Replies {
             hash_key,
             first: Bucket::default(),
             repeated: Bucket::default(),
+            further: Bucket::default(),
             turned_away: Recent::default(),
             answered: Recent::default(),
         }
@@ -202,8 +211,10 @@ impl Replies {
         } else {
             return false;
         };
-        // Who has its cookie asks for none while it is good, so sources that a flood repeats leave the rest to others.
-        let allowed = !self.answered.contains(now, hash) && bucket.take(now, rate);
+        if self.answered.contains(now, hash) {
+            return self.further.take(now, FURTHER_REPLIES);
+        }
+        let allowed = bucket.take(now, rate);
         if allowed {
             self.answered.insert(now, hash);
         }
@@ -335,7 +346,20 @@ mod tests {
             }
         }
         assert!(first.is_some_and(|second| second <= 9), "{first:?}");
-        assert!(answered <= 3 * 5_000, "each once per generation: {answered}");
+        let further = FURTHER_REPLIES.burst + 12 * FURTHER_REPLIES.per_second;
+        assert!(answered <= 3 * 5_000 + further, "each once per generation: {answered}");
+    }
+
+    #[test]
+    fn a_reply_that_a_stranger_took_away_is_made_up_for() {
+        let mut replies = Replies::new([5; 16]);
+        let honest = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 51820));
+        assert!(replies.allow(START, honest), "to the stranger's message");
+        for number in 0..50_000u32 {
+            replies.allow(START, (Ipv4Addr::from(number), 9).into());
+        }
+        assert!(!replies.allow(START, honest), "turned away for the first time");
+        assert!(replies.allow(START + Duration::from_secs(5), honest));
     }
 
     #[test]

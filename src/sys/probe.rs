@@ -6,7 +6,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// ENOSYS.
-    #[error("this kernel is built without io_uring (CONFIG_IO_URING), or a sandbox such as gVisor hides it")]
+    #[error("this kernel is built without io_uring (CONFIG_IO_URING), or a container or another sandbox hides it")]
     NotBuilt,
     /// EPERM, and kernel.io_uring_disabled is 1.
     #[error(
