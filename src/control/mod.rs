@@ -13,6 +13,7 @@ pub mod dump;
 mod explain;
 pub mod exporter;
 pub mod handover;
+mod inquiry;
 mod latency_log;
 mod lookup;
 mod metrics;
@@ -42,6 +43,7 @@ use allowed::AllowedIps;
 use capture::Captures;
 use changes::{ChangeError, Changes, PeerChanges};
 use dump::Dump;
+use inquiry::Inquiries;
 use ipnet::IpNet;
 use latency_log::LatencyLog;
 use lookup::Lookups;
@@ -322,6 +324,9 @@ pub struct Control {
     next_sample: Option<Time>,
     latency_log: Option<LatencyLog>,
     next_log: Option<Time>,
+    /// The log has what workers have recorded up to the end of an interval.
+    interval_ended: bool,
+    inquiries: Inquiries,
 }
 
 impl Control {
@@ -357,6 +362,8 @@ impl Control {
             next_sample: None,
             latency_log: None,
             next_log: None,
+            interval_ended: false,
+            inquiries: Inquiries::default(),
         }
     }
 
@@ -463,6 +470,7 @@ impl Control {
                 () = signals.end() => return Ok(()),
                 Some(cause) = self.died.recv() => return Err(cause),
                 Some(order) = orders.recv() => self.obey(order)?,
+                Some(rest) = self.inquiries.next() => rest(self),
                 (question, result) = self.lookups.answer() => self.looked_up(&question, result),
                 () = news.notified() => {
                     self.take_reports();
@@ -474,6 +482,15 @@ impl Control {
             }
             self.time_passes();
             if self.next_log.is_some_and(|due| due <= worker::time_now()) {
+                self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
+                let histograms = self.ask_for_histograms();
+                self.afterwards(histograms.gather(), |control, said| {
+                    // A worker without an answer is busy: what it recorded comes with the next interval.
+                    let _ = control.take_in(said);
+                    control.interval_ended = true;
+                });
+            }
+            if std::mem::take(&mut self.interval_ended) {
                 self.write_latency_log().await;
             }
         }
@@ -494,10 +511,7 @@ impl Control {
     }
 
     async fn write_latency_log(&mut self) {
-        // A worker without an answer is busy: what it recorded comes with the next interval.
-        let _ = self.collect_histograms();
         let Some(log) = &mut self.latency_log else { return };
-        self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
         if let Err(error) = log.end_interval().await {
             tracing::warn!(%error, "the latency log cannot be written any more");
             (self.latency_log, self.next_log) = (None, None);
@@ -528,11 +542,11 @@ impl Control {
         // Who asks sees what happened before.
         self.take_reports();
         match order {
-            Order::Answer(request, reply) => drop(reply.send(self.answer(&request))),
+            Order::Answer(request, reply) => self.answer(&request, reply),
             Order::Name(reply) => drop(reply.send(self.facts.name.clone())),
             Order::Capture(request, reply) => drop(reply.send(self.begin_capture(&request))),
-            Order::Explain(request, kernel, reply) => drop(reply.send(self.explain_to(&request, &kernel))),
-            Order::Metrics(format, reply) => drop(reply.send(self.metrics(format).ok())),
+            Order::Explain(request, kernel, reply) => self.explain_to(request, kernel, reply),
+            Order::Metrics(format, reply) => self.send_metrics(format, reply),
             Order::Dump(reply) => drop(reply.send(self.dump())),
             Order::Alive(done) => self.broadcast(|| Command::Answer(done.clone()))?,
             Order::Change(changes, reply) => match self.apply(changes) {

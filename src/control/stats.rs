@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::api::{PeerStats, StatsReport, WorkerStats};
-use super::report::{NoAnswer, unix};
+use super::inquiry::{NoAnswer, Said};
+use super::report::unix;
 use super::{Control, WorkerInfo};
 use crate::config::PublicKey;
 use crate::sys::engine::EngineCounters;
@@ -44,9 +45,9 @@ impl Baseline {
 
 impl Control {
     /// What was counted since the last reset; `reset` begins a new interval.
-    pub(super) fn stats(&mut self, reset: bool) -> Result<StatsReport, NoAnswer> {
+    pub(super) fn stats(&mut self, engines: Said<EngineCounters>, reset: bool) -> Result<StatsReport, NoAnswer> {
         let until = SystemTime::now();
-        let totals = self.totals()?;
+        let totals = self.totals(engines)?;
         let base = &self.baseline;
         let report = StatsReport {
             name: self.facts.name.clone(),
@@ -83,9 +84,9 @@ impl Control {
     }
 
     /// What was counted since the daemon started.
-    pub(super) fn totals(&mut self) -> Result<Totals, NoAnswer> {
+    pub(super) fn totals(&mut self, engines: Said<EngineCounters>) -> Result<Totals, NoAnswer> {
         self.count_socket_drops();
-        let engines = self.engine_counters()?;
+        let engines = engines.by_all()?;
         let peers = self.peers.iter().map(|(_, peer)| {
             let traffic = peer.traffic();
             PeerStats {

@@ -69,15 +69,15 @@ pub enum Command {
     /// Drop what waits for the peer's handshake.
     GiveUp(PeerId),
     /// Put the empty histograms in place of the worker's and send those back, with the worker's number.
-    TakeHistograms(Box<StageHistograms>, Sender<(u8, Box<StageHistograms>)>),
+    TakeHistograms(Box<StageHistograms>, mpsc::Sender<(u8, Box<StageHistograms>)>),
     /// Send the engine's counters, with the worker's number.
-    EngineCounters(Sender<(u8, EngineCounters)>),
+    EngineCounters(mpsc::Sender<(u8, EngineCounters)>),
     /// Receive from and send on another socket.
     ReplaceUdp(UdpSocket),
     /// Send the worker's number: everything before this was carried out.
     Answer(Sender<u8>),
     /// Say what would become of a packet from one address to another, with the worker's number.
-    Explain(IpAddr, IpAddr, Sender<(u8, Explanation)>),
+    Explain(IpAddr, IpAddr, mpsc::Sender<(u8, Explanation)>),
     /// Copy packets, and send the copies with the worker's number. The channel has room for all chunks of the tap.
     BeginCapture(Box<Tap>, mpsc::Sender<(u8, Chunk)>),
     /// A chunk of the capture of this number was looked at.
