@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use crossbeam_channel::bounded;
 use ipnet::IpNet;
 
 use super::Control;
@@ -10,12 +9,10 @@ use super::api::{
     ApiError, ErrorCode, ExplainReport, ExplainRequest, InboundReport, KernelRoute, OutboundReport, Verdict,
     WorkerVerdict,
 };
-use super::report::{NoAnswer, answer_deadline};
 use crate::link::{self, Lookup, RouteKind};
 use crate::path::drops::Drop;
 use crate::path::forward::explain::{Explanation, Fate};
 use crate::proto::PeerId;
-use crate::worker::mailbox::Command;
 
 /// What the kernel says of the packet, before the workers are asked.
 pub struct KernelAnswers {
@@ -55,29 +52,18 @@ pub(super) async fn ask_kernel(interface: &str, request: &ExplainRequest) -> Res
 }
 
 impl Control {
-    pub(super) fn explain(&self, request: &ExplainRequest, kernel: &KernelAnswers) -> Result<ExplainReport, NoAnswer> {
-        let answers = self.explanations(request.source, request.destination)?;
-        Ok(ExplainReport {
+    /// Puts together what the kernel says and what each worker would do.
+    pub(super) fn explain(
+        &self,
+        request: &ExplainRequest,
+        kernel: &KernelAnswers,
+        answers: &[Explanation],
+    ) -> ExplainReport {
+        ExplainReport {
             name: self.facts.name.clone(),
-            outbound: self.outbound(request, &kernel.outbound, &answers),
-            inbound: self.inbound(request, &kernel.inbound, &answers),
-        })
-    }
-
-    /// What each worker would do.
-    fn explanations(&self, source: IpAddr, destination: IpAddr) -> Result<Vec<Explanation>, NoAnswer> {
-        let (reply, answers) = bounded(self.workers.len());
-        for worker in &self.workers {
-            self.tell(worker, Command::Explain(source, destination, reply.clone()))
-                .map_err(|_| NoAnswer)?;
+            outbound: self.outbound(request, &kernel.outbound, answers),
+            inbound: self.inbound(request, &kernel.inbound, answers),
         }
-        let mut explanations = vec![None; self.workers.len()];
-        let deadline = answer_deadline();
-        for _ in 0..self.workers.len() {
-            let (worker, answer) = answers.recv_deadline(deadline).map_err(|_| NoAnswer)?;
-            explanations[usize::from(worker)] = Some(answer);
-        }
-        explanations.into_iter().collect::<Option<_>>().ok_or(NoAnswer)
     }
 
     fn outbound(

@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::Control;
-use super::report::{NoAnswer, unix};
+use super::inquiry::{NoAnswer, Said};
+use super::report::unix;
 use super::stats::Totals;
 use crate::path::drops::Drop;
 use crate::stats::buckets::StageBuckets;
 use crate::stats::counters::CounterSnapshot;
 use crate::stats::exposition::{Exposition, Format};
-use crate::stats::latency::Stage;
+use crate::stats::latency::{Stage, StageHistograms};
+use crate::sys::engine::EngineCounters;
 
 /// Makes seconds of nanoseconds.
 const NS: f64 = 1e9;
@@ -52,10 +56,22 @@ impl Control {
         self.metrics.get_or_insert_default();
     }
 
-    /// All metrics as text.
-    pub(super) fn metrics(&mut self, format: Format) -> Result<String, NoAnswer> {
-        self.collect_histograms()?;
-        let totals = self.totals()?;
+    /// Sends all metrics as text, or `None` when a worker does not answer.
+    pub(super) fn send_metrics(&mut self, format: Format, reply: oneshot::Sender<Option<String>>) {
+        let (histograms, engines) = (self.ask_for_histograms(), self.ask_for_engine_counters());
+        let said = async { (histograms.gather().await, engines.gather().await) };
+        self.afterwards(said, move |control, said| {
+            drop(reply.send(control.metrics(said, format).ok()))
+        });
+    }
+
+    fn metrics(
+        &mut self,
+        (histograms, engines): (Said<Box<StageHistograms>>, Said<EngineCounters>),
+        format: Format,
+    ) -> Result<String, NoAnswer> {
+        self.take_in(histograms)?;
+        let totals = self.totals(engines)?;
         let mut out = Exposition::new(format);
         self.write_tunnel(&mut out);
         self.write_workers(&mut out, &totals);

@@ -12,6 +12,8 @@ pub mod client;
 pub mod dump;
 mod explain;
 pub mod exporter;
+pub mod handover;
+mod inquiry;
 mod latency_log;
 mod lookup;
 mod metrics;
@@ -41,6 +43,7 @@ use allowed::AllowedIps;
 use capture::Captures;
 use changes::{ChangeError, Changes, PeerChanges};
 use dump::Dump;
+use inquiry::Inquiries;
 use ipnet::IpNet;
 use latency_log::LatencyLog;
 use lookup::Lookups;
@@ -62,6 +65,7 @@ use crate::stats::buckets::StageBuckets;
 use crate::stats::counters::WorkerCounters;
 use crate::stats::exposition::Format;
 use crate::stats::latency::StageHistograms;
+use crate::sys::tun::TunQueue;
 use crate::sys::tun_mtu::TunMtu;
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::worker;
@@ -101,6 +105,8 @@ pub struct WorkerInfo {
     port: WorkerPort,
     /// What it counts.
     counters: Arc<WorkerCounters>,
+    /// Its TUN queue.
+    queue: TunQueue,
     /// Its UDP socket.
     socket: WatchedSocket,
     /// The socket on its lane's own port, if it has one.
@@ -117,13 +123,22 @@ pub struct WorkerInfo {
     spare: Box<StageHistograms>,
 }
 
+/// Descriptors of the control thread's own for what a worker reads and writes.
+pub struct Descriptors {
+    /// Its TUN queue, for whoever goes on with the tunnel.
+    pub queue: TunQueue,
+    /// Its UDP socket.
+    pub socket: UdpSocket,
+    /// The socket on its lane's own port, if it has one.
+    pub lane_socket: Option<UdpSocket>,
+}
+
 impl WorkerInfo {
     /// A worker that has just started.
     pub fn new(
         port: WorkerPort,
         counters: Arc<WorkerCounters>,
-        socket: UdpSocket,
-        lane_socket: Option<UdpSocket>,
+        descriptors: Descriptors,
         cpu: Option<u32>,
         io: &'static str,
         io_reason: Option<String>,
@@ -132,8 +147,9 @@ impl WorkerInfo {
         WorkerInfo {
             port,
             counters,
-            socket: WatchedSocket::new(socket),
-            lane_socket,
+            queue: descriptors.queue,
+            socket: WatchedSocket::new(descriptors.socket),
+            lane_socket: descriptors.lane_socket,
             cpu,
             io,
             io_reason,
@@ -296,6 +312,10 @@ pub struct Control {
     routes: Option<RouteReporter>,
     latency_since: SystemTime,
     started: SystemTime,
+    /// How often another process has gone on with the tunnel since.
+    upgrades: u32,
+    /// Another one is about to: there is nothing to end here.
+    handed_over: bool,
     drops: BTreeMap<&'static str, u64>,
     baseline: Baseline,
     /// Times, where metrics are served.
@@ -304,6 +324,9 @@ pub struct Control {
     next_sample: Option<Time>,
     latency_log: Option<LatencyLog>,
     next_log: Option<Time>,
+    /// The log has what workers have recorded up to the end of an interval.
+    interval_ended: bool,
+    inquiries: Inquiries,
 }
 
 impl Control {
@@ -330,6 +353,8 @@ impl Control {
             routes: None,
             latency_since: SystemTime::now(),
             started: SystemTime::now(),
+            upgrades: 0,
+            handed_over: false,
             drops: BTreeMap::new(),
             baseline: Baseline::zero(),
             metrics: None,
@@ -337,6 +362,8 @@ impl Control {
             next_sample: None,
             latency_log: None,
             next_log: None,
+            interval_ended: false,
+            inquiries: Inquiries::default(),
         }
     }
 
@@ -443,6 +470,7 @@ impl Control {
                 () = signals.end() => return Ok(()),
                 Some(cause) = self.died.recv() => return Err(cause),
                 Some(order) = orders.recv() => self.obey(order)?,
+                Some(rest) = self.inquiries.next() => rest(self),
                 (question, result) = self.lookups.answer() => self.looked_up(&question, result),
                 () = news.notified() => {
                     self.take_reports();
@@ -454,6 +482,15 @@ impl Control {
             }
             self.time_passes();
             if self.next_log.is_some_and(|due| due <= worker::time_now()) {
+                self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
+                let histograms = self.ask_for_histograms();
+                self.afterwards(histograms.gather(), |control, said| {
+                    // A worker without an answer is busy: what it recorded comes with the next interval.
+                    let _ = control.take_in(said);
+                    control.interval_ended = true;
+                });
+            }
+            if std::mem::take(&mut self.interval_ended) {
                 self.write_latency_log().await;
             }
         }
@@ -466,19 +503,27 @@ impl Control {
         Ok(())
     }
 
-    async fn write_latency_log(&mut self) {
-        // A worker without an answer is busy: what it recorded comes with the next interval.
-        let _ = self.collect_histograms();
-        let Some(log) = &mut self.latency_log else { return };
+    /// As [`Control::log_latency`], to the log that an earlier process began at `begin`.
+    pub async fn resume_latency_log(&mut self, runtime: Runtime, path: &Path, begin: SystemTime) -> io::Result<()> {
+        self.latency_log = Some(LatencyLog::resume(runtime, path, begin).await?);
         self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
+        Ok(())
+    }
+
+    async fn write_latency_log(&mut self) {
+        let Some(log) = &mut self.latency_log else { return };
         if let Err(error) = log.end_interval().await {
             tracing::warn!(%error, "the latency log cannot be written any more");
             (self.latency_log, self.next_log) = (None, None);
         }
     }
 
-    /// Tells native peers goodbye, ends the workers, and writes what must outlive this run.
+    /// Tells native peers goodbye, ends the workers, and writes what must outlive this run. Nothing happens where another
+    /// process goes on with the tunnel.
     pub async fn stop(&mut self) {
+        if self.handed_over {
+            return;
+        }
         for id in self.peers.ids() {
             // Workers that have died need not hear it.
             let _ = self.tell_owner(id, Command::Goodbye(id));
@@ -497,11 +542,11 @@ impl Control {
         // Who asks sees what happened before.
         self.take_reports();
         match order {
-            Order::Answer(request, reply) => drop(reply.send(self.answer(&request))),
+            Order::Answer(request, reply) => self.answer(&request, reply),
             Order::Name(reply) => drop(reply.send(self.facts.name.clone())),
             Order::Capture(request, reply) => drop(reply.send(self.begin_capture(&request))),
-            Order::Explain(request, kernel, reply) => drop(reply.send(self.explain_to(&request, &kernel))),
-            Order::Metrics(format, reply) => drop(reply.send(self.metrics(format).ok())),
+            Order::Explain(request, kernel, reply) => self.explain_to(request, kernel, reply),
+            Order::Metrics(format, reply) => self.send_metrics(format, reply),
             Order::Dump(reply) => drop(reply.send(self.dump())),
             Order::Alive(done) => self.broadcast(|| Command::Answer(done.clone()))?,
             Order::Change(changes, reply) => match self.apply(changes) {

@@ -1,15 +1,17 @@
 //! Answers to the control socket's requests.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::cell::RefCell;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::bounded;
 use ipnet::IpNet;
+use tokio::sync::oneshot;
 
 use super::api::{
     DirectionReport, ErrorCode, ExplainRequest, LatencyReport, PeerReport, Request, Response, StageReport,
     StatusReport, Summary, WorkerReport,
 };
 use super::explain::KernelAnswers;
+use super::inquiry::{Answers, NoAnswer, Said};
 use super::peers::Peer;
 use super::server::refusal;
 use super::{Control, WorkerInfo};
@@ -20,25 +22,40 @@ use crate::stats::latency::{Stage, StageHistogram, StageHistograms};
 use crate::sys::engine::EngineCounters;
 use crate::worker::mailbox::Command;
 
-/// How long a worker may take to answer; it looks into its mailbox once per pass.
-const WORKER_ANSWER_MAX: Duration = Duration::from_secs(1);
-
-/// Until when workers may answer what they are asked at this moment.
-pub(super) fn answer_deadline() -> Instant {
-    Instant::now() + WORKER_ANSWER_MAX
-}
-
-/// A worker did not answer in time.
-pub(super) struct NoAnswer;
-
 impl Control {
-    pub(super) fn answer(&mut self, request: &Request) -> Response {
-        let answer = match request {
-            Request::Status {} => self.status().map(|report| Response::Status(Box::new(report))),
-            Request::Latency { reset } => self.latency(*reset).map(|report| Response::Latency(Box::new(report))),
-            Request::Stats { reset } => self.stats(*reset).map(|report| Response::Stats(Box::new(report))),
+    /// Answers where only the workers have to be asked.
+    pub(super) fn answer(&mut self, request: &Request, reply: oneshot::Sender<Response>) {
+        let respond = |reply: oneshot::Sender<Response>, answer: Result<Response, NoAnswer>| {
+            // A client that hung up wants none.
+            let _ = reply.send(answer.unwrap_or_else(no_answer));
+        };
+        match *request {
+            Request::Status {} => {
+                let (histograms, engines) = (self.ask_for_histograms(), self.ask_for_engine_counters());
+                let said = async { (histograms.gather().await, engines.gather().await) };
+                self.afterwards(said, move |control, said| {
+                    respond(
+                        reply,
+                        control.status(said).map(|report| Response::Status(Box::new(report))),
+                    );
+                });
+            }
+            Request::Latency { reset } => {
+                let histograms = self.ask_for_histograms();
+                self.afterwards(histograms.gather(), move |control, said| {
+                    let report = control.latency(said, reset);
+                    respond(reply, report.map(|report| Response::Latency(Box::new(report))));
+                });
+            }
+            Request::Stats { reset } => {
+                let engines = self.ask_for_engine_counters();
+                self.afterwards(engines.gather(), move |control, said| {
+                    let report = control.stats(said, reset);
+                    respond(reply, report.map(|report| Response::Stats(Box::new(report))));
+                });
+            }
             // Orders of their own: the server asks the kernel first, or goes on with the connection.
-            Request::Explain(_) | Request::Capture(_) => Err(NoAnswer),
+            Request::Explain(_) | Request::Capture(_) => respond(reply, Err(NoAnswer)),
             // The server sends those to whoever changes this tunnel.
             Request::Reload {}
             | Request::Apply { .. }
@@ -48,21 +65,36 @@ impl Control {
             | Request::PeerSet { .. }
             | Request::PeerRemove { .. }
             | Request::Stop {}
-            | Request::SetMtu { .. } => Ok(refusal(ErrorCode::Internal, "this request changes something".into())),
-        };
-        answer.unwrap_or_else(no_answer)
-    }
-
-    pub(super) fn explain_to(&self, request: &ExplainRequest, kernel: &KernelAnswers) -> Response {
-        match self.explain(request, kernel) {
-            Ok(report) => Response::Explain(Box::new(report)),
-            Err(missing) => no_answer(missing),
+            | Request::Upgrade { .. }
+            | Request::SetMtu { .. } => {
+                let refused = refusal(ErrorCode::Internal, "this request changes something".into());
+                respond(reply, Ok(refused));
+            }
         }
     }
 
-    fn status(&mut self) -> Result<StatusReport, NoAnswer> {
-        self.collect_histograms()?;
-        let engines = self.engine_counters()?;
+    /// Says what would become of a packet.
+    pub(super) fn explain_to(
+        &mut self,
+        request: ExplainRequest,
+        kernel: KernelAnswers,
+        reply: oneshot::Sender<Response>,
+    ) {
+        let (source, destination) = (request.source, request.destination);
+        let answers = self.ask_workers(|reply| Command::Explain(source, destination, reply));
+        self.afterwards(answers.gather(), move |control, said| {
+            let report = said.by_all().map(|said| control.explain(&request, &kernel, &said));
+            let response = report.map(|report| Response::Explain(Box::new(report)));
+            let _ = reply.send(response.unwrap_or_else(no_answer));
+        });
+    }
+
+    fn status(
+        &mut self,
+        (histograms, engines): (Said<Box<StageHistograms>>, Said<EngineCounters>),
+    ) -> Result<StatusReport, NoAnswer> {
+        self.take_in(histograms)?;
+        let engines = engines.by_all()?;
         self.count_socket_drops();
         Ok(StatusReport {
             name: self.facts.name.clone(),
@@ -77,6 +109,7 @@ impl Control {
             offloads: self.facts.offloads,
             started_unix_s: unix(self.started).as_secs(),
             uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
+            upgrades: self.upgrades,
             control_drops: self.refused_handshakes(),
             workers: (0..)
                 .zip(&self.workers)
@@ -91,8 +124,8 @@ impl Control {
         })
     }
 
-    fn latency(&mut self, reset: bool) -> Result<LatencyReport, NoAnswer> {
-        self.collect_histograms()?;
+    fn latency(&mut self, histograms: Said<Box<StageHistograms>>, reset: bool) -> Result<LatencyReport, NoAnswer> {
+        self.take_in(histograms)?;
         let until = SystemTime::now();
         let merged = self.merged_histograms();
         let stages = merged.iter().filter(|histogram| histogram.stage() != Stage::Rtt);
@@ -117,17 +150,21 @@ impl Control {
         Ok(report)
     }
 
-    /// Adds what the workers have recorded since the last time.
-    pub(super) fn collect_histograms(&mut self) -> Result<(), NoAnswer> {
-        let (reply, answers) = bounded(self.workers.len());
-        for at in 0..self.workers.len() {
-            let empty = std::mem::take(&mut self.workers[at].spare);
-            self.tell(&self.workers[at], Command::TakeHistograms(empty, reply.clone()))
-                .map_err(|_| NoAnswer)?;
-        }
-        let deadline = answer_deadline();
-        for _ in 0..self.workers.len() {
-            let (number, mut full) = answers.recv_deadline(deadline).map_err(|_| NoAnswer)?;
+    /// Has the workers send what they have recorded since the last time.
+    pub(super) fn ask_for_histograms(&mut self) -> Answers<Box<StageHistograms>> {
+        let spares = RefCell::new(
+            self.workers
+                .iter_mut()
+                .map(|worker| std::mem::take(&mut worker.spare))
+                .collect::<Vec<_>>(),
+        );
+        self.ask_workers(|reply| Command::TakeHistograms(spares.borrow_mut().pop().unwrap_or_default(), reply))
+    }
+
+    /// Adds what was sent. What comes from a worker that is late is in its next answer.
+    pub(super) fn take_in(&mut self, said: Said<Box<StageHistograms>>) -> Result<(), NoAnswer> {
+        let (complete, sets) = said.by_some();
+        for (number, mut full) in sets {
             let worker = &mut self.workers[usize::from(number)];
             if let Some(log) = &mut self.latency_log {
                 log.record(&full);
@@ -138,7 +175,7 @@ impl Control {
             worker.histograms.absorb(&mut full);
             worker.spare = full;
         }
-        Ok(())
+        complete
     }
 
     /// The histograms of all workers as one set.
@@ -150,19 +187,8 @@ impl Control {
         merged
     }
 
-    pub(super) fn engine_counters(&self) -> Result<Vec<EngineCounters>, NoAnswer> {
-        let (reply, answers) = bounded(self.workers.len());
-        for worker in &self.workers {
-            self.tell(worker, Command::EngineCounters(reply.clone()))
-                .map_err(|_| NoAnswer)?;
-        }
-        let mut counters = vec![EngineCounters::default(); self.workers.len()];
-        let deadline = answer_deadline();
-        for _ in 0..self.workers.len() {
-            let (worker, answer) = answers.recv_deadline(deadline).map_err(|_| NoAnswer)?;
-            counters[usize::from(worker)] = answer;
-        }
-        Ok(counters)
+    pub(super) fn ask_for_engine_counters(&self) -> Answers<EngineCounters> {
+        self.ask_workers(Command::EngineCounters)
     }
 }
 

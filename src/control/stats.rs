@@ -6,13 +6,17 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use super::api::{PeerStats, StatsReport, WorkerStats};
-use super::report::{NoAnswer, unix};
+use super::inquiry::{NoAnswer, Said};
+use super::report::unix;
 use super::{Control, WorkerInfo};
 use crate::config::PublicKey;
 use crate::sys::engine::EngineCounters;
 
 /// The counters when they were reset last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Baseline {
     since: SystemTime,
     control_drops: BTreeMap<String, u64>,
@@ -30,13 +34,20 @@ impl Baseline {
             peers: HashMap::new(),
         }
     }
+
+    /// As another process goes on with it: its engines begin to count anew.
+    pub(super) fn without_engines(&self) -> Baseline {
+        let mut baseline = self.clone();
+        baseline.workers.iter_mut().for_each(|worker| worker.engine.clear());
+        baseline
+    }
 }
 
 impl Control {
     /// What was counted since the last reset; `reset` begins a new interval.
-    pub(super) fn stats(&mut self, reset: bool) -> Result<StatsReport, NoAnswer> {
+    pub(super) fn stats(&mut self, engines: Said<EngineCounters>, reset: bool) -> Result<StatsReport, NoAnswer> {
         let until = SystemTime::now();
-        let totals = self.totals()?;
+        let totals = self.totals(engines)?;
         let base = &self.baseline;
         let report = StatsReport {
             name: self.facts.name.clone(),
@@ -73,9 +84,9 @@ impl Control {
     }
 
     /// What was counted since the daemon started.
-    pub(super) fn totals(&mut self) -> Result<Totals, NoAnswer> {
+    pub(super) fn totals(&mut self, engines: Said<EngineCounters>) -> Result<Totals, NoAnswer> {
         self.count_socket_drops();
-        let engines = self.engine_counters()?;
+        let engines = engines.by_all()?;
         let peers = self.peers.iter().map(|(_, peer)| {
             let traffic = peer.traffic();
             PeerStats {

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::{Notify, mpsc};
 
 use crate::path::capture::{Chunk, Tap};
+use crate::path::forward::Halves;
 use crate::path::forward::explain::Explanation;
 use crate::path::peers::NewPeer;
 use crate::path::report::{Handover, Handshake, Report};
@@ -68,21 +69,25 @@ pub enum Command {
     /// Drop what waits for the peer's handshake.
     GiveUp(PeerId),
     /// Put the empty histograms in place of the worker's and send those back, with the worker's number.
-    TakeHistograms(Box<StageHistograms>, Sender<(u8, Box<StageHistograms>)>),
+    TakeHistograms(Box<StageHistograms>, mpsc::Sender<(u8, Box<StageHistograms>)>),
     /// Send the engine's counters, with the worker's number.
-    EngineCounters(Sender<(u8, EngineCounters)>),
+    EngineCounters(mpsc::Sender<(u8, EngineCounters)>),
     /// Receive from and send on another socket.
     ReplaceUdp(UdpSocket),
     /// Send the worker's number: everything before this was carried out.
     Answer(Sender<u8>),
     /// Say what would become of a packet from one address to another, with the worker's number.
-    Explain(IpAddr, IpAddr, Sender<(u8, Explanation)>),
+    Explain(IpAddr, IpAddr, mpsc::Sender<(u8, Explanation)>),
     /// Copy packets, and send the copies with the worker's number. The channel has room for all chunks of the tap.
     BeginCapture(Box<Tap>, mpsc::Sender<(u8, Chunk)>),
     /// A chunk of the capture of this number was looked at.
     ReturnChunk(u64, Chunk),
     /// Nobody looks at the capture of this number any more.
     EndCapture(u64),
+    /// Begin to move packets, for a worker that waits for what an earlier process knew.
+    Begin,
+    /// End the thread, and send the keys that it had, with the worker's number.
+    HandOver(Sender<(u8, Halves)>),
     /// End the thread.
     Stop,
 }
