@@ -18,7 +18,7 @@ const AAD: [u8; 16] = [0x11; 16];
 /// The choices that run here and have a backend of their own for `algorithm`.
 fn choices(algorithm: Algorithm) -> Vec<Choice> {
     let backend = |choice| self_test(choice).map(|selected| selected.backend(algorithm)).ok();
-    let mut choices: Vec<Choice> = [Choice::AesGcm, Choice::AwsLc, Choice::Avx512].into();
+    let mut choices: Vec<Choice> = [Choice::AesGcm, Choice::AwsLc, Choice::Vaes, Choice::Avx512].into();
     choices.retain(|&choice| backend(choice).is_some());
     choices.dedup_by_key(|choice| backend(*choice));
     choices

@@ -1,7 +1,8 @@
 //! The backend of ringway's own kernels, for CPUs with AVX-512, VAES and VPCLMULQDQ.
 #![forbid(unsafe_code)]
 
-use super::gcm512::{Nonce, Schedule};
+use super::gcm::Nonce;
+use super::gcm512::Schedule;
 use super::simd::Avx512;
 use super::{Algorithm, Forged, KEY_LEN, NONCE_LEN, Record, TAG_LEN, chachapoly512};
 

@@ -10,12 +10,18 @@ mod aws_lc;
 #[cfg(target_arch = "x86_64")]
 mod chachapoly512;
 #[cfg(target_arch = "x86_64")]
+mod gcm;
+#[cfg(target_arch = "x86_64")]
+mod gcm256;
+#[cfg(target_arch = "x86_64")]
 mod gcm512;
 mod portable;
 mod run;
 mod self_test;
 #[cfg(target_arch = "x86_64")]
 mod simd;
+#[cfg(target_arch = "x86_64")]
+mod vaes;
 
 use std::fmt;
 use std::str::FromStr;
@@ -47,6 +53,9 @@ pub enum Choice {
     Auto,
     /// ringway's own kernels for AVX-512, on CPUs that have it.
     Avx512,
+    /// ringway's own AES-256-GCM kernel for VAES with 256-bit vectors, on CPUs that have it, and aws-lc-rs for the other
+    /// algorithm.
+    Vaes,
     /// aws-lc-rs for both algorithms.
     AwsLc,
     /// The portable pure Rust crates: `aes-gcm`, and `chacha20poly1305` for the other algorithm.
@@ -55,13 +64,20 @@ pub enum Choice {
 
 impl Choice {
     /// Every choice.
-    pub const ALL: [Choice; 4] = [Choice::Auto, Choice::Avx512, Choice::AwsLc, Choice::AesGcm];
+    pub const ALL: [Choice; 5] = [
+        Choice::Auto,
+        Choice::Avx512,
+        Choice::Vaes,
+        Choice::AwsLc,
+        Choice::AesGcm,
+    ];
 
     /// The choice's stable name in configs and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Choice::Auto => "auto",
             Choice::Avx512 => "avx512",
+            Choice::Vaes => "vaes",
             Choice::AwsLc => "aws-lc",
             Choice::AesGcm => "aes-gcm",
         }
@@ -87,7 +103,7 @@ impl FromStr for Choice {
 
 /// The text names no [`Choice`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected one of: auto, avx512, aws-lc, aes-gcm")]
+#[error("expected one of: auto, avx512, vaes, aws-lc, aes-gcm")]
 pub struct UnknownChoice;
 
 /// An implementation of an [`Algorithm`].
@@ -95,6 +111,8 @@ pub struct UnknownChoice;
 pub enum Backend {
     /// ringway's own kernels, on CPUs with AVX-512, IFMA, VAES and VPCLMULQDQ.
     Avx512,
+    /// ringway's own kernel of [`Algorithm::Aes256Gcm`], on CPUs with AVX2, VAES and VPCLMULQDQ.
+    Vaes,
     /// AWS-LC's assembly, through aws-lc-rs.
     AwsLc,
     /// The pure Rust crates of the RustCrypto project.
@@ -103,15 +121,17 @@ pub enum Backend {
 
 impl Backend {
     /// Every backend, fastest first.
-    const BY_SPEED: [Backend; 3] = [Backend::Avx512, Backend::AwsLc, Backend::Portable];
+    const BY_SPEED: [Backend; 4] = [Backend::Avx512, Backend::Vaes, Backend::AwsLc, Backend::Portable];
 
-    /// What `choice` allows, best first.
-    const fn allowed(choice: Choice) -> &'static [Backend] {
-        match choice {
-            Choice::Auto => &Backend::BY_SPEED,
-            Choice::Avx512 => &[Backend::Avx512],
-            Choice::AwsLc => &[Backend::AwsLc],
-            Choice::AesGcm => &[Backend::Portable],
+    /// What `choice` allows for `algorithm`, best first.
+    const fn allowed(choice: Choice, algorithm: Algorithm) -> &'static [Backend] {
+        match (choice, algorithm) {
+            (Choice::Auto, Algorithm::Aes256Gcm) => &Backend::BY_SPEED,
+            (Choice::Auto, Algorithm::ChaCha20Poly1305) => &[Backend::Avx512, Backend::AwsLc, Backend::Portable],
+            (Choice::Avx512, _) => &[Backend::Avx512],
+            (Choice::Vaes, Algorithm::Aes256Gcm) => &[Backend::Vaes],
+            (Choice::Vaes, Algorithm::ChaCha20Poly1305) | (Choice::AwsLc, _) => &[Backend::AwsLc],
+            (Choice::AesGcm, _) => &[Backend::Portable],
         }
     }
 }
@@ -120,6 +140,7 @@ impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Backend::Avx512 => "avx512",
+            Backend::Vaes => "vaes",
             Backend::AwsLc => "aws-lc",
             Backend::Portable => "portable",
         })
@@ -137,6 +158,8 @@ pub struct Aead(Key);
 enum Key {
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Key),
+    #[cfg(target_arch = "x86_64")]
+    Vaes(vaes::Key),
     AwsLc(aws_lc::Key),
     Portable(portable::Key),
 }
@@ -145,23 +168,25 @@ impl Aead {
     /// Expands `key` for the backend that `choice` means.
     ///
     /// # Panics
-    /// When [`Choice::Auto`] has no backend that passes its self-test, or [`Choice::Avx512`] was not made for this CPU:
-    /// call [`self_test`] with the choice once at start and refuse to run.
+    /// When [`Choice::Auto`] has no backend that passes its self-test, or [`Choice::Avx512`] or [`Choice::Vaes`] was not
+    /// made for this CPU: call [`self_test`] with the choice once at start and refuse to run.
     pub fn new(algorithm: Algorithm, choice: Choice, key: &[u8; KEY_LEN]) -> Aead {
         let backend = match choice {
             Choice::Auto => self_test::selected().backend(algorithm),
-            _ => Backend::allowed(choice)[0],
+            _ => Backend::allowed(choice, algorithm)[0],
         };
         Aead::with_backend(algorithm, backend, key).expect("start-up refuses to run with a backend that cannot")
     }
 
-    /// None when `backend` does not run on this CPU.
+    /// None when `backend` does not run on this CPU or has no `algorithm`.
     fn with_backend(algorithm: Algorithm, backend: Backend, key: &[u8; KEY_LEN]) -> Option<Aead> {
         let key = match backend {
             #[cfg(target_arch = "x86_64")]
             Backend::Avx512 => Key::Avx512(avx512::Key::new(algorithm, key)?),
+            #[cfg(target_arch = "x86_64")]
+            Backend::Vaes => Key::Vaes(vaes::Key::new(algorithm, key)?),
             #[cfg(not(target_arch = "x86_64"))]
-            Backend::Avx512 => return None,
+            Backend::Avx512 | Backend::Vaes => return None,
             Backend::AwsLc => Key::AwsLc(aws_lc::Key::new(algorithm, key)),
             Backend::Portable => Key::Portable(portable::Key::new(algorithm, key)),
         };
@@ -179,6 +204,8 @@ impl Aead {
         match &self.0 {
             #[cfg(target_arch = "x86_64")]
             Key::Avx512(key) => key.seal(nonce, aad, plaintext, tag),
+            #[cfg(target_arch = "x86_64")]
+            Key::Vaes(key) => key.seal(nonce, aad, plaintext, tag),
             Key::AwsLc(key) => key.seal(nonce, aad, plaintext, tag),
             Key::Portable(key) => key.seal(nonce, aad, plaintext, tag),
         }
@@ -193,6 +220,8 @@ impl Aead {
         let opened = match &self.0 {
             #[cfg(target_arch = "x86_64")]
             Key::Avx512(key) => key.open(nonce, aad, text),
+            #[cfg(target_arch = "x86_64")]
+            Key::Vaes(key) => key.open(nonce, aad, text),
             Key::AwsLc(key) => key.open(nonce, aad, text),
             Key::Portable(key) => key.open(nonce, aad, text),
         };

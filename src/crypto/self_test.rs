@@ -51,7 +51,7 @@ pub(super) fn selected() -> Selected {
 
 fn select(choice: Choice, passes: impl Fn(Algorithm, Backend) -> bool) -> Result<Selected, SelfTestError> {
     let first_that_passes = |algorithm| {
-        let mut allowed = Backend::allowed(choice).iter().copied();
+        let mut allowed = Backend::allowed(choice, algorithm).iter().copied();
         let passing = allowed.find(|&backend| passes(algorithm, backend));
         passing.ok_or(SelfTestError { algorithm, choice })
     };
@@ -281,18 +281,27 @@ mod tests {
         };
         const CHACHA_ON_AVX512: (Algorithm, Backend) = (Algorithm::ChaCha20Poly1305, Backend::Avx512);
         const AES_ON_AVX512: (Algorithm, Backend) = (Algorithm::Aes256Gcm, Backend::Avx512);
+        const AES_ON_VAES: (Algorithm, Backend) = (Algorithm::Aes256Gcm, Backend::Vaes);
         assert_eq!(all_but(&[CHACHA_ON_AVX512]), Ok(avx512));
+        let vaes = Selected {
+            aes_256_gcm: Backend::Vaes,
+            ..avx512
+        };
+        assert_eq!(all_but(&[CHACHA_ON_AVX512, AES_ON_AVX512]), Ok(vaes));
         let aws_lc = Selected {
             aes_256_gcm: Backend::AwsLc,
             ..avx512
         };
-        assert_eq!(all_but(&[CHACHA_ON_AVX512, AES_ON_AVX512]), Ok(aws_lc));
+        assert_eq!(all_but(&[CHACHA_ON_AVX512, AES_ON_AVX512, AES_ON_VAES]), Ok(aws_lc));
         let portable = Selected {
             aes_256_gcm: Backend::Portable,
             ..avx512
         };
         const AES_ON_AWS_LC: (Algorithm, Backend) = (Algorithm::Aes256Gcm, Backend::AwsLc);
-        assert_eq!(all_but(&[CHACHA_ON_AVX512, AES_ON_AVX512, AES_ON_AWS_LC]), Ok(portable));
+        assert_eq!(
+            all_but(&[CHACHA_ON_AVX512, AES_ON_AVX512, AES_ON_VAES, AES_ON_AWS_LC]),
+            Ok(portable)
+        );
     }
 
     #[test]
@@ -305,9 +314,16 @@ mod tests {
         };
         assert_eq!(self_test(Choice::AwsLc), only(Backend::AwsLc));
         assert_eq!(self_test(Choice::AesGcm), only(Backend::Portable));
-        let none = |_, backend| backend != Backend::Avx512;
-        let refused = select(Choice::Avx512, none).expect_err("the CPU lacks the features");
-        assert_eq!(refused.algorithm, Algorithm::Aes256Gcm);
+        let vaes = Selected {
+            aes_256_gcm: Backend::Vaes,
+            chacha20_poly1305: Backend::AwsLc,
+        };
+        assert_eq!(select(Choice::Vaes, |_, _| true), Ok(vaes));
+        let none = |_, backend| !matches!(backend, Backend::Avx512 | Backend::Vaes);
+        for choice in [Choice::Avx512, Choice::Vaes] {
+            let refused = select(choice, none).expect_err("the CPU lacks the features");
+            assert_eq!(refused.algorithm, Algorithm::Aes256Gcm);
+        }
     }
 
     #[test]

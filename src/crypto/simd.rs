@@ -1,18 +1,19 @@
-//! The only `unsafe` of `crypto`: memory access for 512-bit vectors, and the way into code compiled for AVX-512.
+//! The only `unsafe` of `crypto`: memory access for vectors, and the way into code compiled for CPU features.
 //!
 //! Arithmetic on vectors is safe inside functions that enable its CPU features; loads, stores and the first call of
 //! such a function are not. Both are given a safe face here, so the ciphers on top of them are safe code:
 //!
 //! - Loads and stores take slices, and a partial one touches exactly the bytes of its slice. The processor suppresses
 //!   faults of lanes that a mask excludes (Intel SDM, volume 1, section 15.6.4), so a record may end where its page does.
-//! - [`Avx512`] is the proof that the CPU, and the operating system by saving the registers, supports every feature
-//!   that the kernels enable. Its methods are the kernels' entry points.
+//! - [`Avx512`] and [`Vaes`] are proofs that the CPU, and the operating system by saving the registers, support every
+//!   feature that the kernels enable. Their methods are the kernels' entry points.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
+use super::gcm::Nonce;
 use super::{KEY_LEN, NONCE_LEN, Record, TAG_LEN};
-use super::{chachapoly512, gcm512};
+use super::{chachapoly512, gcm256, gcm512};
 
 /// Proof that this machine has the features named in [`Avx512::detect`]: the generation of Ice Lake and Zen 4.
 #[derive(Clone, Copy)]
@@ -43,7 +44,7 @@ impl Avx512 {
     pub(super) fn gcm_seal(
         self,
         schedule: &gcm512::Schedule,
-        nonce: gcm512::Nonce,
+        nonce: Nonce,
         aad: &[u8],
         text: &mut [u8],
         tag: &mut [u8; TAG_LEN],
@@ -57,7 +58,7 @@ impl Avx512 {
     pub(super) fn gcm_open(
         self,
         schedule: &gcm512::Schedule,
-        nonce: gcm512::Nonce,
+        nonce: Nonce,
         aad: &[u8],
         text: &mut [u8],
         tag: &[u8; TAG_LEN],
@@ -109,6 +110,55 @@ impl Avx512 {
     }
 }
 
+/// Proof that this machine has the features named in [`Vaes::detect`]: the generation of Zen 3 and Alder Lake.
+#[derive(Clone, Copy)]
+pub(super) struct Vaes(());
+
+impl Vaes {
+    /// As [`Avx512::detect`].
+    pub(super) fn detect() -> Option<Vaes> {
+        let detected = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("vaes")
+            && is_x86_feature_detected!("vpclmulqdq")
+            && is_x86_feature_detected!("bmi2");
+        detected.then_some(Vaes(()))
+    }
+
+    /// [`gcm256::expand`].
+    pub(super) fn gcm_expand(self, key: &[u8; KEY_LEN]) -> Box<gcm256::Schedule> {
+        // SAFETY: the function needs avx2, vaes, vpclmulqdq and bmi2, which `self` proves.
+        unsafe { gcm256::expand(key) }
+    }
+
+    /// [`gcm256::seal`].
+    #[inline]
+    pub(super) fn gcm_seal(
+        self,
+        schedule: &gcm256::Schedule,
+        nonce: Nonce,
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &mut [u8; TAG_LEN],
+    ) {
+        // SAFETY: the function needs avx2, vaes, vpclmulqdq and bmi2, which `self` proves.
+        unsafe { gcm256::seal(schedule, nonce, aad, text, tag) }
+    }
+
+    /// [`gcm256::open`].
+    #[inline]
+    pub(super) fn gcm_open(
+        self,
+        schedule: &gcm256::Schedule,
+        nonce: Nonce,
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> bool {
+        // SAFETY: the function needs avx2, vaes, vpclmulqdq and bmi2, which `self` proves.
+        unsafe { gcm256::open(schedule, nonce, aad, text, tag) }
+    }
+}
+
 /// Loads 64 bytes.
 #[target_feature(enable = "avx512f")]
 #[inline]
@@ -153,6 +203,22 @@ pub(super) fn store_partial(bytes: &mut [u8], vector: __m512i) {
 #[inline]
 pub(super) fn first_bytes(count: usize) -> __mmask64 {
     !u64::MAX.unbounded_shl(count.min(64) as u32)
+}
+
+/// Loads 32 bytes.
+#[target_feature(enable = "avx")]
+#[inline]
+pub(super) fn load_32(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: it reads the 32 bytes of `bytes`, at any alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// Stores 32 bytes.
+#[target_feature(enable = "avx")]
+#[inline]
+pub(super) fn store_32(bytes: &mut [u8; 32], vector: __m256i) {
+    // SAFETY: it writes the 32 bytes of `bytes`, at any alignment.
+    unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), vector) }
 }
 
 /// Loads 16 bytes.

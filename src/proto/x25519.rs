@@ -27,7 +27,7 @@ impl PrivateKey {
     /// The private key with these bytes, on the implementation that `choice` means.
     pub(super) fn new(choice: Choice, bytes: &[u8; 32]) -> PrivateKey {
         match choice {
-            Choice::Auto | Choice::AwsLc | Choice::Avx512 => {
+            Choice::Auto | Choice::AwsLc | Choice::Avx512 | Choice::Vaes => {
                 PrivateKey::aws_lc(bytes).unwrap_or_else(|| PrivateKey::dalek(bytes))
             }
             Choice::AesGcm => PrivateKey::dalek(bytes),

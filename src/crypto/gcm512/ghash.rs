@@ -9,8 +9,7 @@
 
 use std::arch::x86_64::*;
 
-/// The reduction constant of x^128 + x^7 + x^2 + x + 1 in this bit order.
-pub(super) const POLYNOMIAL: u64 = 0xc200_0000_0000_0000;
+use crate::crypto::gcm::POLYNOMIAL;
 
 /// Reverses the bytes of each block.
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]

@@ -25,29 +25,9 @@ use std::arch::x86_64::*;
 
 use self::record::{FAR, NEAR, Record, START};
 pub(super) use self::schedule::{Schedule, expand};
+use super::TAG_LEN;
+use super::gcm::{BLOCK_LEN, Nonce};
 use super::simd::{load_16, store_16};
-use super::{NONCE_LEN, TAG_LEN};
-
-/// The two parts of a nonce, little-endian, as both suites write them.
-///
-/// They travel in registers: a caller writes a nonce into memory just before, and one load that spans two fresh stores
-/// would wait for the cache, longer than AES takes for a short record.
-#[derive(Clone, Copy)]
-pub(super) struct Nonce {
-    fixed: u32,
-    counter: u64,
-}
-
-impl Nonce {
-    #[inline]
-    pub(super) fn new(nonce: &[u8; NONCE_LEN]) -> Nonce {
-        let [a, b, c, d, counter @ ..] = *nonce;
-        Nonce {
-            fixed: u32::from_le_bytes([a, b, c, d]),
-            counter: u64::from_le_bytes(counter),
-        }
-    }
-}
 
 /// Encrypts `text` in place and writes its tag.
 ///
@@ -77,7 +57,6 @@ pub(super) fn open(schedule: &Schedule, nonce: Nonce, aad: &[u8], text: &mut [u8
     _mm_test_epi64_mask(difference, difference) == 0
 }
 
-const BLOCK_LEN: usize = 16;
 const VECTOR_LEN: usize = 64;
 
 /// Powers of H in a schedule, so the most blocks of a segment.

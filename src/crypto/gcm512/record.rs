@@ -4,7 +4,8 @@
 use std::arch::x86_64::*;
 
 use super::ghash::{Products, alone, multiply, swap_block, swap_bytes};
-use super::{BLOCK_LEN, Nonce, OPEN, POWERS, SEAL, SHORT, Schedule, VECTOR_LEN};
+use super::{OPEN, POWERS, SEAL, SHORT, Schedule, VECTOR_LEN};
+use crate::crypto::gcm::{BLOCK_LEN, Nonce};
 use crate::crypto::simd::{first_bytes, load, load_16, load_partial, store, store_partial};
 
 /// Vectors in flight.
@@ -64,7 +65,8 @@ impl<'a, const DIRECTION: bool, const LENGTH: bool> Record<'a, DIRECTION, LENGTH
         let (body, last) = rest.split_at_mut(rest.len() - last_len);
         let segment_blocks = next_segment_blocks(blocks);
         let (powers, sums) = schedule.powers_from(segment_blocks);
-        let whitened = _mm512_xor_si512(counter_0(nonce), load(&schedule.round_keys[0]));
+        let counter_0 = _mm512_broadcast_i32x4(nonce.counter_0());
+        let whitened = _mm512_xor_si512(counter_0, load(&schedule.round_keys[0]));
         Record {
             schedule,
             blocks,
@@ -316,15 +318,6 @@ fn next_segment_blocks(blocks_left: usize) -> usize {
         _ if blocks_left >= POWERS + LAST_SEGMENT_MIN => POWERS,
         _ => POWERS / 2,
     }
-}
-
-/// The nonce with a counter of 0, in all four blocks.
-#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-#[inline]
-fn counter_0(nonce: Nonce) -> __m512i {
-    let low = nonce.counter << 32 | u64::from(nonce.fixed);
-    let high = nonce.counter >> 32;
-    _mm512_broadcast_i32x4(_mm_set_epi64x(high as i64, low as i64))
 }
 
 /// The counters of vector `at`, at their place in otherwise empty blocks.

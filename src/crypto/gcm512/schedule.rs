@@ -5,13 +5,11 @@ use std::arch::x86_64::*;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::ghash::{POLYNOMIAL, alone, multiply, sums_of_halves, swap_block};
-use super::{BLOCK_LEN, POWERS, VECTOR_LEN};
+use super::ghash::{alone, multiply, sums_of_halves};
+use super::{POWERS, VECTOR_LEN};
 use crate::crypto::KEY_LEN;
-use crate::crypto::simd::{load_16, store};
-
-/// Rounds of AES-256 plus one (FIPS 197, section 5).
-const ROUND_KEYS: usize = 15;
+use crate::crypto::gcm::{BLOCK_LEN, ROUND_KEYS, hash_key, round_keys};
+use crate::crypto::simd::store;
 
 /// Blocks after the last power, so that a whole vector can be loaded from any power on. They stay zero.
 const PADDING: usize = 3;
@@ -74,8 +72,7 @@ pub(in crate::crypto) fn expand(key: &[u8; KEY_LEN]) -> Box<Schedule> {
         store(bytes, _mm512_xor_si512(first_round(counters), without_counter));
     }
 
-    let hash_key = times_x(swap_block(encrypt_zero(&round_keys)));
-    let mut four = first_four_powers(hash_key);
+    let mut four = first_four_powers(hash_key(&round_keys));
     let fourth = _mm512_broadcast_i32x4(_mm512_castsi512_si128(four));
     let powers = schedule.powers[..POWERS].as_flattened_mut().as_chunks_mut().0;
     let sums = schedule.sums[..POWERS].as_flattened_mut().as_chunks_mut().0;
@@ -86,62 +83,6 @@ pub(in crate::crypto) fn expand(key: &[u8; KEY_LEN]) -> Box<Schedule> {
     }
     round_keys.zeroize();
     schedule
-}
-
-/// The key expansion of FIPS 197, section 5.2.
-#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-fn round_keys(key: &[u8; KEY_LEN]) -> [__m128i; ROUND_KEYS] {
-    let mut keys = [_mm_setzero_si128(); ROUND_KEYS];
-    for (round_key, half) in keys.iter_mut().zip(key.as_chunks().0) {
-        *round_key = load_16(half);
-    }
-    next_two::<0x01>(&mut keys, 2);
-    next_two::<0x02>(&mut keys, 4);
-    next_two::<0x04>(&mut keys, 6);
-    next_two::<0x08>(&mut keys, 8);
-    next_two::<0x10>(&mut keys, 10);
-    next_two::<0x20>(&mut keys, 12);
-    next_two::<0x40>(&mut keys, 14);
-    keys
-}
-
-/// The round keys `at` and `at + 1` (of which AES-256 does not use the sixteenth) from the two before.
-#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-fn next_two<const ROUND_CONSTANT: i32>(keys: &mut [__m128i; ROUND_KEYS], at: usize) {
-    let rotated = _mm_aeskeygenassist_si128::<ROUND_CONSTANT>(keys[at - 1]);
-    keys[at] = chain_words(keys[at - 2], _mm_shuffle_epi32::<0xff>(rotated));
-    if at + 1 < ROUND_KEYS {
-        let substituted = _mm_aeskeygenassist_si128::<0>(keys[at]);
-        keys[at + 1] = chain_words(keys[at - 1], _mm_shuffle_epi32::<0xaa>(substituted));
-    }
-}
-
-/// Each word of the new key is the old one plus the new word before it, the first one plus `first`.
-#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-fn chain_words(old: __m128i, first: __m128i) -> __m128i {
-    let pairs = _mm_xor_si128(old, _mm_slli_si128::<4>(old));
-    let sums = _mm_xor_si128(pairs, _mm_slli_si128::<8>(pairs));
-    _mm_xor_si128(sums, first)
-}
-
-#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-fn encrypt_zero(keys: &[__m128i; ROUND_KEYS]) -> __m128i {
-    let [whitening, rounds @ .., last] = keys;
-    let state = rounds
-        .iter()
-        .fold(*whitening, |state, key| _mm_aesenc_si128(state, *key));
-    _mm_aesenclast_si128(state, *last)
-}
-
-/// h*x: a shift by one bit, and by the polynomial what that shifts out.
-#[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-fn times_x(h: __m128i) -> __m128i {
-    let low = _mm_cvtsi128_si64(h) as u64;
-    let high = _mm_cvtsi128_si64(_mm_unpackhi_epi64(h, h)) as u64;
-    let carry = (high >> 63).wrapping_neg();
-    let new_high = (high << 1 | low >> 63) ^ (carry & POLYNOMIAL);
-    let new_low = (low << 1) ^ (carry & 1);
-    _mm_set_epi64x(new_high as i64, new_low as i64)
 }
 
 /// h^4, h^3, h^2 and h.

@@ -12,12 +12,10 @@ pub(crate) fn check(data: &[u8]) {
     let Some(case) = Case::parse(data) else { return };
     for algorithm in [Algorithm::Aes256Gcm, Algorithm::ChaCha20Poly1305] {
         let record = case.record(&Aead::new(algorithm, Choice::AwsLc, case.key));
-        for choice in [Choice::Avx512, Choice::AesGcm] {
-            if self_test_once(choice) {
-                let aead = Aead::new(algorithm, choice, case.key);
-                case.holds(&aead, &record);
-                case.holds_in_a_run(&aead, &Aead::new(algorithm, Choice::AwsLc, case.key));
-            }
+        for &choice in choices() {
+            let aead = Aead::new(algorithm, choice, case.key);
+            case.holds(&aead, &record);
+            case.holds_in_a_run(&aead, &Aead::new(algorithm, Choice::AwsLc, case.key));
         }
     }
 }
@@ -129,11 +127,12 @@ impl Case<'_> {
     }
 }
 
-/// Whether `choice` runs on this CPU, found out once.
-fn self_test_once(choice: Choice) -> bool {
-    use std::sync::OnceLock;
-    static AVX512: OnceLock<bool> = OnceLock::new();
-    static PORTABLE: OnceLock<bool> = OnceLock::new();
-    let found = if choice == Choice::Avx512 { &AVX512 } else { &PORTABLE };
-    *found.get_or_init(|| self_test(choice).is_ok())
+/// What runs on this CPU beside aws-lc, found out once.
+fn choices() -> &'static [Choice] {
+    use std::sync::LazyLock;
+    static CHOICES: LazyLock<Vec<Choice>> = LazyLock::new(|| {
+        let all = [Choice::Avx512, Choice::Vaes, Choice::AesGcm].into_iter();
+        all.filter(|&choice| self_test(choice).is_ok()).collect()
+    });
+    &CHOICES
 }
