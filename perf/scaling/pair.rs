@@ -41,6 +41,8 @@ struct Host {
     workers: Vec<Worker>,
 }
 
+/// On cache lines of its own, as on the stack of its thread.
+#[repr(align(128))]
 struct Worker {
     forwarder: Forwarder<Box<[u8]>>,
     slots: Free,

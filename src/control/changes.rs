@@ -163,10 +163,9 @@ pub struct Sockets {
 pub fn bind(port: u16, workers: usize, options: UdpOptions) -> io::Result<Sockets> {
     let mut group = udp::bind_group(port, 1 + workers, options)?;
     steer::attach(&group.sockets[0], workers as u8)?;
-    Ok(Sockets {
-        door: group.sockets.remove(0),
-        group,
-    })
+    let door = group.sockets.remove(0);
+    door.expect_small_datagrams()?;
+    Ok(Sockets { door, group })
 }
 
 impl Control {
@@ -230,7 +229,7 @@ impl Control {
         let failed = |error| ChangeError::Port { port, error };
         let Sockets { door, group } = bind(port, self.workers.len(), self.udp_options).map_err(failed)?;
         // First all that can fail, then the change.
-        let door_outbox = door.try_clone().map_err(failed)?;
+        let [watched_door, door_outbox] = [door.try_clone().map_err(failed)?, door.try_clone().map_err(failed)?];
         let outboxes = group.sockets.iter().map(UdpSocket::try_clone);
         let outboxes: Vec<_> = outboxes.collect::<io::Result<_>>().map_err(failed)?;
         for ((worker, socket), outbox) in self.workers.iter_mut().zip(group.sockets).zip(outboxes) {
@@ -238,8 +237,8 @@ impl Control {
             let moved = worker.port.send(Command::ReplaceUdp(socket));
             moved.map_err(|gone| ControlError::Worker(gone.to_string()))?;
         }
-        self.door.replace_socket(door_outbox);
-        let moved = self.door.port.replace_udp(door);
+        self.door.replace_socket(watched_door);
+        let moved = self.door.port.replace_udp(door, door_outbox);
         moved.map_err(|gone| ControlError::Worker(gone.to_string()))?;
         self.facts.listen_port = group.port;
         Ok(())

@@ -115,6 +115,7 @@ impl Control {
         let door = self.door.socket.socket.try_clone()?;
         // The door may have ended by itself; then there is nobody to stop.
         let _ = self.door.port.stop();
+        self.door.port.wait_for_end(WORKER_ANSWER_MAX);
         // Sessions that are about to be made come to the workers before they end.
         self.take_reports();
         self.act()?;

@@ -145,11 +145,7 @@ impl Control {
                 break;
             };
             let (now, from, datagram) = (self.now(), handshake.from, &handshake.datagram[..]);
-            let taken = match handshake.admitted {
-                true => self.device.handle_admitted(now, from, datagram),
-                false => self.device.handle_datagram(now, from, datagram),
-            };
-            match taken {
+            match self.device.handle_admitted(now, from, datagram) {
                 Ok(Some(peer)) => self.peers.received(peer, datagram.len()),
                 Ok(None) => {}
                 Err(rejected) => self.count(rejected.into()),

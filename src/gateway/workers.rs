@@ -22,10 +22,10 @@ use crate::sys::plain::Plain;
 use crate::sys::tun::{self, TunQueue};
 use crate::sys::udp::UdpSocket;
 use crate::sys::uring::Uring;
-use crate::sys::wake::{self, Wake};
+use crate::sys::wake::{self, Wake, Waker};
 use crate::worker::Worker;
 use crate::worker::door::Door;
-use crate::worker::mailbox::{self, HandshakePort, Mailbox};
+use crate::worker::mailbox::{self, DoorMailbox, Mailbox};
 
 /// How much the door stands back behind the workers where all cores are busy: about a quarter of a core is left to it
 /// (the kernel's sched_prio_to_weight), which lets it look at 100,000 messages a second, while packets go on.
@@ -64,14 +64,22 @@ pub(super) fn start(
     let workers = queues.len();
     let pairs = (0..workers).map(|_| wake::pair()).collect::<Result<Vec<_>, _>>()?;
     let (wakers, wakes): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-    let (ports, mailboxes, handshakes, reports) = mailbox::connect(&wakers);
+    let (door_waker, door_wake) = wake::pair()?;
+    let (ports, mailboxes, door_mailbox, reports) = mailbox::connect(&wakers, &door_waker);
     let (died_in, died) = unbounded_channel();
     let death = DeathNotice {
         who: "the door".into(),
         interface_removed: false,
         died: died_in.clone(),
     };
-    let (door, door_thread) = open_door(sockets.door, doorman, handshakes, death, plan.sandbox)?;
+    let (door, door_thread) = open_door(
+        sockets.door,
+        (door_waker, door_wake),
+        doorman,
+        door_mailbox,
+        death,
+        plan.sandbox,
+    )?;
     let mut lane_sockets = std::mem::take(&mut plan.lane_sockets).into_iter();
     let plan = Arc::new(plan);
     let mut infos = Vec::with_capacity(workers);
@@ -130,14 +138,15 @@ pub(super) fn start(
 /// Starts the thread that receives what is no data.
 fn open_door(
     socket: UdpSocket,
+    waking: (Waker, Wake),
     doorman: Doorman,
-    handshakes: HandshakePort,
+    mailbox: DoorMailbox,
     death: DeathNotice,
     sandbox: bool,
 ) -> Result<(DoorInfo, JoinHandle<()>), RunError> {
     let counters = Arc::new(WorkerCounters::default());
     let control_sends_by = socket.try_clone()?;
-    let (door, port) = Door::new(socket, doorman, handshakes, counters.clone())?;
+    let (door, port) = Door::new(socket, waking, doorman, mailbox, counters.clone());
     let thread = thread::Builder::new().name("door".into()).spawn(move || {
         let _death = death;
         cpu::be_nice(DOOR_NICE);

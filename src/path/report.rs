@@ -25,8 +25,6 @@ pub struct Handshake {
     pub from: Endpoint,
     /// The message.
     pub datagram: Box<[u8]>,
-    /// A doorman has let it in.
-    pub admitted: bool,
 }
 
 /// News from a worker for the control thread.
@@ -76,7 +74,7 @@ pub struct Handover {
 
 impl Handover {
     /// Adds a datagram to the last hand-over where it goes on, else to a new one.
-    pub(super) fn add(handovers: &mut Vec<Handover>, owner: u8, received: &Received, datagram: &[u8]) {
+    pub fn add(handovers: &mut Vec<Handover>, owner: u8, received: &Received, datagram: &[u8]) {
         match handovers.last_mut() {
             Some(last)
                 if last.owner == owner && last.received == *received && last.bytes.len() % received.segment == 0 =>

@@ -54,6 +54,7 @@ impl Peer {
     /// The first authentic data message came on `session`.
     pub(super) fn confirm(&mut self, context: &mut Context, now: Now, session: SessionId) {
         if let Some((slot, retired)) = self.slots.confirm(now.mono, session) {
+            context.indices.settled(slot.base);
             context.actions.push_back(Action::Promote { peer: self.id, session });
             context.retire(self.id, retired);
             self.handshake_done(context, now, &slot, false);

@@ -130,6 +130,7 @@ impl Peer {
         self.authenticated_received(now.mono);
         self.set_endpoint(context, from);
         let slot = context.install(self.id, now.mono, (initiation.suite(), true), index, agreed);
+        context.indices.settled(slot.base);
         let retired = self.slots.initiated(now.mono, slot);
         context.retire(self.id, retired);
         self.session_made(now.mono);

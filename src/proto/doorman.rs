@@ -66,8 +66,9 @@ impl Doorman {
                 self.door.admit(now, from, (suite, sender), &macs, &mut self.random)
             }
             Body::Response { receiver, macs, .. } => {
-                self.door.check_mac1(&macs)?;
-                self.check_awaited(receiver)
+                // First what costs less.
+                self.check_awaited(receiver)?;
+                Ok(self.door.check_mac1(&macs)?)
             }
             Body::CookieReply { receiver, .. } => self.check_awaited(receiver),
         }

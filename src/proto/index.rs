@@ -92,6 +92,16 @@ impl IndexTable {
         self.owners.get_mut(&base)
     }
 
+    /// The handshake that told `base` is done: no answer to it is waited for any more.
+    pub(super) fn settled(&mut self, base: Base) {
+        if let Some(owner) = self.owners.get_mut(&base) {
+            owner.mac1 = None;
+            if std::mem::take(&mut owner.announced) {
+                self.awaited.remove(base.with(0));
+            }
+        }
+    }
+
     /// Gives `base` back.
     pub(super) fn release(&mut self, base: Base) {
         if self.owners.remove(&base).is_some_and(|owner| owner.announced) {
@@ -99,7 +109,7 @@ impl IndexTable {
         }
     }
 
-    /// The indices that were announced and not given back.
+    /// The indices that answers may come to.
     pub(super) fn awaited(&self) -> &Arc<Awaited> {
         &self.awaited
     }
@@ -134,6 +144,10 @@ mod tests {
             table.announced(base, [1; MAC_LEN]);
             table.announced(base, [2; MAC_LEN]);
             assert!(table.awaited().contains(base.with(3)));
+            if base.with(0) & 0x100 != 0 {
+                table.settled(base);
+                table.settled(base);
+            }
             table.release(base);
         }
         assert_eq!(table.len(), 0);

@@ -168,9 +168,9 @@ impl Sum for CounterSnapshot {
     }
 }
 
-/// What one worker counts of one peer: a cache line. Times are nanoseconds of the monotonic clock, 0 = never.
+/// What one worker counts of one peer, on cache lines of its own as [`WorkerCounters`]. Times are nanoseconds of the monotonic clock, 0 = never.
 #[derive(Debug, Default)]
-#[repr(align(64))]
+#[repr(align(128))]
 pub struct PeerCell {
     /// UDP payload bytes sent to the peer.
     pub tx_bytes: Cell,
@@ -190,7 +190,7 @@ pub struct PeerCell {
     pub last_any_received_ns: Cell,
 }
 
-const _: () = assert!(size_of::<PeerCell>() == 64);
+const _: () = assert!(size_of::<PeerCell>() == 128);
 
 /// One peer's cells, one per worker: share them, and let worker *i* write to `worker(i)` only. They take their memory with
 /// the first use, since most of many peers are idle.

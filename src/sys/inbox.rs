@@ -12,12 +12,12 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Datagrams per recvmmsg(2), at most.
+/// Datagrams, or runs of them, per recvmmsg(2), at most.
 const BATCH: u16 = 64;
-/// Room for one; what is longer is cut off, and told as such.
-const DATAGRAM_MAX: usize = 2048;
+/// Room for a run (UDP_GRO). What nobody writes to costs no memory.
+const RUN_MAX: usize = 1 << 16;
 
-/// Receives on a socket of its own, one datagram at a time, until somebody wakes its thread.
+/// Receives on a socket of its own until somebody wakes its thread.
 pub struct Inbox {
     socket: UdpSocket,
     wake: Wake,
@@ -26,28 +26,22 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// On `socket`, which is told not to receive runs.
+    /// On `socket`.
     ///
     /// # Errors
-    /// `ENOMEM`; what setsockopt(2) says.
+    /// `ENOMEM`.
     pub fn new(socket: UdpSocket, wake: Wake) -> io::Result<Inbox> {
-        socket.receive_singly()?;
         Ok(Inbox {
             socket,
             wake,
-            pool: Pool::new(BATCH, DATAGRAM_MAX)?,
+            pool: Pool::new(BATCH, RUN_MAX)?,
             receives: ReceiveBatch::new(BATCH.into()),
         })
     }
 
     /// Receives on another socket from here on.
-    ///
-    /// # Errors
-    /// What setsockopt(2) says; the old socket stays.
-    pub fn replace(&mut self, socket: UdpSocket) -> io::Result<()> {
-        socket.receive_singly()?;
+    pub fn replace(&mut self, socket: UdpSocket) {
         self.socket = socket;
-        Ok(())
     }
 
     /// Waits for a datagram or for being woken; true when woken. Look into the mailbox then.
@@ -75,8 +69,8 @@ impl Inbox {
         woken
     }
 
-    /// Receives what is there, up to 64 datagrams, without waiting, and tells `each` of every one; `None` for one that is
-    /// empty, longer than 2048 bytes or without a sender. How many there were.
+    /// Receives what is there, up to 64 datagrams or runs of them, without waiting, and tells `each` of every datagram; `None`
+    /// for one that is empty or without a sender. How many datagrams there were.
     ///
     /// # Errors
     /// The socket is no good and never will be. (What else recvmmsg(2) may say passes, as if nothing had been there.)
@@ -88,10 +82,14 @@ impl Inbox {
         };
         let mut count = 0;
         for message in messages {
-            count += 1;
-            match message {
-                Some((mut buffer, payload, received)) => each(Some((&received, &buffer.bytes_mut()[payload]))),
-                None => each(None),
+            let Some((mut buffer, payload, received)) = message else {
+                count += 1;
+                each(None);
+                continue;
+            };
+            for datagram in buffer.bytes_mut()[payload].chunks(received.segment.max(1)) {
+                count += 1;
+                each(Some((&received, datagram)));
             }
         }
         Ok(count)
@@ -114,9 +112,9 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_come_one_by_one_with_their_senders_and_what_is_too_long_is_told() {
+    fn datagrams_come_one_by_one_with_their_senders_and_what_is_empty_is_told() {
         let (mut inbox, _waker, sender) = inbox();
-        for message in [&[7; 100][..], &[8; 100], &[9; 3000], &[]] {
+        for message in [&[7; 100][..], &[8; 100], &[9; 9000], &[]] {
             sender.send(message).unwrap();
         }
         assert!(!inbox.wait().unwrap());
@@ -130,9 +128,32 @@ mod tests {
                 .unwrap();
         }
         let from = sender.local_addr().unwrap();
-        let expected = [Some((from, vec![7; 100])), Some((from, vec![8; 100])), None, None];
+        let expected = [
+            Some((from, vec![7; 100])),
+            Some((from, vec![8; 100])),
+            Some((from, vec![9; 9000])),
+            None,
+        ];
         assert_eq!(found, expected);
         assert_eq!(inbox.receive(|_| panic!("there is nothing")).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_run_comes_as_its_datagrams() {
+        let (mut inbox, _waker, sender) = inbox();
+        if !inbox.socket.gso() {
+            return;
+        }
+        let segment: libc::c_int = 100;
+        let sender_fd = sender.as_fd();
+        crate::sys::option::set(sender_fd, libc::SOL_UDP, libc::UDP_SEGMENT, &segment).unwrap();
+        sender.send(&[5; 250]).unwrap();
+        let mut lengths = Vec::new();
+        while lengths.len() < 3 {
+            inbox.wait().unwrap();
+            inbox.receive(|message| lengths.push(message.unwrap().1.len())).unwrap();
+        }
+        assert_eq!(lengths, [100, 100, 50]);
     }
 
     #[test]

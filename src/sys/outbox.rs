@@ -7,7 +7,7 @@ use crate::proto::endpoint::Endpoint;
 /// Datagrams per sendmmsg(2), at most.
 const BATCH: usize = 64;
 
-/// Sends on a worker's socket, through a descriptor of its own.
+/// Sends on somebody's socket, through a descriptor of its own.
 pub struct Outbox {
     socket: UdpSocket,
     batch: SendBatch,

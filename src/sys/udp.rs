@@ -207,26 +207,24 @@ impl UdpSocket {
         option::set(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &mark.cast_signed())
     }
 
-    /// Receives each datagram by itself, whatever the options said, without the time and the traffic class, which cost more
-    /// than they tell where packets are small; and holds no more than a few thousand of those.
-    pub(super) fn receive_singly(&self) -> io::Result<()> {
+    /// Makes the socket one for many small datagrams: it holds a few thousand of them, and tells neither their time nor their
+    /// traffic class, which cost more than they say there. (It goes on receiving runs: the kernel's GRO looks sockets up without
+    /// the steering program, and merges no flow that it finds a socket without UDP_GRO for.)
+    ///
+    /// # Errors
+    /// What setsockopt(2) says.
+    pub fn expect_small_datagrams(&self) -> io::Result<()> {
         /// The kernel counts 768 bytes or more for a datagram and doubles what it is told (socket(7)): about 2,700.
         const BUFFER_BYTES: i32 = 1 << 20;
-        let mut options = vec![
-            (libc::SOL_SOCKET, libc::SO_RCVBUF, BUFFER_BYTES),
-            (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0),
-            (libc::IPPROTO_IP, libc::IP_RECVTOS, 0),
-        ];
-        if self.family == Family::Dual {
-            options.push((libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 0));
-        }
-        for (level, name, value) in options {
-            option::set(self.fd.as_fd(), level, name, &value)?;
-        }
-        match option::get(self.fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO) {
-            Ok(1..) => option::set(self.fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, &0),
-            // Off, or a kernel that knows no GRO.
-            _ => Ok(()),
+        let set = |level, name, value: i32| option::set(self.fd.as_fd(), level, name, &value);
+        // As in `configure`.
+        set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER_BYTES)
+            .or_else(|_| set(libc::SOL_SOCKET, libc::SO_RCVBUF, BUFFER_BYTES))?;
+        set(libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0)?;
+        set(libc::IPPROTO_IP, libc::IP_RECVTOS, 0)?;
+        match self.family {
+            Family::Dual => set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 0),
+            Family::V4 => Ok(()),
         }
     }
 

@@ -363,7 +363,7 @@ impl Core {
 
     fn hear(&mut self, now: Now, report: Report) {
         match report {
-            Report::Handshake(Handshake { from, datagram, .. }) => {
+            Report::Handshake(Handshake { from, datagram }) => {
                 if let Err(rejected) = self.device.handle_datagram(now, from, &datagram) {
                     self.counters.dropped(Drop::from(rejected), 1);
                 }

@@ -1,28 +1,31 @@
 //! The door: one thread that receives what is no data, and lets in what is worth the control thread's time.
 //!
 //! A flood of handshake messages fills the door's socket and keeps the door busy, and nobody else: workers see data
-//! messages only (see [`steer`](crate::sys::steer)), and the control thread what the [`Doorman`] has let in. Once something
+//! messages (see [`steer`](crate::sys::steer)), and the control thread what the [`Doorman`] has let in. Once something
 //! was turned away the door lets datagrams gather, so that a flood costs few wake-ups and system calls; what it has no
 //! time for is dropped by the kernel, at the cheapest place there is.
+//!
+//! Steering looks at the first datagram of a run only, and begins a moment after the sockets are there. So what came to a
+//! worker and is no data is brought here, and data messages that came here go to their owner.
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
-use super::mailbox::{HandshakePort, WorkerGone};
+use super::mailbox::{DoorMailbox, WorkerGone};
 use super::{HANDSHAKE_TOS, time_now};
 use crate::path::drops::Drop;
-use crate::path::report::{Handshake, Received};
-use crate::proto::{Doorman, Endpoint};
+use crate::path::report::{Handover, Handshake, Received};
+use crate::proto::{Doorman, Endpoint, Time};
 use crate::stats::counters::WorkerCounters;
 use crate::sys::inbox::Inbox;
 use crate::sys::outbox::Outbox;
 use crate::sys::udp::UdpSocket;
-use crate::sys::wake::{self, Wake, Waker};
-use crate::wire::message::COOKIE_REPLY_LEN;
+use crate::sys::wake::{Wake, Waker};
+use crate::wire::message::{COOKIE_REPLY_LEN, DataHeader};
 
 /// Datagrams looked at before the others may gather again: with [`GATHER`] at most 256,000 a second.
 const PASS_MAX: usize = 512;
@@ -33,14 +36,16 @@ const COMMANDS_MAX: usize = 16;
 
 enum Command {
     Doorman(Box<Doorman>),
-    ReplaceUdp(UdpSocket),
+    ReplaceUdp(UdpSocket, UdpSocket),
     Stop,
 }
 
-/// The control thread's way to the door.
+/// The control thread's way to the door. The thread ends with it.
 pub struct DoorPort {
     commands: Sender<Command>,
     waker: Waker,
+    /// Nothing comes; it is cut off when the thread ends.
+    ended: Receiver<()>,
 }
 
 impl DoorPort {
@@ -52,12 +57,12 @@ impl DoorPort {
         self.send(Command::Doorman(Box::new(doorman)))
     }
 
-    /// Receives from and sends on another socket.
+    /// Receives from another socket, and sends by `outbox`, another descriptor of the same.
     ///
     /// # Errors
     /// The thread has ended.
-    pub fn replace_udp(&self, socket: UdpSocket) -> Result<(), WorkerGone> {
-        self.send(Command::ReplaceUdp(socket))
+    pub fn replace_udp(&self, socket: UdpSocket, outbox: UdpSocket) -> Result<(), WorkerGone> {
+        self.send(Command::ReplaceUdp(socket, outbox))
     }
 
     /// Ends the thread.
@@ -68,12 +73,25 @@ impl DoorPort {
         self.send(Command::Stop)
     }
 
+    /// Waits until the thread has ended, but not longer than `patience`.
+    pub fn wait_for_end(&self, patience: Duration) {
+        let _ = self.ended.recv_timeout(patience);
+    }
+
     fn send(&self, command: Command) -> Result<(), WorkerGone> {
-        // The door looks into its mailbox after each pass, so a full one is soon empty.
+        // The door looks into its mailbox before each pass, so a full one is soon empty.
         self.waker.wake();
         self.commands.send(command).map_err(|_| WorkerGone)?;
         self.waker.wake();
         Ok(())
+    }
+}
+
+impl std::ops::Drop for DoorPort {
+    fn drop(&mut self) {
+        // Where the mailbox is full the door finds out by itself that nobody is there any more.
+        let _ = self.commands.try_send(Command::Stop);
+        self.waker.wake();
     }
 }
 
@@ -83,19 +101,29 @@ pub struct Door {
     wake: Wake,
     doorman: Doorman,
     commands: Receiver<Command>,
-    control: HandshakePort,
+    mailbox: DoorMailbox,
     counters: Arc<WorkerCounters>,
+    ended: Sender<()>,
 }
 
 /// The thread's own.
 struct Keeper {
     inbox: Inbox,
     outbox: Outbox,
-    doorman: Box<Doorman>,
     commands: Receiver<Command>,
-    control: HandshakePort,
+    judge: Judge,
+}
+
+/// What becomes of a datagram.
+struct Judge {
+    doorman: Box<Doorman>,
+    mailbox: DoorMailbox,
     counters: Arc<WorkerCounters>,
+    /// What the pass turned away, let in, and leaves to be sent.
+    turned_away: bool,
+    let_in: bool,
     replies: Vec<(Endpoint, [u8; COOKIE_REPLY_LEN])>,
+    handovers: Vec<Handover>,
 }
 
 enum Turn {
@@ -104,31 +132,32 @@ enum Turn {
 }
 
 impl Door {
-    /// Receives from `socket`, and sends cookie replies on it.
-    ///
-    /// # Errors
-    /// `EMFILE`, `ENFILE`, `ENOMEM`.
+    /// Receives from `socket`, and sends cookie replies on it. `waking` is the pair that `mailbox` was made with.
     pub fn new(
         socket: UdpSocket,
+        waking: (Waker, Wake),
         doorman: Doorman,
-        control: HandshakePort,
+        mailbox: DoorMailbox,
         counters: Arc<WorkerCounters>,
-    ) -> io::Result<(Door, DoorPort)> {
-        let (waker, wake) = wake::pair()?;
+    ) -> (Door, DoorPort) {
+        let (waker, wake) = waking;
         let (commands_in, commands) = bounded(COMMANDS_MAX);
+        let (ended_in, ended) = bounded(0);
         let door = Door {
             socket,
             wake,
             doorman,
             commands,
-            control,
+            mailbox,
             counters,
+            ended: ended_in,
         };
         let port = DoorPort {
             commands: commands_in,
             waker,
+            ended,
         };
-        Ok((door, port))
+        (door, port)
     }
 
     /// Keeps the door on the calling thread until told to stop, or until the kernel refuses to go on.
@@ -136,14 +165,20 @@ impl Door {
     /// # Errors
     /// What the kernel said.
     pub fn run(self) -> io::Result<()> {
+        let _ended = self.ended;
         let keeper = Keeper {
             outbox: Outbox::new(self.socket.try_clone()?),
             inbox: Inbox::new(self.socket, self.wake)?,
-            doorman: Box::new(self.doorman),
             commands: self.commands,
-            control: self.control,
-            counters: self.counters,
-            replies: Vec::new(),
+            judge: Judge {
+                doorman: Box::new(self.doorman),
+                mailbox: self.mailbox,
+                counters: self.counters,
+                turned_away: false,
+                let_in: false,
+                replies: Vec::new(),
+                handovers: Vec::new(),
+            },
         };
         keeper.run()
     }
@@ -151,97 +186,135 @@ impl Door {
 
 impl Keeper {
     fn run(mut self) -> io::Result<()> {
+        let mut flooded = false;
         loop {
-            if self.inbox.wait()?
-                && let Turn::Stop = self.obey()?
-            {
+            let woken = match flooded {
+                true => self.inbox.pause(GATHER)?,
+                false => self.inbox.wait()?,
+            };
+            if woken && let Turn::Stop = self.obey() {
                 return Ok(());
             }
-            let flooded = self.pass()?;
-            if flooded
-                && self.inbox.pause(GATHER)?
-                && let Turn::Stop = self.obey()?
-            {
-                return Ok(());
-            }
+            flooded = self.pass()?;
         }
     }
 
-    fn obey(&mut self) -> io::Result<Turn> {
-        for command in self.commands.try_iter() {
-            match command {
-                Command::Doorman(doorman) => self.doorman = doorman,
-                Command::ReplaceUdp(socket) => {
-                    self.outbox = Outbox::new(socket.try_clone()?);
-                    self.inbox.replace(socket)?;
+    fn obey(&mut self) -> Turn {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Doorman(doorman)) => self.judge.doorman = doorman,
+                Ok(Command::ReplaceUdp(socket, outbox)) => {
+                    self.outbox = Outbox::new(outbox);
+                    self.inbox.replace(socket);
                 }
-                Command::Stop => return Ok(Turn::Stop),
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Turn::Stop,
+                Err(TryRecvError::Empty) => return Turn::Continue,
             }
         }
-        Ok(Turn::Continue)
     }
 
     /// Looks at what has come; whether there is more than the door wants to see at once.
     fn pass(&mut self) -> io::Result<bool> {
         let now = time_now();
-        let (doorman, control, counters) = (&mut self.doorman, &self.control, &self.counters);
-        let replies = &mut self.replies;
-        let (mut seen, mut turned_away, mut let_in) = (0, false, false);
-        let mut judge = |message: Option<(&Received, &[u8])>| {
-            let Some((received, datagram)) = message else {
-                return Err(Drop::BadMessage);
+        let judge = &mut self.judge;
+        (judge.turned_away, judge.let_in) = (false, false);
+        // No more of them than there are places: workers may bring others all the time.
+        for _ in 0..judge.mailbox.strays.len() {
+            let Ok(stray) = judge.mailbox.strays.try_recv() else {
+                break;
             };
-            doorman
-                .judge(now, received.from.remote, datagram)
-                .map_err(|turned_away| {
-                    replies.extend(turned_away.reply.map(|reply| (received.from, reply)));
-                    turned_away.reason
-                })?;
-            let handshake = Handshake {
-                from: received.from,
-                datagram: datagram.into(),
-                admitted: true,
-            };
-            let_in = true;
-            control.post(handshake).map_err(|_| Drop::HandshakeQueueFull)
-        };
+            judge.judge(now, stray.from, &stray.datagram);
+        }
+        let mut seen = 0;
         while seen < PASS_MAX {
-            let count = self.inbox.receive(|message| {
-                if let Err(reason) = judge(message) {
-                    counters.dropped(reason, 1);
-                    turned_away = true;
-                }
-            })?;
-            seen += count;
+            let count = self.inbox.receive(|message| judge.look_at(now, message))?;
             if count == 0 {
                 break;
             }
+            seen += count;
         }
-        if let_in {
-            self.control.wake();
-        }
-        self.reply();
-        Ok(turned_away || seen >= PASS_MAX)
+        self.finish_pass();
+        Ok(self.judge.turned_away || seen >= PASS_MAX)
     }
 
-    fn reply(&mut self) {
-        let datagrams = self.replies.iter().map(|(to, reply)| (*to, &reply[..]));
+    fn finish_pass(&mut self) {
+        let Judge {
+            mailbox,
+            counters,
+            let_in,
+            replies,
+            handovers,
+            ..
+        } = &mut self.judge;
+        if *let_in {
+            mailbox.control.wake();
+        }
+        for handover in handovers.drain(..) {
+            let datagrams = handover.bytes.len().div_ceil(handover.received.segment.max(1)) as u64;
+            if !mailbox.hand_over(handover) {
+                counters.dropped(Drop::MailboxFull, datagrams);
+            }
+        }
+        let datagrams = replies.iter().map(|(to, reply)| (*to, &reply[..]));
         self.outbox.send(HANDSHAKE_TOS, datagrams, |errno| {
             let reason = match errno {
                 libc::EAGAIN | libc::ENOBUFS => Drop::SendBufferFull,
                 _ => Drop::SendFailed,
             };
-            self.counters.dropped(reason, 1);
+            counters.dropped(reason, 1);
         });
-        self.replies.clear();
+        replies.clear();
+    }
+}
+
+impl Judge {
+    /// A datagram that came to the door.
+    fn look_at(&mut self, now: Time, message: Option<(&Received, &[u8])>) {
+        let Some((received, datagram)) = message else {
+            return self.turn_away(Drop::BadMessage);
+        };
+        match DataHeader::parse(datagram) {
+            Some(header) => {
+                let owner = header.receiver as u8 % self.mailbox.workers() as u8;
+                Handover::add(&mut self.handovers, owner, received, datagram);
+            }
+            None => self.judge(now, received.from, datagram),
+        }
+    }
+
+    /// Lets a message that is no data in, or turns it away.
+    fn judge(&mut self, now: Time, from: Endpoint, datagram: &[u8]) {
+        match self.doorman.judge(now, from.remote, datagram) {
+            Ok(()) => {
+                let handshake = Handshake {
+                    from,
+                    datagram: datagram.into(),
+                };
+                self.let_in = true;
+                if self.mailbox.control.post(handshake).is_err() {
+                    self.turn_away(Drop::HandshakeQueueFull);
+                }
+            }
+            Err(turned_away) => {
+                self.replies.extend(turned_away.reply.map(|reply| (from, reply)));
+                self.turn_away(turned_away.reason.into());
+            }
+        }
+    }
+
+    fn turn_away(&mut self, reason: Drop) {
+        self.counters.dropped(reason, 1);
+        self.turned_away = true;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::report::Report;
     use crate::proto::ratelimit::FREE;
     use crate::sys::udp::{UdpOptions, bind_group};
+    use crate::sys::wake;
     use crate::wire::message::{WG_INITIATION_LEN, initiation_without_macs};
     use crate::worker::mailbox;
     use std::net::{Ipv4Addr, UdpSocket as StdSocket};
@@ -253,6 +326,7 @@ mod tests {
         thread: Option<std::thread::JoinHandle<io::Result<()>>>,
         port: DoorPort,
         reports: mailbox::Reports,
+        worker: mailbox::Mailbox,
         counters: Arc<WorkerCounters>,
         socket: UdpSocket,
         client: StdSocket,
@@ -273,13 +347,16 @@ mod tests {
         let mut group = bind_group(0, 1, UdpOptions::default()).unwrap();
         let socket = group.sockets.remove(0);
         let watched = socket.try_clone().unwrap();
-        let (_, _, handshakes, reports) = mailbox::connect(&[]);
+        let waking = wake::pair().unwrap();
+        let (worker_waker, _) = wake::pair().unwrap();
+        let (_, mut mailboxes, mailbox, reports) = mailbox::connect(&[worker_waker], &waking.0);
         let counters = Arc::new(WorkerCounters::default());
-        let (door, port) = Door::new(socket, doorman(PUBLIC), handshakes, counters.clone()).unwrap();
+        let (door, port) = Door::new(socket, waking, doorman(PUBLIC), mailbox, counters.clone());
         Lab {
             thread: Some(std::thread::spawn(move || door.run())),
             port,
             reports,
+            worker: mailboxes.remove(0),
             counters,
             socket: watched,
             client: client_of(group.port),
@@ -321,8 +398,8 @@ mod tests {
         lab.client.send(&initiation(&PUBLIC)).unwrap();
         let let_in = lab.next();
         assert_eq!(
-            (let_in.from.remote, &let_in.datagram[..], let_in.admitted),
-            (lab.client.local_addr().unwrap(), &initiation(&PUBLIC)[..], true)
+            (let_in.from.remote, &let_in.datagram[..]),
+            (lab.client.local_addr().unwrap(), &initiation(&PUBLIC)[..])
         );
         for message in [&initiation(&[8; 32])[..], &[1, 2, 3], &[0; 4000], &[]] {
             lab.client.send(message).unwrap();
@@ -366,12 +443,39 @@ mod tests {
         let lab = lab();
         lab.port.set_doorman(doorman([8; 32])).unwrap();
         let mut group = bind_group(0, 1, UdpOptions::default()).unwrap();
-        lab.port.replace_udp(group.sockets.remove(0)).unwrap();
+        let socket = group.sockets.remove(0);
+        let outbox = socket.try_clone().unwrap();
+        lab.port.replace_udp(socket, outbox).unwrap();
         let client = client_of(group.port);
         client.send(&initiation(&PUBLIC)).unwrap();
         client.send(&initiation(&[8; 32])).unwrap();
         assert_eq!(&lab.next().datagram[..], &initiation(&[8; 32])[..]);
         lab.wait_for(Drop::BadMac1, 1);
         lab.end();
+    }
+
+    #[test]
+    fn what_came_to_the_wrong_thread_comes_to_the_right_one() {
+        let lab = lab();
+        let stray = Handshake {
+            from: Endpoint::new(lab.client.local_addr().unwrap()),
+            datagram: initiation(&PUBLIC).into(),
+        };
+        lab.worker.report(Report::Handshake(stray)).unwrap();
+        assert_eq!(&lab.next().datagram[..], &initiation(&PUBLIC)[..]);
+        let mut data = vec![crate::wire::message::WG_DATA, 0, 0, 0, 7, 7, 7, 7];
+        data.extend([0; 24]);
+        lab.client.send(&data).unwrap();
+        let handover = lab.worker.handovers.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!((handover.owner, handover.bytes), (0, data));
+        lab.end();
+    }
+
+    #[test]
+    fn the_thread_ends_with_its_port() {
+        let mut lab = lab();
+        let thread = lab.thread.take().unwrap();
+        drop(lab);
+        thread.join().unwrap().unwrap();
     }
 }

@@ -24,8 +24,10 @@ use crate::sys::wake::Waker;
 const COMMANDS_MAX: usize = 1024;
 /// Batches of mis-steered datagrams that may wait; each is at most one receive buffer.
 const HANDOVERS_MAX: usize = 64;
-/// Handshake messages that may wait for the control thread: a flood loses the rest here, cheaply.
+/// Handshake messages that may wait for the control thread.
 const HANDSHAKES_MAX: usize = 1024;
+/// Handshake messages that came to workers and may wait for the door; steering lets few come there.
+const STRAYS_MAX: usize = 64;
 /// Other reports that may wait for the control thread.
 const REPORTS_MAX: usize = 4096;
 
@@ -106,6 +108,12 @@ pub struct WorkerPort {
 pub struct WorkerGone;
 
 impl WorkerPort {
+    fn hand_over(&self, handover: Handover) -> bool {
+        let taken = self.handovers.try_send(handover).is_ok();
+        self.waker.wake();
+        taken
+    }
+
     /// Queues a command and wakes the worker; waits while the mailbox is full.
     pub fn send(&self, command: Command) -> Result<(), WorkerGone> {
         let full = match self.commands.try_send(command) {
@@ -133,17 +141,45 @@ pub struct Mailbox {
     pub handovers: Receiver<Handover>,
     /// Every worker's mailbox, this one's included.
     peers: Vec<WorkerPort>,
+    door: StrayPort,
     control: ReportPort,
+}
+
+/// A worker's way to the door.
+#[derive(Clone)]
+struct StrayPort {
+    strays: Sender<Handshake>,
+    waker: Waker,
+}
+
+/// The door's end of its channels, and its ways to everybody else.
+pub struct DoorMailbox {
+    /// What came to workers and is no data.
+    pub strays: Receiver<Handshake>,
+    /// The way of what is let in.
+    pub control: HandshakePort,
+    workers: Vec<WorkerPort>,
+}
+
+impl DoorMailbox {
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Hands data messages to their owner; false when its mailbox is full.
+    pub fn hand_over(&self, handover: Handover) -> bool {
+        self.workers[usize::from(handover.owner)].hand_over(handover)
+    }
 }
 
 #[derive(Clone)]
 struct ReportPort {
-    handshakes: HandshakePort,
     reports: Sender<Report>,
+    news: Arc<Notify>,
 }
 
 /// The way of handshake messages to the control thread.
-#[derive(Clone)]
 pub struct HandshakePort {
     handshakes: Sender<Handshake>,
     news: Arc<Notify>,
@@ -166,7 +202,7 @@ impl HandshakePort {
 
 /// The control thread's end of the reports' channels.
 pub struct Reports {
-    /// Handshake messages; a flood fills this channel alone.
+    /// Handshake messages that the door let in.
     pub handshakes: Receiver<Handshake>,
     /// Everything else.
     pub reports: Receiver<Report>,
@@ -174,18 +210,19 @@ pub struct Reports {
     pub news: Arc<Notify>,
 }
 
-/// Builds the channels between `wakers.len()` workers, the door and the control thread.
-pub fn connect(wakers: &[Waker]) -> (Vec<WorkerPort>, Vec<Mailbox>, HandshakePort, Reports) {
+/// Builds the channels between `wakers.len()` workers, the door, which is woken by `door`, and the control thread.
+pub fn connect(wakers: &[Waker], door: &Waker) -> (Vec<WorkerPort>, Vec<Mailbox>, DoorMailbox, Reports) {
     let (handshakes_in, handshakes) = bounded(HANDSHAKES_MAX);
     let (reports_in, reports) = bounded(REPORTS_MAX);
     let news = Arc::new(Notify::new());
-    let door = HandshakePort {
-        handshakes: handshakes_in,
-        news: news.clone(),
+    let (strays_in, strays) = bounded(STRAYS_MAX);
+    let door = StrayPort {
+        strays: strays_in,
+        waker: door.clone(),
     };
     let control = ReportPort {
-        handshakes: door.clone(),
         reports: reports_in,
+        news: news.clone(),
     };
     let (ports, ends): (Vec<_>, Vec<_>) = wakers
         .iter()
@@ -208,9 +245,18 @@ pub fn connect(wakers: &[Waker]) -> (Vec<WorkerPort>, Vec<Mailbox>, HandshakePor
             commands,
             handovers,
             peers: ports.clone(),
+            door: door.clone(),
             control: control.clone(),
         })
         .collect();
+    let door = DoorMailbox {
+        strays,
+        control: HandshakePort {
+            handshakes: handshakes_in,
+            news: news.clone(),
+        },
+        workers: ports.clone(),
+    };
     (
         ports,
         mailboxes,
@@ -226,16 +272,18 @@ pub fn connect(wakers: &[Waker]) -> (Vec<WorkerPort>, Vec<Mailbox>, HandshakePor
 impl Mailbox {
     /// Hands datagrams to their owner; false when its mailbox is full.
     pub fn hand_over(&self, handover: Handover) -> bool {
-        let port = &self.peers[usize::from(handover.owner)];
-        let taken = port.handovers.try_send(handover).is_ok();
-        port.waker.wake();
-        taken
+        self.peers[usize::from(handover.owner)].hand_over(handover)
     }
 
-    /// Reports to the control thread without waking it; gives the report back when its channel is full.
+    /// Reports to the control thread without waking it, or to the door, which is woken; gives the report back when its channel
+    /// is full.
     pub fn report(&self, report: Report) -> Result<(), Report> {
         match report {
-            Report::Handshake(handshake) => self.control.handshakes.post(handshake).map_err(Report::Handshake),
+            Report::Handshake(handshake) => {
+                let posted = self.door.strays.try_send(handshake);
+                self.door.waker.wake();
+                posted.map_err(|error| Report::Handshake(error.into_inner()))
+            }
             _ => self.control.reports.try_send(report).map_err(TrySendError::into_inner),
         }
     }
@@ -247,6 +295,6 @@ impl Mailbox {
 
     /// Wakes the control thread.
     pub fn wake_control(&self) {
-        self.control.handshakes.wake();
+        self.control.news.notify_one();
     }
 }

@@ -161,18 +161,17 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         self.accept(now, received, home, &header, opened, datagram, slots)
     }
 
-    /// What an authentic datagram does.
-    /// What is no data goes to the control thread when it looks like a handshake message.
+    /// What is no data goes on when it looks like a handshake message.
     fn handshake(&mut self, received: &Received, datagram: &[u8]) -> Result<(), Drop> {
         HandshakeMessage::parse(datagram).ok_or(Drop::BadMessage)?;
         self.reports.push(Report::Handshake(Handshake {
             from: received.from,
             datagram: datagram.into(),
-            admitted: false,
         }));
         Ok(())
     }
 
+    /// What an authentic datagram does.
     #[allow(clippy::too_many_arguments)]
     fn accept(
         &mut self,

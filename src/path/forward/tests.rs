@@ -222,7 +222,7 @@ impl Host {
         for worker in 0..self.workers.len() {
             for report in std::mem::take(&mut self.workers[worker].reports) {
                 match report {
-                    Report::Handshake(Handshake { from, datagram, .. }) => {
+                    Report::Handshake(Handshake { from, datagram }) => {
                         // A refused handshake shows in what does not happen.
                         let _ = self.device.handle_datagram(now, from, &datagram);
                     }
