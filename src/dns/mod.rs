@@ -57,10 +57,10 @@ pub enum DnsError {
     )]
     Split(Backend),
     /// systemd-resolved refused.
-    #[error("systemd-resolved: {0}")]
+    #[error("systemd-resolved: {0}{}", unauthorized(.0))]
     Resolved(#[from] CallError),
     /// resolvconf failed, or the file can't be changed.
-    #[error("cannot set the name servers by {backend}: {error}")]
+    #[error("cannot set the name servers by {backend}: {error}{}", hint(error))]
     Io {
         /// Which of both.
         backend: Backend,
@@ -71,6 +71,28 @@ pub enum DnsError {
     /// It took too long.
     #[error("{0} does not answer within {TIME_MAX:?}")]
     Slow(Backend),
+}
+
+/// systemd-resolved asks polkit about everybody but root.
+fn unauthorized(error: &CallError) -> &'static str {
+    match error {
+        CallError::Refused { name, .. }
+            if name.ends_with(".AccessDenied") || name.ends_with("AuthorizationRequired") =>
+        {
+            "; polkit has to allow it to the daemon's user: install polkitd, and the rules of dist/systemd"
+        }
+        _ => "",
+    }
+}
+
+/// A service may not write to /etc, but it may talk to systemd-resolved.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "; run systemd-resolved, which needs no right to write, or remove dns"
+        }
+        _ => "",
+    }
 }
 
 /// Name servers that were set.
