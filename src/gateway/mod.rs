@@ -158,8 +158,23 @@ pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(),
 /// descriptor `number`.
 pub fn resume(number: RawFd, ready: impl FnMut(&Facts)) -> Result<(), RunError> {
     let handover = Handover::take(number)?;
-    let (config, file) = handover.config()?;
-    run_on(config, file, Some(handover), ready)
+    let name = handover.state.name.clone();
+    let result = match handover.config() {
+        Ok((config, file)) => run_on(config, file, Some(handover), ready),
+        Err(error) => {
+            // The interface goes with its last descriptor.
+            drop(handover);
+            Err(error.into())
+        }
+    };
+    if result.is_err() {
+        // What the other program has made and this one could not take over yet.
+        match cleanup(&name) {
+            Ok(removed) => removed.iter().for_each(|what| tracing::info!("removed {what}")),
+            Err(error) => tracing::warn!(%error, "something may be left; see: ringway cleanup"),
+        }
+    }
+    result
 }
 
 fn run_on(
