@@ -2,11 +2,14 @@
 
 use std::process::ExitCode;
 
+use ringway::control::Facts;
+
 fn main() -> ExitCode {
-    let run = |config, file: &_| {
-        ringway::gateway::run(config, file, |facts| {
-            tracing::info!(name = facts.name, port = facts.listen_port, mtu = facts.mtu, "up");
-        })
-    };
-    ringway::cli::main(run, ringway::gateway::cleanup)
+    if let Some(answered) = ringway::gateway::answer_check("ringway") {
+        return answered;
+    }
+    let up = |facts: &Facts| tracing::info!(name = facts.name, port = facts.listen_port, mtu = facts.mtu, "up");
+    let run = |config, file: &_| ringway::gateway::run(config, file, up);
+    let resume = |number| ringway::gateway::resume(number, up);
+    ringway::cli::main(run, resume, ringway::gateway::cleanup)
 }

@@ -94,6 +94,9 @@ _ringway() {
             ringway,up)
                 cmd="ringway__subcmd__up"
                 ;;
+            ringway,upgrade)
+                cmd="ringway__subcmd__upgrade"
+                ;;
             ringway__subcmd__help,apply)
                 cmd="ringway__subcmd__help__subcmd__apply"
                 ;;
@@ -172,6 +175,9 @@ _ringway() {
             ringway__subcmd__help,up)
                 cmd="ringway__subcmd__help__subcmd__up"
                 ;;
+            ringway__subcmd__help,upgrade)
+                cmd="ringway__subcmd__help__subcmd__upgrade"
+                ;;
             ringway__subcmd__help__subcmd__peer,add)
                 cmd="ringway__subcmd__help__subcmd__peer__subcmd__add"
                 ;;
@@ -236,7 +242,7 @@ _ringway() {
 
     case "${cmd}" in
         ringway)
-            opts="-v -h -V --verbose --log-level --help --version run up down check convert genkey pubkey genpsk unblock leaktest cleanup status reload apply confirm peer set save latency stats doctor top drops capture explain help"
+            opts="-v -h -V --verbose --log-level --help --version run up down check convert genkey pubkey genpsk unblock leaktest cleanup status upgrade reload apply confirm peer set save latency stats doctor top drops capture explain help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -514,7 +520,7 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__help)
-            opts="run up down check convert genkey pubkey genpsk unblock leaktest cleanup status reload apply confirm peer set save latency stats doctor top drops capture explain help"
+            opts="run up down check convert genkey pubkey genpsk unblock leaktest cleanup status upgrade reload apply confirm peer set save latency stats doctor top drops capture explain help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -948,6 +954,20 @@ _ringway() {
             return 0
             ;;
         ringway__subcmd__help__subcmd__up)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ringway__subcmd__help__subcmd__upgrade)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1464,6 +1484,28 @@ _ringway() {
                 return 0
             fi
             case "${prev}" in
+                --log-level)
+                    COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        ringway__subcmd__upgrade)
+            opts="-v -h --binary --verbose --log-level --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --binary)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --log-level)
                     COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
                     return 0

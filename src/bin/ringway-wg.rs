@@ -3,5 +3,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(answered) = ringway::gateway::answer_check("ringway-wg") {
+        return answered;
+    }
     ringway::cli::wireguard::main(ringway::gateway::run_wireguard)
 }

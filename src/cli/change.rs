@@ -1,4 +1,4 @@
-//! `reload`, `apply`, `confirm`, `set`, `save`: changing a tunnel that runs.
+//! `upgrade`, `reload`, `apply`, `confirm`, `set`, `save`: changing a tunnel that runs.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -20,6 +20,15 @@ pub(super) const HELP: &str =
 pub(super) struct Reload {
     #[arg(value_name = "NAME", help = HELP)]
     name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Upgrade {
+    #[arg(value_name = "NAME", help = HELP)]
+    name: Option<String>,
+    /// The program to go on with [default: the one that is where the running one was started from]
+    #[arg(long, value_name = "PATH")]
+    binary: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -57,6 +66,11 @@ pub(super) enum Set {
         #[arg(value_name = "NAME", help = HELP)]
         name: Option<String>,
     },
+}
+
+pub(super) fn upgrade(options: &Upgrade) -> Result<(), Failure> {
+    let binary = options.binary.as_ref().map(std::path::absolute).transpose()?;
+    told(&target::connect_one(options.name.as_deref())?.upgrade(binary)?)
 }
 
 pub(super) fn reload(options: &Reload) -> Result<(), Failure> {

@@ -16,6 +16,7 @@ mod leaktest;
 mod log;
 mod packet_line;
 mod peer;
+mod resume;
 mod show;
 mod signals;
 mod stats;
@@ -115,6 +116,12 @@ enum Command {
     },
     /// Show running tunnels: peers, workers, offloads, drops
     Status(status::Options),
+    /// Have the program that is installed by now go on with a running tunnel, without a gap
+    ///
+    /// Interface, sessions and sockets stay, and so do the connections through the tunnel; no packet is lost but those of the
+    /// moment. The process stays too, so service managers need not know. A program that is broken, or of a version that does
+    /// not know how to go on, is refused, and nothing happens. Only root and the daemon's own user may.
+    Upgrade(change::Upgrade),
     /// Read a running tunnel's configuration file again and carry out what changed in it
     ///
     /// The same as SIGHUP. The whole file is checked first; what is wrong in it changes nothing. Sessions with peers that did
@@ -165,16 +172,24 @@ pub fn command() -> clap::Command {
 }
 
 /// The whole program: reads the command line, carries it out, and gives its exit code. `run` runs a tunnel until it is
-/// ended from outside, `cleanup` removes what is left of one and says what that was; when the operating system denied
+/// ended from outside, `resume` one that another program has left under a descriptor, `cleanup` removes what is left of one and says what that was; when the operating system denied
 /// something, the source chain of an error should have the `io::Error` that says so.
 pub fn main<E: Error + 'static>(
     run: impl FnOnce(Config, &Path) -> Result<(), E>,
+    resume: impl FnOnce(i32) -> Result<(), E>,
     cleanup: impl FnOnce(&str) -> Result<Vec<String>, E>,
 ) -> ExitCode {
     // Prints help and usage errors by itself and ends with 0 or 2.
-    let arguments = Arguments::parse();
-    arguments.log.begin();
-    match carry_out(arguments.command, run, cleanup) {
+    let parsed = resume::split(std::env::args_os());
+    let parsed = parsed.map(|(words, resumed)| (Arguments::parse_from(words), resumed));
+    let done = parsed.and_then(|(arguments, resumed)| {
+        arguments.log.begin();
+        match (arguments.command, resumed) {
+            (Command::Run { .. }, Some(number)) => resume(number).map_err(|error| Failure::of(&error)),
+            (command, _) => carry_out(command, run, cleanup),
+        }
+    });
+    match done {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
             for line in failure.message.lines() {
@@ -218,6 +233,7 @@ fn carry_out<E: Error + 'static>(
         }
         Command::Status(options) => status::status(&options),
         Command::Latency(options) => latency::latency(&options),
+        Command::Upgrade(options) => change::upgrade(&options),
         Command::Reload(options) => change::reload(&options),
         Command::Apply(options) => change::apply(&options),
         Command::Confirm(options) => change::confirm(&options),

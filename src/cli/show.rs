@@ -61,10 +61,15 @@ impl Block<'_> {
         self.line(
             "running since",
             format_args!(
-                "{} (pid {}, version {})",
+                "{} (pid {}, version {}{})",
                 units::duration(report.uptime_s),
                 report.pid,
-                report.version
+                report.version,
+                match report.upgrades {
+                    0 => String::new(),
+                    1 => ", upgraded once".into(),
+                    times => format!(", upgraded {times} times"),
+                }
             ),
         )?;
         self.reasons("refused handshakes", &report.control_drops)?;
@@ -279,6 +284,7 @@ mod tests {
             },
             started_unix_s: 1,
             uptime_s: 3725,
+            upgrades: 0,
             control_drops: BTreeMap::from([("bad_mac1".into(), 3)]),
             workers: vec![WorkerReport {
                 index: 0,

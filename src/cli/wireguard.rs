@@ -8,7 +8,7 @@ use clap::{CommandFactory as _, Parser};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
-use super::log;
+use super::{log, resume};
 use crate::config::{Crypto, Io, Suite, WireGuard, Workers};
 use crate::control::Facts;
 use crate::sys::daemon;
@@ -62,10 +62,10 @@ pub fn command() -> clap::Command {
 
 /// The whole program: reads the command line, goes to the background, and has `run` run the tunnel.
 pub fn main<E: Error + 'static>(
-    run: impl FnOnce(&WireGuard, &mut dyn FnMut(&Facts) -> io::Result<()>) -> Result<(), E>,
+    run: impl FnOnce(&WireGuard, Option<i32>, &mut dyn FnMut(&Facts) -> io::Result<()>) -> Result<(), E>,
 ) -> ExitCode {
-    let arguments = Arguments::parse();
-    match carry_out(arguments, run) {
+    let parsed = resume::split(std::env::args_os());
+    match parsed.and_then(|(words, resumed)| carry_out(Arguments::parse_from(words), resumed, run)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             for line in failure.message.lines() {
@@ -79,7 +79,8 @@ pub fn main<E: Error + 'static>(
 
 fn carry_out<E: Error + 'static>(
     arguments: Arguments,
-    run: impl FnOnce(&WireGuard, &mut dyn FnMut(&Facts) -> io::Result<()>) -> Result<(), E>,
+    resumed: Option<i32>,
+    run: impl FnOnce(&WireGuard, Option<i32>, &mut dyn FnMut(&Facts) -> io::Result<()>) -> Result<(), E>,
 ) -> Result<(), Failure> {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     if let Some(name) = UNSUPPORTED.into_iter().find(|name| !variable(name).is_empty()) {
@@ -90,7 +91,7 @@ fn carry_out<E: Error + 'static>(
     let level = LogLevel::named(&variable("LOG_LEVEL"));
     daemon::make_new_files_private();
     // Before anything that may start a thread.
-    let mut detached = match foreground {
+    let mut detached = match foreground || resumed.is_some() {
         true => None,
         false => Some(daemon::detach()?),
     };
@@ -108,7 +109,7 @@ fn carry_out<E: Error + 'static>(
             .take()
             .map_or(Ok(()), |detached| detached.ready(level.outlives_start()))
     };
-    run(&options, &mut ready).map_err(|error| Failure::of(&error))
+    run(&options, resumed, &mut ready).map_err(|error| Failure::of(&error))
 }
 
 /// What wireguard-go's LOG_LEVEL asks for.

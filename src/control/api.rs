@@ -93,6 +93,13 @@ pub enum Request {
     },
     /// End the tunnel, as SIGTERM does: a [`ChangeReport`], and the end after it.
     Stop {},
+    /// Have another process go on with the tunnel, its sessions and its connections: a [`ChangeReport`], which comes from
+    /// that one.
+    Upgrade {
+        /// The program; absolute. Without it the one that is where this one was started from.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        binary: Option<PathBuf>,
+    },
     /// Set the interface's MTU: a [`ChangeReport`].
     SetMtu {
         /// "auto", or bytes.
@@ -114,6 +121,7 @@ impl Request {
             | Request::Confirm {}
             | Request::Save {}
             | Request::Stop {}
+            | Request::Upgrade { .. }
             | Request::PeerAdd { .. }
             | Request::PeerSet { .. }
             | Request::PeerRemove { .. }
@@ -221,6 +229,9 @@ pub struct StatusReport {
     pub started_unix_s: u64,
     /// How long ago that was.
     pub uptime_s: u64,
+    /// How often another process has gone on with the tunnel since it started.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub upgrades: u32,
     /// Handshake datagrams that were refused, by reason; reasons that never happened are left out.
     #[serde(default)]
     pub control_drops: BTreeMap<String, u64>,
@@ -228,6 +239,10 @@ pub struct StatusReport {
     pub workers: Vec<WorkerReport>,
     /// In the order of the configuration.
     pub peers: Vec<PeerReport>,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Which offloads are in use.

@@ -20,7 +20,7 @@ use crate::worker::mailbox::Command;
 
 /// How long the workers may take to carry out what they were told: longer than any machine keeps a thread from its core. That
 /// a worker has ended is noticed at once.
-const WORKER_ANSWER_MAX: Duration = Duration::from_secs(30);
+pub(super) const WORKER_ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// What to change; `None` leaves a thing as it is.
 #[derive(Debug, Default, PartialEq, Eq)]

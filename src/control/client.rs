@@ -15,6 +15,9 @@ use super::api::{
 /// A daemon answers within milliseconds, or not at all.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// An upgrade is answered by a program that has yet to start.
+const UPGRADE_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// Longest response taken: reports of 10,000 peers with a histogram each fit several times.
 const RESPONSE_LEN_MAX: u64 = 1 << 28;
 
@@ -114,6 +117,14 @@ impl Client {
             Response::Changed(report) => Ok(report),
             other => Err(self.mismatch(&other)),
         }
+    }
+
+    /// Has another process go on with the tunnel: the program at `binary`, or the one that is where the running one was
+    /// started from.
+    pub fn upgrade(&mut self, binary: Option<PathBuf>) -> Result<ChangeReport, ClientError> {
+        let patience = self.stream.get_ref().set_read_timeout(Some(UPGRADE_TIME_MAX));
+        patience.map_err(|error| failed(&self.path, error))?;
+        self.change(&Request::Upgrade { binary })
     }
 
     /// What was counted since the last reset; `reset` begins a new interval.

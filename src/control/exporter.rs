@@ -2,6 +2,7 @@
 //! more than [`CONNECTIONS_MAX`] waits in the kernel's queue.
 
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +62,25 @@ impl Exporter {
             ),
             MetricsListen::Unix(path) => Listener::Unix(SocketFile::bind(path, Access::Group(GROUP)).await?),
         }))
+    }
+
+    /// The listener of an earlier process. Needs a tokio runtime.
+    pub fn inherited(listen: &MetricsListen, listener: OwnedFd) -> Result<Exporter, ExporterError> {
+        Ok(Exporter(match listen {
+            MetricsListen::Tcp(listen) => Listener::Tcp(
+                TcpListener::from_std(listener.into())
+                    .map_err(|error| ExporterError::Tcp { listen: *listen, error })?,
+            ),
+            MetricsListen::Unix(path) => Listener::Unix(SocketFile::inherited(path, listener)?),
+        }))
+    }
+
+    /// The listener, for a process that goes on with it.
+    pub fn hand_over(&mut self) -> io::Result<OwnedFd> {
+        match &mut self.0 {
+            Listener::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Listener::Unix(socket) => socket.hand_over(),
+        }
     }
 
     /// Answers for ever, with what the control thread says.

@@ -34,6 +34,21 @@ impl LatencyLog {
         Ok(log)
     }
 
+    /// Goes on with the file that an earlier process began at `begin`.
+    pub(super) async fn resume(runtime: Runtime, path: &Path, begin: SystemTime) -> io::Result<LatencyLog> {
+        Ok(LatencyLog {
+            file: LogFile::open(runtime, path).await?,
+            log: HistogramLog::resume(Vec::new(), begin),
+            recorded: StageHistograms::new(),
+            since: SystemTime::now(),
+        })
+    }
+
+    /// When the log began.
+    pub(super) fn begin(&self) -> SystemTime {
+        self.log.base()
+    }
+
     /// Adds what a worker recorded.
     pub(super) fn record(&mut self, recorded: &StageHistograms) {
         self.recorded.absorb(&mut recorded.clone());

@@ -12,6 +12,7 @@ pub mod client;
 pub mod dump;
 mod explain;
 pub mod exporter;
+pub mod handover;
 mod inquiry;
 mod latency_log;
 mod lookup;
@@ -64,6 +65,7 @@ use crate::stats::buckets::StageBuckets;
 use crate::stats::counters::WorkerCounters;
 use crate::stats::exposition::Format;
 use crate::stats::latency::StageHistograms;
+use crate::sys::tun::TunQueue;
 use crate::sys::tun_mtu::TunMtu;
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::worker;
@@ -103,6 +105,8 @@ pub struct WorkerInfo {
     port: WorkerPort,
     /// What it counts.
     counters: Arc<WorkerCounters>,
+    /// Its TUN queue.
+    queue: TunQueue,
     /// Its UDP socket.
     socket: WatchedSocket,
     /// The socket on its lane's own port, if it has one.
@@ -119,13 +123,22 @@ pub struct WorkerInfo {
     spare: Box<StageHistograms>,
 }
 
+/// Descriptors of the control thread's own for what a worker reads and writes.
+pub struct Descriptors {
+    /// Its TUN queue, for whoever goes on with the tunnel.
+    pub queue: TunQueue,
+    /// Its UDP socket.
+    pub socket: UdpSocket,
+    /// The socket on its lane's own port, if it has one.
+    pub lane_socket: Option<UdpSocket>,
+}
+
 impl WorkerInfo {
     /// A worker that has just started.
     pub fn new(
         port: WorkerPort,
         counters: Arc<WorkerCounters>,
-        socket: UdpSocket,
-        lane_socket: Option<UdpSocket>,
+        descriptors: Descriptors,
         cpu: Option<u32>,
         io: &'static str,
         io_reason: Option<String>,
@@ -134,8 +147,9 @@ impl WorkerInfo {
         WorkerInfo {
             port,
             counters,
-            socket: WatchedSocket::new(socket),
-            lane_socket,
+            queue: descriptors.queue,
+            socket: WatchedSocket::new(descriptors.socket),
+            lane_socket: descriptors.lane_socket,
             cpu,
             io,
             io_reason,
@@ -298,6 +312,10 @@ pub struct Control {
     routes: Option<RouteReporter>,
     latency_since: SystemTime,
     started: SystemTime,
+    /// How often another process has gone on with the tunnel since.
+    upgrades: u32,
+    /// Another one is about to: there is nothing to end here.
+    handed_over: bool,
     drops: BTreeMap<&'static str, u64>,
     baseline: Baseline,
     /// Times, where metrics are served.
@@ -335,6 +353,8 @@ impl Control {
             routes: None,
             latency_since: SystemTime::now(),
             started: SystemTime::now(),
+            upgrades: 0,
+            handed_over: false,
             drops: BTreeMap::new(),
             baseline: Baseline::zero(),
             metrics: None,
@@ -483,6 +503,13 @@ impl Control {
         Ok(())
     }
 
+    /// As [`Control::log_latency`], to the log that an earlier process began at `begin`.
+    pub async fn resume_latency_log(&mut self, runtime: Runtime, path: &Path, begin: SystemTime) -> io::Result<()> {
+        self.latency_log = Some(LatencyLog::resume(runtime, path, begin).await?);
+        self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
+        Ok(())
+    }
+
     async fn write_latency_log(&mut self) {
         let Some(log) = &mut self.latency_log else { return };
         if let Err(error) = log.end_interval().await {
@@ -491,8 +518,12 @@ impl Control {
         }
     }
 
-    /// Tells native peers goodbye, ends the workers, and writes what must outlive this run.
+    /// Tells native peers goodbye, ends the workers, and writes what must outlive this run. Nothing happens where another
+    /// process goes on with the tunnel.
     pub async fn stop(&mut self) {
+        if self.handed_over {
+            return;
+        }
         for id in self.peers.ids() {
             // Workers that have died need not hear it.
             let _ = self.tell_owner(id, Command::Goodbye(id));

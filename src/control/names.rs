@@ -88,6 +88,11 @@ impl Names {
         self.due.insert((now, peer));
     }
 
+    /// The peer's name.
+    pub(super) fn host(&self, peer: PeerId) -> Option<&HostPort> {
+        self.names.get(&peer).map(|name| &name.host)
+    }
+
     /// The peer has no name any more. An answer that is still under way is passed over.
     pub(super) fn remove(&mut self, peer: PeerId) {
         if let Some(name) = self.names.remove(&peer)

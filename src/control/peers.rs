@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
@@ -42,10 +43,23 @@ pub(super) struct Peer {
 }
 
 /// The last handshake that was completed.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Handshake {
     pub(super) suite: Suite,
     pub(super) remote_lanes: u8,
     pub(super) at: SystemTime,
+}
+
+/// What was counted of a peer.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Tally {
+    handshake: Option<Handshake>,
+    handshakes: u64,
+    handshakes_given_up: u64,
+    /// Sent and received.
+    handshake_bytes: [u64; 2],
+    /// Without handshakes.
+    exchanged: PeerSnapshot,
 }
 
 /// All peers, by number.
@@ -204,6 +218,28 @@ impl Peer {
         }
     }
 
+    /// What the control thread has counted of it.
+    pub(super) fn tally(&self) -> Tally {
+        Tally {
+            handshake: self.handshake,
+            handshakes: self.handshakes,
+            handshakes_given_up: self.handshakes_given_up,
+            handshake_bytes: [self.handshake_bytes_sent, self.handshake_bytes_received],
+            exchanged: self.shared.cells.snapshot(),
+        }
+    }
+
+    /// Goes on from what was counted in an earlier process. No worker has counted anything yet.
+    pub(super) fn count_from(&mut self, tally: &Tally) {
+        self.handshake = tally.handshake;
+        self.handshakes = tally.handshakes;
+        self.handshakes_given_up = tally.handshakes_given_up;
+        [self.handshake_bytes_sent, self.handshake_bytes_received] = tally.handshake_bytes;
+        self.shared.cells.count_from(&tally.exchanged);
+        // What an earlier sample has told is no news.
+        self.sampled = self.traffic();
+    }
+
     /// What was exchanged with it. The bytes are those that wireguard-go counts: UDP payloads of handshakes, data and
     /// keepalives, without cookie replies, and received ones once they proved authentic.
     pub(super) fn traffic(&self) -> PeerSnapshot {
@@ -225,6 +261,15 @@ pub(super) fn suite_choice(suite: config::Suite) -> SuiteChoice {
         config::Suite::Auto => SuiteChoice::Auto,
         config::Suite::Native => SuiteChoice::Native,
         config::Suite::WireGuard => SuiteChoice::WireGuard,
+    }
+}
+
+/// The same the other way round.
+pub(super) fn config_suite(suite: SuiteChoice) -> config::Suite {
+    match suite {
+        SuiteChoice::Auto => config::Suite::Auto,
+        SuiteChoice::Native => config::Suite::Native,
+        SuiteChoice::WireGuard => config::Suite::WireGuard,
     }
 }
 

@@ -65,6 +65,7 @@ impl Control {
             | Request::PeerSet { .. }
             | Request::PeerRemove { .. }
             | Request::Stop {}
+            | Request::Upgrade { .. }
             | Request::SetMtu { .. } => {
                 let refused = refusal(ErrorCode::Internal, "this request changes something".into());
                 respond(reply, Ok(refused));
@@ -108,6 +109,7 @@ impl Control {
             offloads: self.facts.offloads,
             started_unix_s: unix(self.started).as_secs(),
             uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
+            upgrades: self.upgrades,
             control_drops: self.refused_handshakes(),
             workers: (0..)
                 .zip(&self.workers)

@@ -102,6 +102,16 @@ impl LogFile {
         Ok(LogFile { handle, len: 0 })
     }
 
+    /// Opens a file that is there, to write behind what it has.
+    pub async fn open(runtime: Runtime, path: &Path) -> io::Result<LogFile> {
+        let len = std::fs::metadata(path)?.len();
+        let handle = match runtime {
+            Runtime::Uring => Handle::Uring(tokio_uring::fs::OpenOptions::new().write(true).open(path).await?),
+            Runtime::Tokio => Handle::Tokio(std::fs::File::options().append(true).open(path)?),
+        };
+        Ok(LogFile { handle, len })
+    }
+
     /// Writes `bytes` behind everything that was written before.
     pub async fn append(&mut self, bytes: Vec<u8>) -> io::Result<()> {
         let len = bytes.len() as u64;
@@ -147,7 +157,10 @@ mod tests {
             let mut log = LogFile::create(runtime, &path).await.expect("a file");
             log.append(b"one\n".to_vec()).await.expect("written");
             log.append(b"two\n".to_vec()).await.expect("written");
-            assert_eq!(std::fs::read(&path).expect("the file exists"), b"one\ntwo\n");
+            drop(log);
+            let mut log = LogFile::open(runtime, &path).await.expect("the file exists");
+            log.append(b"three\n".to_vec()).await.expect("written");
+            assert_eq!(std::fs::read(&path).expect("the file exists"), b"one\ntwo\nthree\n");
         });
     }
 

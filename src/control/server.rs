@@ -1,6 +1,7 @@
 //! The control socket: JSON lines over a Unix stream socket, see [`super::api`].
 
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,8 +25,16 @@ const CLIENTS_MAX: usize = 32;
 
 /// The group whose members may use the control socket, where the machine has it.
 pub const GROUP: &str = "ringway";
-/// A request that changes the tunnel, and the way that the answer goes.
-pub type Asked = (Request, oneshot::Sender<Response>);
+/// A request that changes the tunnel.
+pub struct Asked {
+    /// What is wanted.
+    pub request: Request,
+    /// The way that the answer goes.
+    pub reply: oneshot::Sender<Response>,
+    /// For an upgrade, whoever asks, because another process is to answer. Nothing more is said to it in this one unless by
+    /// `reply`.
+    pub client: Option<OwnedFd>,
+}
 
 /// Where requests go.
 #[derive(Clone)]
@@ -34,6 +43,8 @@ pub struct Desks {
     pub orders: mpsc::Sender<Order>,
     /// Those that change something; `None` where somebody else configures the tunnel.
     pub changes: Option<mpsc::Sender<Asked>>,
+    /// Those for upgrades.
+    pub upgrades: mpsc::Sender<Asked>,
 }
 
 /// The control socket.
@@ -43,6 +54,16 @@ impl Server {
     /// Creates the socket, for its owner and the group [`GROUP`], in place of one that a dead daemon left.
     pub async fn bind(path: &Path) -> Result<Server, SocketError> {
         SocketFile::bind(path, Access::Group(GROUP)).await.map(Server)
+    }
+
+    /// The socket at `path` that an earlier process has made. Needs a tokio runtime.
+    pub fn inherited(path: &Path, listener: OwnedFd) -> Result<Server, SocketError> {
+        SocketFile::inherited(path, listener).map(Server)
+    }
+
+    /// The listener, for a process that goes on with it.
+    pub fn hand_over(&mut self) -> io::Result<OwnedFd> {
+        self.0.hand_over()
     }
 
     /// Accepts clients for ever and sends their requests to `desks`.
@@ -73,8 +94,9 @@ impl Server {
     }
 }
 
-async fn converse(stream: UnixStream, desks: Desks, is_owner: bool) -> io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
+async fn converse(mut stream: UnixStream, desks: Desks, is_owner: bool) -> io::Result<()> {
+    // Not owned halves, which would close the connection of a client that another process is to answer.
+    let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
     let mut line = String::new();
     loop {
@@ -95,7 +117,7 @@ async fn converse(stream: UnixStream, desks: Desks, is_owner: bool) -> io::Resul
                 format!("a request is at most {REQUEST_LEN_MAX} bytes long"),
             )
         } else {
-            match answer(&line, &desks, is_owner).await {
+            match answer(&line, &desks, is_owner, writer.as_ref()).await {
                 Answer::Line(response) => response,
                 Answer::Capture(request, feed) => {
                     let report = CaptureReport {
@@ -128,7 +150,7 @@ enum Answer {
     Capture(CaptureRequest, Feed),
 }
 
-async fn answer(line: &str, desks: &Desks, is_owner: bool) -> Answer {
+async fn answer(line: &str, desks: &Desks, is_owner: bool, client: &UnixStream) -> Answer {
     let request: Request = match serde_json::from_str(line) {
         Ok(request) => request,
         Err(error) => return Answer::Line(refusal(ErrorCode::BadRequest, error.to_string())),
@@ -149,8 +171,30 @@ async fn answer(line: &str, desks: &Desks, is_owner: bool) -> Answer {
             ErrorCode::NotPermitted,
             "only root and the daemon's own user may have a file read; the group may change peers and the MTU".into(),
         )),
+        Request::Upgrade { .. } if !is_owner => Some(refusal(
+            ErrorCode::NotPermitted,
+            "only root and the daemon's own user may have another program go on with the tunnel".into(),
+        )),
+        Request::Upgrade { .. } => match client.as_fd().try_clone_to_owned() {
+            Ok(client) => {
+                let asked = |reply| Asked {
+                    request,
+                    reply,
+                    client: Some(client),
+                };
+                ask(&desks.upgrades, asked).await
+            }
+            Err(error) => Some(refusal(ErrorCode::Failed, error.to_string())),
+        },
         request if request.is_change() => match &desks.changes {
-            Some(changes) => ask(changes, |reply| (request, reply)).await,
+            Some(changes) => {
+                let asked = |reply| Asked {
+                    request,
+                    reply,
+                    client: None,
+                };
+                ask(changes, asked).await
+            }
             None => {
                 let text = "wg configures this tunnel: use wg set, or wg syncconf";
                 Some(refusal(ErrorCode::BadRequest, text.into()))

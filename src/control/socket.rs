@@ -4,6 +4,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ pub struct SocketFile {
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
+    /// The name stays when this goes.
+    outlives_us: bool,
 }
 
 /// Who may connect, root aside.
@@ -79,10 +82,29 @@ impl SocketFile {
             listener,
             path: path.to_owned(),
             identity: identity(path).map_err(failed)?,
+            outlives_us: false,
         };
         let mode = if is_given_to_group(path, access) { 0o660 } else { 0o600 };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
         Ok(socket)
+    }
+
+    /// The socket at `path` that an earlier process has made. Needs a tokio runtime.
+    pub fn inherited(path: &Path, listener: OwnedFd) -> Result<SocketFile, SocketError> {
+        let failed = |error| SocketError::Io(path.to_owned(), error);
+        Ok(SocketFile {
+            listener: UnixListener::from_std(listener.into()).map_err(failed)?,
+            path: path.to_owned(),
+            identity: identity(path).map_err(failed)?,
+            outlives_us: false,
+        })
+    }
+
+    /// Another descriptor of the listener, for a process that goes on with it; the name stays.
+    pub fn hand_over(&mut self) -> io::Result<OwnedFd> {
+        let listener = self.listener.as_fd().try_clone_to_owned()?;
+        self.outlives_us = true;
+        Ok(listener)
     }
 
     /// The next client.
@@ -104,7 +126,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // It may be gone already, with the whole run directory; or a new daemon may have taken the name.
-        if self.is_in_place() {
+        if !self.outlives_us && self.is_in_place() {
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use super::api::{PeerStats, StatsReport, WorkerStats};
 use super::inquiry::{NoAnswer, Said};
 use super::report::unix;
@@ -14,6 +16,7 @@ use crate::config::PublicKey;
 use crate::sys::engine::EngineCounters;
 
 /// The counters when they were reset last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Baseline {
     since: SystemTime,
     control_drops: BTreeMap<String, u64>,
@@ -30,6 +33,13 @@ impl Baseline {
             workers: Vec::new(),
             peers: HashMap::new(),
         }
+    }
+
+    /// As another process goes on with it: its engines begin to count anew.
+    pub(super) fn without_engines(&self) -> Baseline {
+        let mut baseline = self.clone();
+        baseline.workers.iter_mut().for_each(|worker| worker.engine.clear());
+        baseline
     }
 }
 

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use dbus::CallError;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Dns;
 use file::Directory;
@@ -25,7 +26,8 @@ use resolved::Resolved;
 const TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Who is told about name servers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Backend {
     /// systemd-resolved, over D-Bus.
     Resolved,
@@ -162,6 +164,15 @@ pub async fn change(before: Option<Setting>, name: &str, index: u32, dns: &Dns) 
 }
 
 impl Setting {
+    /// What an earlier process has set for the tunnel `name` on the interface `index`.
+    pub fn made(backend: Backend, name: &str, index: u32) -> Setting {
+        Setting {
+            backend,
+            name: name.to_owned(),
+            index,
+        }
+    }
+
     /// Who was told.
     pub fn backend(&self) -> Backend {
         self.backend

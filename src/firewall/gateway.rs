@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Notify};
 
 use super::FirewallError;
@@ -71,7 +72,41 @@ pub async fn set_up(config: &Config) -> Result<Running, FirewallError> {
     })
 }
 
+/// What a process that goes on with the tunnel has to know of the rules.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HandedOver {
+    egress: Option<Vec<String>>,
+    rules: String,
+}
+
+/// Goes on with what another process has set up by the same `config`. Where this program's rules are others, they take the
+/// place of those that stand, from one packet to the next.
+pub async fn resume(config: &Config, handed_over: &HandedOver) -> Running {
+    let interface = &config.interface;
+    let mut state = State {
+        egress: handed_over.egress.clone(),
+        rules: handed_over.rules.clone(),
+        sysctls: Sysctls::open(sysctl::state_path(&interface.control_socket)),
+        interface: interface.name.clone(),
+        wanted: Wanted::of(config),
+    };
+    // What stands goes on standing.
+    if let Err(error) = state.apply().await {
+        tracing::warn!(%error, "the gateway's rules are those of before the upgrade");
+    }
+    Running {
+        state: Mutex::new(state),
+        updated: Notify::new(),
+    }
+}
+
 impl Running {
+    /// Lets go of everything as it is, for another process.
+    pub fn hand_over(self) -> HandedOver {
+        let State { egress, rules, .. } = self.state.into_inner();
+        HandedOver { egress, rules }
+    }
+
     /// Replaces the rules by those of a changed configuration, from one packet to the next; `[gateway]` may come and go. On
     /// an error all is as before.
     pub async fn update(&self, config: &Config) -> Result<(), FirewallError> {

@@ -4,6 +4,7 @@
 //! one that runs is carried out. What the kernel may refuse comes first and is undone where something fails, so that a
 //! change happens whole or not at all. Sessions of peers that the difference does not name go on undisturbed.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
@@ -16,6 +17,8 @@ use tokio::time::Instant;
 use super::RunError;
 use super::network::{Made, Network};
 use super::plan::{NeedsRestart, Plan};
+use super::upgrade::{self, Granted};
+use super::{End, PROGRAM, handover};
 use crate::config::edit::EditError;
 use crate::config::save::{self, SaveError};
 use crate::config::{self, Config, HostPort, LoadError, Loaded, Located};
@@ -87,6 +90,8 @@ enum Refused {
     Confined(&'static str),
     #[error(transparent)]
     Change(#[from] ChangeError),
+    #[error("commands of post_up still run; try again when they have ended")]
+    Beginning,
     #[error("the tunnel is going down")]
     Ending,
     #[error("the system refused something basic: {0}")]
@@ -101,7 +106,7 @@ impl Refused {
             }
             Refused::Edit(EditError::NoSuchPeer(_)) => ErrorCode::NotFound,
             Refused::Restart(_) | Refused::Confined(_) => ErrorCode::NeedsRestart,
-            Refused::Unconfirmed { .. } | Refused::NothingToConfirm => ErrorCode::Conflict,
+            Refused::Unconfirmed { .. } | Refused::NothingToConfirm | Refused::Beginning => ErrorCode::Conflict,
             Refused::ConfirmTime | Refused::RelativePath(_) => ErrorCode::BadRequest,
             Refused::Ending => ErrorCode::Unavailable,
             Refused::Save(_) | Refused::Link(_) | Refused::Network(_) | Refused::Change(_) | Refused::Io(_) => {
@@ -132,8 +137,9 @@ impl<'a> Live<'a> {
         }
     }
 
-    /// Answers requests and signals until one asks for the end.
-    pub(super) async fn serve(&mut self, hangups: &mut Hangups) {
+    /// Answers requests and signals until one asks for the end, or for another process to go on. `begun`: the commands of the
+    /// start have ended.
+    pub(super) async fn serve(&mut self, hangups: &mut Hangups, begun: &Cell<bool>) -> End {
         loop {
             let deadline = self.pending.as_ref().map(|pending| pending.deadline);
             let expiry = async {
@@ -143,7 +149,14 @@ impl<'a> Live<'a> {
                 }
             };
             tokio::select! {
-                Some((request, reply)) = self.asked.recv() => {
+                Some(asked) = self.asked.recv() => {
+                    if let Request::Upgrade { .. } = asked.request {
+                        if let Some(granted) = self.examine(asked, begun.get()).await {
+                            return End::Upgrade(granted);
+                        }
+                        continue;
+                    }
+                    let Asked { request, reply, .. } = asked;
                     let is_end = matches!(request, Request::Stop {});
                     let response = match is_end {
                         true => Response::Changed(ChangeReport {
@@ -155,7 +168,7 @@ impl<'a> Live<'a> {
                     // A client that hung up loses its own answer only.
                     let _ = reply.send(response);
                     if is_end {
-                        return;
+                        return End::Down;
                     }
                 }
                 () = hangups.next() => match self.reload().await {
@@ -165,6 +178,21 @@ impl<'a> Live<'a> {
                 () = expiry => self.roll_back().await,
             }
         }
+    }
+
+    /// Whether another program goes on with the tunnel; what stands against it is answered.
+    async fn examine(&self, asked: Asked, begun: bool) -> Option<Granted> {
+        let refused = match self.refuse_while_unconfirmed() {
+            Err(error) => Some(error),
+            Ok(()) if !begun => Some(Refused::Beginning),
+            Ok(()) => None,
+        };
+        if let Some(error) = refused {
+            // A client that hung up loses its own answer only.
+            let _ = asked.reply.send(refusal(error.code(), error.to_string()));
+            return None;
+        }
+        upgrade::examine(PROGRAM, asked, Some(&handover::config_text(&self.running))).await
     }
 
     /// The tunnel's place in the system, and the configuration that ran last.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod embed;
+mod handover;
 mod hooks;
 mod live;
 mod network;
@@ -16,23 +17,29 @@ mod plan;
 mod retry;
 mod save;
 mod service;
+mod upgrade;
 mod wireguard;
 mod workers;
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc;
 
 pub(crate) use embed::{Wish, embed};
+pub use handover::HandoverError;
 pub use hooks::HookError;
 pub use network::cleanup;
+pub use upgrade::answer_check;
 pub use wireguard::run_wireguard;
 
 use crate::config::{Config, Interface, Suite};
+use crate::control::api::Response;
 use crate::control::changes::ChangeError;
 use crate::control::exporter::{Exporter, ExporterError};
+use crate::control::handover::HandedOver;
 use crate::control::runtime::Runtime;
 use crate::control::server::{Desks, Server};
 use crate::control::signals::{Hangups, Signals};
@@ -43,11 +50,13 @@ use crate::dns::DnsError;
 use crate::firewall::{self, FirewallError, lockdown};
 use crate::link::LinkError;
 use crate::sys::tun::TunError;
-use crate::sys::{probe, tun};
+use crate::sys::{exec, probe, tun};
 use crate::uapi;
+use handover::{Descriptors, Handover};
 use live::Live;
 use network::Network;
 use parts::{Identity, Parts};
+use upgrade::Granted;
 
 /// Changes that may wait for their turn.
 const CHANGES_MAX: usize = 8;
@@ -108,6 +117,9 @@ pub enum RunError {
     /// The metrics.
     #[error(transparent)]
     Metrics(#[from] ExporterError),
+    /// What another process has handed over.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// A command of the configuration.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -122,14 +134,54 @@ pub enum RunError {
     Io(#[from] io::Error),
 }
 
+/// The program whose tunnels these are.
+const PROGRAM: &str = "ringway";
+
+/// How a tunnel ends here.
+enum End {
+    /// It goes down.
+    Down,
+    /// Another program is to go on with it.
+    Upgrade(Granted),
+}
+
 /// Runs the tunnel in the foreground until SIGINT or SIGTERM. `file` is where `config` came from: SIGHUP and reloads read it
-/// again. `ready` is called once packets can pass.
-pub fn run(config: Config, file: &Path, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
+/// again. `ready` is called once packets can pass. An upgrade does not come back, but goes on by [`resume`] in another
+/// program.
+pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(), RunError> {
     let file = std::path::absolute(file)?;
     Runtime::Tokio.block_on(async |_| lockdown::apply(&config.interface).await)??;
+    run_on(config, file, None, ready)
+}
+
+/// As [`run`], from where the program stopped that this one was executed by, and that has left what is needed under the
+/// descriptor `number`.
+pub fn resume(number: RawFd, ready: impl FnMut(&Facts)) -> Result<(), RunError> {
+    let handover = Handover::take(number)?;
+    let (config, file) = handover.config()?;
+    run_on(config, file, Some(handover), ready)
+}
+
+fn run_on(
+    config: Config,
+    file: PathBuf,
+    mut from: Option<Handover>,
+    mut ready: impl FnMut(&Facts),
+) -> Result<(), RunError> {
     // It changes as the tunnel does, and the end is as the last one says.
     let mut config = config;
-    let result = run_open(&mut config, file, ready);
+    let result = loop {
+        let next = match run_open(&mut config, file.clone(), from.take(), &mut ready) {
+            Ok(None) => break Ok(()),
+            Ok(Some((handover, program))) => handover.go_on_in(&program),
+            Err(error) => break Err(error),
+        };
+        match next {
+            // The other program could not be executed.
+            Ok(handover) => from = Some(handover),
+            Err(error) => break Err(error.into()),
+        }
+    };
     let interface = &config.interface;
     match (&interface.lockdown, &result) {
         (None, _) => {}
@@ -144,16 +196,48 @@ pub fn run(config: Config, file: &Path, ready: impl FnOnce(&Facts)) -> Result<()
     result
 }
 
-/// As [`run`], whatever the kill switch does. Leaves in `config` what ran last.
-fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> Result<(), RunError> {
+/// As [`run`], whatever the kill switch does. Leaves in `config` what ran last. Where the tunnel is to go on, comes back with
+/// it and with the program that is to have it.
+fn run_open(
+    config: &mut Config,
+    file: PathBuf,
+    from: Option<Handover>,
+    ready: &mut impl FnMut(&Facts),
+) -> Result<Option<(Handover, PathBuf)>, RunError> {
     let interface = &config.interface;
-    if !interface.hooks.pre_up.is_empty() && !begin(interface)? {
-        return Ok(());
+    if from.is_none() && !interface.hooks.pre_up.is_empty() && !begin(interface)? {
+        return Ok(None);
     }
-    let parts = Parts::assemble(interface)?;
+    let mut listeners = Listeners::default();
+    let (parts, resumed) = match from {
+        None => (Parts::assemble(interface)?, None),
+        Some(Handover {
+            state,
+            descriptors,
+            outcome,
+            ..
+        }) => {
+            let sockets = (descriptors.sockets, descriptors.lane_sockets);
+            let parts = Parts::resume(interface, &state, descriptors.queues, sockets)?;
+            listeners = Listeners {
+                control: descriptors.control,
+                wg: descriptors.wg,
+                metrics: descriptors.metrics,
+            };
+            let resumed = Resumed {
+                state,
+                client: descriptors.client,
+                outcome,
+            };
+            (parts, Some(resumed))
+        }
+    };
     let ifindex = parts.ifindex;
     let identity = Identity {
-        private_key: interface.private_key.clone(),
+        private_key: match &resumed {
+            Some(resumed) => resumed.state.control.private_key(),
+            None => interface.private_key.clone(),
+        },
         addresses: interface.addresses.clone(),
         suite: Suite::Auto,
     };
@@ -162,24 +246,35 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
     let came_up = Cell::new(false);
     let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
         let mut hangups = Hangups::install()?;
-        let server = Server::bind(&config.interface.control_socket).await?;
-        let exporter = match &config.metrics {
-            Some(listen) => Some(Exporter::bind(listen).await?),
-            None => None,
+        exec::accept_signals()?;
+        let server = match listeners.control {
+            Some(listener) => Server::inherited(&config.interface.control_socket, listener)?,
+            None => Server::bind(&config.interface.control_socket).await?,
+        };
+        let exporter = match (&config.metrics, listeners.metrics) {
+            (Some(listen), Some(listener)) => Some(Exporter::inherited(listen, listener)?),
+            (Some(listen), None) => Some(Exporter::bind(listen).await?),
+            (None, _) => None,
         };
         if exporter.is_some() {
             control.serve_metrics();
         }
         // Commands of wg-quick's files may call wg.
-        let uapi = match file.extension().is_some_and(|extension| extension == "conf") {
-            true => match uapi::server::Server::bind(&uapi::server::path_of(&interface_name)).await {
-                Ok(uapi) => Some(uapi),
-                Err(error) => {
-                    tracing::warn!(%error, "wg does not see this tunnel");
-                    None
-                }
-            },
-            false => None,
+        let uapi = match (
+            file.extension().is_some_and(|extension| extension == "conf"),
+            listeners.wg,
+        ) {
+            (true, listener) => {
+                let path = uapi::server::path_of(&interface_name);
+                let server = match listener {
+                    Some(listener) => uapi::server::Server::inherited(&path, listener),
+                    None => uapi::server::Server::bind(&path).await,
+                };
+                server
+                    .inspect_err(|error| tracing::warn!(%error, "wg does not see this tunnel"))
+                    .ok()
+            }
+            (false, _) => None,
         };
         let tunnel = Tunnel {
             server,
@@ -190,14 +285,41 @@ fn run_open(config: &mut Config, file: PathBuf, ready: impl FnOnce(&Facts)) -> R
             runtime,
             came_up: &came_up,
         };
-        tunnel.serve(control, signals, &mut hangups, config, ready).await
+        tunnel
+            .serve(control, signals, &mut hangups, config, resumed, ready)
+            .await
     });
+    if let Ok(Some(_)) = &result {
+        return result;
+    }
     // The interface is gone.
     if came_up.get() {
         let interface = &config.interface;
         runtime.block_on(async |_| hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await)?;
     }
     result
+}
+
+/// Listeners of an earlier process.
+#[derive(Default)]
+struct Listeners {
+    control: Option<OwnedFd>,
+    wg: Option<OwnedFd>,
+    metrics: Option<OwnedFd>,
+}
+
+/// What is left of a hand-over once the workers run.
+struct Resumed {
+    state: handover::State,
+    client: Option<OwnedFd>,
+    outcome: Response,
+}
+
+/// What goes on in another process, but for the packet filter's rules.
+struct Leaving {
+    granted: Granted,
+    control: HandedOver,
+    network: network::State,
 }
 
 /// Runs the commands that come before the interface; false when a signal ends the tunnel before it is there.
@@ -236,44 +358,65 @@ struct Tunnel<'a> {
 impl Tunnel<'_> {
     /// Runs the tunnel between its rules' and its link's coming up and going down. Leaves in `config` what ran last.
     async fn serve(
-        self,
+        mut self,
         control: &mut Control,
         signals: &mut Signals,
         hangups: &mut Hangups,
         config: &mut Config,
-        ready: impl FnOnce(&Facts),
-    ) -> Result<(), RunError> {
+        resumed: Option<Resumed>,
+        ready: &mut impl FnMut(&Facts),
+    ) -> Result<Option<(Handover, PathBuf)>, RunError> {
         let name = control.facts().name.clone();
         if let Some(folder) = &config.interface.state_dir {
             control
                 .keep_state(self.runtime, &folder.join(format!("{name}.state")))
                 .await;
         }
-        control.add_peers(&config.peers).await?;
+        match &resumed {
+            Some(resumed) => control.resume(&resumed.state.control)?,
+            None => control.add_peers(&config.peers).await?,
+        }
         // Before the link, so that no packet of the tunnel passes unjudged.
-        let rules = firewall::gateway::set_up(config).await?;
+        let rules = match resumed.as_ref().and_then(|resumed| resumed.state.gateway.as_ref()) {
+            Some(state) => firewall::gateway::resume(config, state).await,
+            None => firewall::gateway::set_up(config).await?,
+        };
         let result = self
-            .serve_link((control, signals, hangups), config, &rules, ready)
+            .serve_link((control, signals, hangups), config, &rules, resumed, ready)
             .await;
-        rules.tear_down().await;
-        result
+        match result {
+            Ok(Some(leaving)) => Ok(Some(self.hand_over(control, config, leaving, rules.hand_over())?)),
+            result => {
+                rules.tear_down().await;
+                result.map(|_| None)
+            }
+        }
     }
 
     async fn serve_link(
-        self,
+        &self,
         (control, signals, hangups): (&mut Control, &mut Signals, &mut Hangups),
         config: &mut Config,
         rules: &firewall::gateway::Running,
-        ready: impl FnOnce(&Facts),
-    ) -> Result<(), RunError> {
+        resumed: Option<Resumed>,
+        ready: &mut impl FnMut(&Facts),
+    ) -> Result<Option<Leaving>, RunError> {
         let name = control.facts().name.clone();
-        let mut network = Network::up(control, config, self.ifindex).await?;
+        let state = resumed.as_ref().map(|resumed| &resumed.state);
+        let mut network = match state.and_then(|state| state.network.as_ref()) {
+            Some(made) => Network::resume(made, config, (self.ifindex, &name)).await?,
+            None => Network::up(control, config, self.ifindex).await?,
+        };
         if let Some(path) = &config.interface.latency_log {
             let failed = |error| RunError::LatencyLog {
                 path: path.clone(),
                 error,
             };
-            if let Err(error) = control.log_latency(self.runtime, path).await {
+            let logging = match state.and_then(|state| state.control.latency_log_begin()) {
+                Some(begin) => control.resume_latency_log(self.runtime, path, begin).await,
+                None => control.log_latency(self.runtime, path).await,
+            };
+            if let Err(error) = logging {
                 network.down().await;
                 return Err(failed(error));
             }
@@ -281,19 +424,34 @@ impl Tunnel<'_> {
         ready(control.facts());
         service::ready(&name);
         self.came_up.set(true);
-        network.confined = service::confine(config, &self.file, network.dns_backend());
+        if !network.confined {
+            network.confined = service::confine(config, &self.file, network.dns_backend());
+        }
+        // The commands of the start have run in an earlier process.
+        let begun = Cell::new(resumed.is_some());
+        if let Some(resumed) = resumed {
+            Handover::answer(resumed.client, &resumed.outcome);
+        }
         let (orders_in, mut orders) = control::orders();
         let (changes_in, changes) = mpsc::channel(CHANGES_MAX);
         let workers = control.workers();
         let desks = Desks {
             orders: orders_in.clone(),
+            upgrades: changes_in.clone(),
             changes: Some(changes_in),
         };
-        let mut live = Live::new(config.clone(), self.file, network, rules, orders_in.clone(), changes);
+        let file = self.file.clone();
+        let mut live = Live::new(config.clone(), file, network, rules, orders_in.clone(), changes);
         // Commands may want to use the tunnel, so it runs beside them.
         let post_up = async {
+            if begun.get() {
+                return std::future::pending().await;
+            }
             match hooks::run("post_up", &config.interface.hooks.post_up, &name).await {
-                Ok(()) => std::future::pending().await,
+                Ok(()) => {
+                    begun.set(true);
+                    std::future::pending().await
+                }
                 Err(error) => error,
             }
         };
@@ -309,20 +467,37 @@ impl Tunnel<'_> {
                 None => std::future::pending().await,
             }
         };
-        let result = tokio::select! {
-            result = control.run(&mut orders, signals) => result.map_err(RunError::from),
-            () = self.server.serve(desks) => Ok(()),
-            () = serve_metrics => Ok(()),
+        let mut result = tokio::select! {
+            result = control.run(&mut orders, signals) => result.map(|()| End::Down).map_err(RunError::from),
+            () = self.server.serve(desks) => Ok(End::Down),
+            () = serve_metrics => Ok(End::Down),
             // Who removes the socket ends the tunnel, as with wireguard-go.
-            () = serve_wg => Ok(()),
-            () = live.serve(hangups) => Ok(()),
-            () = service::watch(orders_in.clone(), workers) => Ok(()),
+            () = serve_wg => Ok(End::Down),
+            end = live.serve(hangups, &begun) => Ok(end),
+            () = service::watch(orders_in.clone(), workers) => Ok(End::Down),
             never = rules.follow() => match never {},
             error = post_up => {
                 self.came_up.set(false);
                 Err(error.into())
             }
         };
+        if let Ok(End::Upgrade(granted)) = result {
+            match control.hand_over().await {
+                Ok(handed_over) => {
+                    let network;
+                    (network, *config) = live.end();
+                    return Ok(Some(Leaving {
+                        granted,
+                        control: handed_over,
+                        network: network.hand_over(),
+                    }));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the tunnel cannot be handed over, and goes down");
+                    result = Err(error.into());
+                }
+            }
+        }
         service::stopping();
         let network;
         (network, *config) = live.end();
@@ -336,6 +511,48 @@ impl Tunnel<'_> {
             tracing::warn!(%error, path = %path.display(), "SaveConfig: the configuration is not written");
         }
         network.down().await;
-        result
+        result.map(|_| None)
+    }
+
+    /// All of it, on its way to another process.
+    fn hand_over(
+        &mut self,
+        control: &Control,
+        config: &Config,
+        leaving: Leaving,
+        gateway: firewall::gateway::HandedOver,
+    ) -> Result<(Handover, PathBuf), RunError> {
+        let Leaving {
+            granted,
+            control: handed_over,
+            network,
+        } = leaving;
+        let facts = control.facts();
+        let wg = self.uapi.as_mut().map(uapi::server::Server::hand_over).transpose()?;
+        let metrics = self.exporter.as_mut().map(Exporter::hand_over).transpose()?;
+        let state = handover::State {
+            name: facts.name.clone(),
+            ifindex: self.ifindex,
+            listen_port: facts.listen_port,
+            mark: control.fwmark(),
+            offloads: facts.offloads,
+            control: handed_over.state,
+            file: Some(self.file.clone()),
+            save: config.interface.save.clone(),
+            keyless: config.interface.private_key.is_none(),
+            network: Some(network),
+            gateway: Some(gateway),
+        };
+        let descriptors = Descriptors {
+            queues: handed_over.queues.into_iter().map(OwnedFd::from).collect(),
+            sockets: handed_over.sockets.into_iter().map(OwnedFd::from).collect(),
+            lane_sockets: handed_over.lane_sockets.into_iter().map(OwnedFd::from).collect(),
+            control: Some(self.server.hand_over()?),
+            wg,
+            metrics,
+            client: None,
+        };
+        let config = handover::config_text(config);
+        Ok(Handover::new(state, Some(config), descriptors, granted))
     }
 }

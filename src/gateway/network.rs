@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::RunError;
 use super::plan::Plan;
@@ -84,6 +85,18 @@ impl Ways {
     }
 }
 
+/// A tunnel's place in the system, for a process that goes on with it. What the configuration says is not in it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    mtu: u16,
+    remotes: Vec<IpAddr>,
+    policy: Option<Policy>,
+    link: link::Made,
+    dns: Option<dns::Backend>,
+    dns_at_first: Option<dns::Backend>,
+    confined: bool,
+}
+
 /// What was done to the system for a change, and can be undone.
 #[derive(Default)]
 pub(super) struct Made {
@@ -132,6 +145,47 @@ impl Network {
         }
         network.dns_at_first = network.dns_backend();
         Ok(network)
+    }
+
+    /// Goes on with what another process has made, by the same `config`. Nothing is changed.
+    pub(super) async fn resume(
+        state: &State,
+        config: &Config,
+        (index, name): (u32, &str),
+    ) -> Result<Network, RunError> {
+        let interface = &config.interface;
+        let allowed = config.peers.iter().flat_map(|peer| &peer.allowed_ips);
+        Ok(Network {
+            link: Link::resume((index, name), &state.link, state.policy).await?,
+            index,
+            name: name.to_owned(),
+            mtu: state.mtu,
+            ways: Ways {
+                networks: allowed.copied().collect(),
+                routing: interface.routing.clone(),
+                addresses: interface.addresses.clone(),
+                remotes: state.remotes.clone(),
+                policy: state.policy,
+                fwmark: interface.fwmark.map(u32::from),
+            },
+            dns: state.dns.map(|backend| dns::Setting::made(backend, name, index)),
+            dns_at_first: state.dns_at_first,
+            // What a thread has given up it does not get back.
+            confined: state.confined,
+        })
+    }
+
+    /// Lets go of everything as it is, for another process.
+    pub(super) fn hand_over(self) -> State {
+        State {
+            mtu: self.mtu,
+            dns: self.dns_backend(),
+            remotes: self.ways.remotes,
+            policy: self.ways.policy,
+            link: self.link.hand_over(),
+            dns_at_first: self.dns_at_first,
+            confined: self.confined,
+        }
     }
 
     /// Who was told of name servers.

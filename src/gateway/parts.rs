@@ -1,23 +1,27 @@
 //! What every tunnel is made of, whoever configures it: TUN queues, sockets, protocol state, workers.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::thread::JoinHandle;
 
 use ipnet::IpNet;
 
-use super::{RunError, retry, workers};
+use super::{RunError, handover, retry, workers};
 use crate::config::{Interface, Io, PrivateKey, Suite, Workers};
 use crate::control::api::OffloadReport;
+use crate::control::changes::Sockets;
 use crate::control::runtime::Runtime;
 use crate::control::signals::Signals;
 use crate::control::{self, Control, Facts, Settings, Workforce};
 use crate::crypto::{self, Algorithm};
 use crate::link;
 use crate::proto::{Device, DeviceConfig};
+use crate::stats::counters::CounterSnapshot;
+use crate::sys::cpu::Core;
 use crate::sys::device::DeviceName;
-use crate::sys::tun::TunError;
+use crate::sys::tun::{TunDevice, TunError, TunQueue};
 use crate::sys::tun_mtu::TunMtu;
-use crate::sys::udp::{self, UdpOptions};
+use crate::sys::udp::{self, UdpGroup, UdpOptions, UdpSocket};
 use crate::sys::{cpu, probe, tun};
 
 /// A tunnel whose workers run, without peers, and with its link down.
@@ -43,16 +47,24 @@ pub(super) struct Identity {
     pub(super) suite: Suite,
 }
 
-impl Parts {
-    /// Makes the interface with its workers. Of `interface`, addresses and MTU are left to the link, and the control
-    /// socket to whoever serves it.
-    pub(super) fn assemble(interface: &Interface) -> Result<Parts, RunError> {
+/// What workers are started on.
+struct Found {
+    device: TunDevice,
+    sockets: Sockets,
+    lane_sockets: Vec<UdpSocket>,
+    udp_options: UdpOptions,
+    counted: Vec<CounterSnapshot>,
+}
+
+/// How records are sealed, and why not io_uring.
+struct EngineChoice {
+    selected: crypto::Selected,
+    refusal: Option<probe::Refusal>,
+}
+
+impl EngineChoice {
+    fn of(interface: &Interface) -> Result<EngineChoice, RunError> {
         let selected = crypto::self_test(interface.crypto)?;
-        let cores = cpu::allowed();
-        let count = match interface.workers {
-            Workers::Count(count) => usize::from(count),
-            Workers::Auto => cores.len().clamp(1, usize::from(u8::MAX)),
-        };
         let refusal = match interface.io {
             Io::Syscall => None,
             Io::Auto => probe::io_uring().err(),
@@ -60,6 +72,29 @@ impl Parts {
                 probe::io_uring().map_err(RunError::Uring)?;
                 None
             }
+        };
+        Ok(EngineChoice { selected, refusal })
+    }
+}
+
+fn udp_options(interface: &Interface, mark: u32) -> UdpOptions {
+    UdpOptions {
+        gso: interface.offloads.udp_gso,
+        gro: interface.offloads.udp_gro,
+        mark,
+        device: interface.routing.bind_interface.as_deref().and_then(DeviceName::new),
+    }
+}
+
+impl Parts {
+    /// Makes the interface with its workers. Of `interface`, addresses and MTU are left to the link, and the control
+    /// socket to whoever serves it.
+    pub(super) fn assemble(interface: &Interface) -> Result<Parts, RunError> {
+        let engine = EngineChoice::of(interface)?;
+        let cores = cpu::allowed();
+        let count = match interface.workers {
+            Workers::Count(count) => usize::from(count),
+            Workers::Auto => cores.len().clamp(1, usize::from(u8::MAX)),
         };
         let switches = interface.offloads;
         let want = tun::Offloads {
@@ -69,12 +104,7 @@ impl Parts {
         };
         let exists = |error: &TunError| matches!(error, TunError::Exists(_));
         let device = retry::while_taken(exists, || tun::create(&interface.name, count, want))?;
-        let udp_options = UdpOptions {
-            gso: switches.udp_gso,
-            gro: switches.udp_gro,
-            mark: interface.fwmark.map_or(0, u32::from),
-            device: interface.routing.bind_interface.as_deref().and_then(DeviceName::new),
-        };
+        let udp_options = udp_options(interface, interface.fwmark.map_or(0, u32::from));
         let port = interface.listen_port;
         let in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
         let sockets =
@@ -84,6 +114,81 @@ impl Parts {
                     _ => RunError::Udp { port, error },
                 }
             })?;
+        let lane_sockets = if interface.lane_ports {
+            udp::lane_sockets(&sockets.group, count, udp_options).map_err(|error| RunError::Udp { port: 0, error })?
+        } else {
+            Vec::new()
+        };
+        let found = Found {
+            device,
+            sockets,
+            lane_sockets,
+            udp_options,
+            counted: Vec::new(),
+        };
+        Parts::start(interface, interface.private_key.as_ref(), engine, cores, found)
+    }
+
+    /// Starts workers on what another process has left of the interface. The first of `sockets` is the door's.
+    pub(super) fn resume(
+        interface: &Interface,
+        state: &handover::State,
+        queues: Vec<OwnedFd>,
+        (sockets, lane_sockets): (Vec<OwnedFd>, Vec<OwnedFd>),
+    ) -> Result<Parts, RunError> {
+        let engine = EngineChoice::of(interface)?;
+        let offloads = state.offloads;
+        let inherit = |fds: Vec<OwnedFd>| -> io::Result<Vec<UdpSocket>> {
+            fds.into_iter()
+                .map(|fd| UdpSocket::inherited(fd, offloads.udp_gso))
+                .collect()
+        };
+        let mut sockets = inherit(sockets)?;
+        let door = sockets.remove(0);
+        let found = Found {
+            device: TunDevice {
+                name: state.name.clone(),
+                ifindex: state.ifindex,
+                queues: queues.into_iter().map(TunQueue::inherited).collect(),
+                offloads: tun::Offloads {
+                    csum: offloads.tun_csum,
+                    tso: offloads.tun_tso,
+                    uso: offloads.tun_uso,
+                },
+            },
+            sockets: Sockets {
+                group: UdpGroup {
+                    port: state.listen_port,
+                    dual_stack: door.is_dual_stack(),
+                    gso: offloads.udp_gso,
+                    gro: offloads.udp_gro,
+                    sockets,
+                },
+                door,
+            },
+            lane_sockets: inherit(lane_sockets)?,
+            udp_options: udp_options(interface, state.mark),
+            counted: state.control.counters(),
+        };
+        let private_key = state.control.private_key();
+        Parts::start(interface, private_key.as_ref(), engine, cpu::allowed(), found)
+    }
+
+    fn start(
+        interface: &Interface,
+        private_key: Option<&PrivateKey>,
+        engine: EngineChoice,
+        cores: Vec<Core>,
+        found: Found,
+    ) -> Result<Parts, RunError> {
+        let Found {
+            device,
+            sockets,
+            lane_sockets,
+            udp_options,
+            counted,
+        } = found;
+        let count = device.queues.len();
         let group = &sockets.group;
         let offloads = OffloadReport {
             udp_gso: group.gso,
@@ -100,22 +205,15 @@ impl Parts {
             tun_csum = offloads.tun_csum,
             "offloads in use"
         );
-        let lane_sockets = if interface.lane_ports {
-            udp::lane_sockets(group, count, udp_options).map_err(|error| RunError::Udp { port: 0, error })?
-        } else {
-            Vec::new()
-        };
         let protocol = Device::new(
             DeviceConfig {
-                private_key: interface
-                    .private_key
-                    .as_ref()
-                    .map_or_else(control::random_secret, PrivateKey::to_secret),
+                private_key: private_key.map_or_else(control::random_secret, PrivateKey::to_secret),
                 lanes: count as u8,
                 crypto: interface.crypto,
             },
             control::random,
         );
+        let EngineChoice { selected, refusal } = engine;
         let facts = Facts {
             name: device.name.clone(),
             listen_port: group.port,
@@ -139,6 +237,7 @@ impl Parts {
             gso: group.gso,
             sandbox: interface.sandbox,
             lane_sockets,
+            counted,
         };
         if let Some(cause) = &plan.refusal {
             tracing::warn!("io_uring is refused, so plain system calls carry the packets: {cause}");
@@ -168,14 +267,15 @@ impl Parts {
         self.mtu.try_clone()
     }
 
-    /// Runs `serve` on the control thread, which is the calling one, and takes everything down when it ends. The `signals`
-    /// that end a tunnel are taken before `serve` makes anything that would outlive the process.
-    pub(super) fn run(
+    /// Runs `serve` on the control thread, which is the calling one, and takes everything down when it ends, unless the
+    /// tunnel was handed over. The `signals` that end a tunnel are taken before `serve` makes anything that would outlive the
+    /// process.
+    pub(super) fn run<T>(
         self,
         identity: Identity,
         signals: impl FnOnce() -> io::Result<Signals>,
-        serve: impl AsyncFnOnce(&mut Control, &mut Signals, Runtime) -> Result<(), RunError>,
-    ) -> Result<(), RunError> {
+        serve: impl AsyncFnOnce(&mut Control, &mut Signals, Runtime) -> Result<T, RunError>,
+    ) -> Result<T, RunError> {
         let settings = Settings {
             private_key: identity.private_key,
             addresses: identity.addresses,

@@ -1,21 +1,53 @@
 //! A tunnel that `wg` and `wg-quick` configure: what `ringway-wg` runs.
 
 use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
 
-use super::RunError;
+use tokio::sync::mpsc;
+
+use super::handover::{self, Descriptors, Handover};
 use super::parts::{Identity, Parts};
+use super::{Listeners, Resumed, RunError, upgrade};
 use crate::config::{Dns, Hooks, Interface, Mtu, OffloadSwitches, Routing, Table, WireGuard, default_control_socket};
 use crate::control::server::{Desks, Server};
 use crate::control::signals::Signals;
 use crate::control::{self, ControlError, Facts};
 use crate::link;
+use crate::sys::exec;
 use crate::uapi;
 
+/// The program whose tunnels these are.
+const PROGRAM: &str = "ringway-wg";
+/// Wishes for an upgrade that may wait.
+const UPGRADES_MAX: usize = 1;
+
 /// Makes the interface, down and without a key, and serves `wg`'s socket until the interface or the socket is removed,
-/// or SIGINT or SIGTERM comes. `ready` is called once the socket is there.
+/// or SIGINT or SIGTERM comes. `ready` is called once the socket is there. `resume`: go on instead from where the program
+/// stopped that this one was executed by, and that has left what is needed under this descriptor.
 ///
 /// The UDP sockets belong to the network namespace that this is called in, wherever the interface is moved to.
-pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::Result<()>) -> Result<(), RunError> {
+pub fn run_wireguard(
+    options: &WireGuard,
+    resume: Option<RawFd>,
+    ready: &mut dyn FnMut(&Facts) -> io::Result<()>,
+) -> Result<(), RunError> {
+    let mut from = resume.map(Handover::take).transpose()?;
+    loop {
+        match run_open(options, from.take(), ready)? {
+            None => return Ok(()),
+            // Comes back where the other program could not be executed.
+            Some((handover, program)) => from = Some(handover.go_on_in(&program)?),
+        }
+    }
+}
+
+/// Where the tunnel is to go on, comes back with it and with the program that is to have it.
+fn run_open(
+    options: &WireGuard,
+    from: Option<Handover>,
+    ready: &mut dyn FnMut(&Facts) -> io::Result<()>,
+) -> Result<Option<(Handover, PathBuf)>, RunError> {
     let interface = Interface {
         name: options.name.clone(),
         private_key: None,
@@ -42,44 +74,118 @@ pub fn run_wireguard(options: &WireGuard, ready: &mut dyn FnMut(&Facts) -> io::R
         state_dir: None,
         lockdown: None,
     };
-    let parts = Parts::assemble(&interface)?;
+    let (mut listeners, mut resumed, mut private_key) = (Listeners::default(), None, None);
+    let parts = match from {
+        None => Parts::assemble(&interface)?,
+        Some(Handover {
+            state,
+            descriptors,
+            outcome,
+            ..
+        }) => {
+            let sockets = (descriptors.sockets, descriptors.lane_sockets);
+            let parts = Parts::resume(&interface, &state, descriptors.queues, sockets)?;
+            listeners.control = descriptors.control;
+            listeners.wg = descriptors.wg;
+            private_key = state.control.private_key();
+            resumed = Some(Resumed {
+                state,
+                client: descriptors.client,
+                outcome,
+            });
+            parts
+        }
+    };
     let ifindex = parts.ifindex;
     let identity = Identity {
-        private_key: None,
+        private_key,
         addresses: Vec::new(),
         suite: options.suite,
     };
     parts.run(identity, Signals::install, async |control, signals, _| {
+        exec::accept_signals()?;
         let name = control.facts().name.clone();
-        link::prepare(ifindex, &name, link::MTU_DEFAULT).await?;
-        control.set_tun_mtu(link::MTU_DEFAULT)?;
-        let uapi = uapi::server::Server::bind(&uapi::server::path_of(&name)).await?;
+        let uapi_path = uapi::server::path_of(&name);
+        let mut uapi = match (&resumed, listeners.wg) {
+            (Some(resumed), Some(listener)) => {
+                control.resume(&resumed.state.control)?;
+                uapi::server::Server::inherited(&uapi_path, listener)?
+            }
+            _ => {
+                link::prepare(ifindex, &name, link::MTU_DEFAULT).await?;
+                control.set_tun_mtu(link::MTU_DEFAULT)?;
+                uapi::server::Server::bind(&uapi_path).await?
+            }
+        };
         // For `ringway status`; `wg` needs it not.
-        let status = Server::bind(&default_control_socket(&name)).await;
+        let path = default_control_socket(&name);
+        let mut status = match listeners.control {
+            Some(listener) => Server::inherited(&path, listener),
+            None => Server::bind(&path).await,
+        };
         if let Err(error) = &status {
             tracing::warn!(%error, "no control socket");
         }
         ready(control.facts())?;
+        if let Some(resumed) = resumed {
+            Handover::answer(resumed.client, &resumed.outcome);
+        }
         let (orders_in, mut orders) = control::orders();
+        let (upgrades_in, mut upgrades) = mpsc::channel(UPGRADES_MAX);
         let answer_status = async {
             match &status {
                 Ok(server) => {
                     let desks = Desks {
                         orders: orders_in.clone(),
                         changes: None,
+                        upgrades: upgrades_in,
                     };
                     server.serve(desks).await;
                 }
                 Err(_) => std::future::pending().await,
             }
         };
-        tokio::select! {
+        let upgrade = async {
+            while let Some(asked) = upgrades.recv().await {
+                if let Some(granted) = upgrade::examine(PROGRAM, asked, None).await {
+                    return granted;
+                }
+            }
+            std::future::pending().await
+        };
+        let granted = tokio::select! {
             result = control.run(&mut orders, signals) => match result {
-                Ok(()) | Err(ControlError::InterfaceRemoved) => Ok(()),
-                Err(error) => Err(error.into()),
+                Ok(()) | Err(ControlError::InterfaceRemoved) => return Ok(None),
+                Err(error) => return Err(error.into()),
             },
-            () = uapi.serve(orders_in.clone()) => Ok(()),
-            () = answer_status => Ok(()),
-        }
+            () = uapi.serve(orders_in.clone()) => return Ok(None),
+            () = answer_status => return Ok(None),
+            granted = upgrade => granted,
+        };
+        let handed_over = control.hand_over().await?;
+        let facts = control.facts();
+        let state = handover::State {
+            name: facts.name.clone(),
+            ifindex,
+            listen_port: facts.listen_port,
+            mark: control.fwmark(),
+            offloads: facts.offloads,
+            control: handed_over.state,
+            file: None,
+            save: None,
+            keyless: false,
+            network: None,
+            gateway: None,
+        };
+        let descriptors = Descriptors {
+            queues: handed_over.queues.into_iter().map(OwnedFd::from).collect(),
+            sockets: handed_over.sockets.into_iter().map(OwnedFd::from).collect(),
+            lane_sockets: Vec::new(),
+            control: status.as_mut().ok().map(Server::hand_over).transpose()?,
+            wg: Some(uapi.hand_over()?),
+            metrics: None,
+            client: None,
+        };
+        Ok(Some(Handover::new(state, None, descriptors, granted)))
     })
 }

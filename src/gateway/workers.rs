@@ -8,14 +8,14 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::RunError;
 use crate::control::changes::Sockets;
-use crate::control::{ControlError, DoorInfo, WorkerInfo, Workforce};
+use crate::control::{ControlError, Descriptors, DoorInfo, WorkerInfo, Workforce};
 use crate::link::MTU_DEFAULT;
 use crate::path::coalesce::{self, Coalescer};
 use crate::path::forward::Forwarder;
 use crate::path::gso::Batches;
 use crate::proto::Doorman;
 use crate::sandbox;
-use crate::stats::counters::WorkerCounters;
+use crate::stats::counters::{CounterSnapshot, WorkerCounters};
 use crate::sys::cpu::{self, Core};
 use crate::sys::engine::Engine;
 use crate::sys::plain::Plain;
@@ -46,6 +46,9 @@ pub(super) struct Plan {
     pub(super) sandbox: bool,
     /// One for each worker to send native data from; none leaves all to the shared port.
     pub(super) lane_sockets: Vec<UdpSocket>,
+    /// What workers of an earlier process have counted, which these go on from once they know what those knew; none where
+    /// there was no such process.
+    pub(super) counted: Vec<CounterSnapshot>,
 }
 
 /// Which engine a worker got: "uring" or "syscall", and why not the other one.
@@ -80,11 +83,14 @@ pub(super) fn start(
         .zip(ports)
         .zip(mailboxes);
     for (number, ((((queue, socket), wake), port), mailbox)) in parts.enumerate() {
-        let counters = Arc::new(WorkerCounters::default());
+        let counters = Arc::new(WorkerCounters::counting_from(plan.counted.get(number)));
         let core = plan.cores.get(number % plan.cores.len().max(1)).copied();
-        let watched = socket.try_clone()?;
         let lane_socket = lane_sockets.next();
-        let lane_outbox = lane_socket.as_ref().map(UdpSocket::try_clone).transpose()?;
+        let descriptors = Descriptors {
+            queue: queue.try_clone()?,
+            socket: socket.try_clone()?,
+            lane_socket: lane_socket.as_ref().map(UdpSocket::try_clone).transpose()?,
+        };
         let (started_in, started) = bounded(1);
         let thread = Thread {
             number,
@@ -110,15 +116,7 @@ pub(super) fn start(
             .unwrap_or_else(|_| Err("it panicked".into()))
             .map_err(|cause| RunError::Worker { worker: number, cause })?;
         let cpu = core.map(|core| core.number() as u32);
-        infos.push(WorkerInfo::new(
-            port,
-            counters,
-            watched,
-            lane_outbox,
-            cpu,
-            io,
-            io_reason,
-        ));
+        infos.push(WorkerInfo::new(port, counters, descriptors, cpu, io, io_reason));
     }
     let workforce = Workforce {
         door,
@@ -265,7 +263,11 @@ impl Thread {
             confine(&format!("worker {}", self.number));
         }
         let worker = Worker::new(self.number as u8, engine, forwarder, self.mailbox, self.counters);
-        match worker.run() {
+        let result = match self.plan.counted.is_empty() {
+            true => worker.run(),
+            false => worker.run_when_told(),
+        };
+        match result {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => self.death.interface_removed = true,
             Err(error) => tracing::error!(worker = self.number, %error, "the worker cannot go on"),
             Ok(()) => {}

@@ -11,6 +11,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::LinkError;
 use super::nft::{self, NftError};
@@ -22,6 +23,7 @@ const WAS_OFF: &str = "src_valid_mark_was_off";
 const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 
 /// The filter of one tunnel, while it stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Guard {
     table: String,
     /// The sysctl was off before.

@@ -32,7 +32,7 @@ pub use lookup::{Lookup, Route, RouteKind, route};
 pub use mtu::{MTU_DEFAULT, Underlay, auto_mtu, tunnel_mtu};
 pub use policy::Policy;
 pub use routes::{Routes, policy_for};
-pub use setup::{Link, Plan, describe, prepare, set_mtu, set_up};
+pub use setup::{Link, Made, Plan, describe, prepare, set_mtu, set_up};
 pub use watch::{RouteQueries, RouteWatch};
 
 use netlink::Netlink;

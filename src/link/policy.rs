@@ -15,6 +15,7 @@ use rtnetlink::IpVersion;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use serde::{Deserialize, Serialize};
 
 use super::LinkError;
 use super::netlink::{Netlink, io_error, unless_gone};
@@ -30,7 +31,7 @@ const TABLES_TAKEN: std::ops::RangeInclusive<u32> = 253..=255;
 const PRIORITY_MAIN: u32 = 32766;
 
 /// A table, and the mark of packets that don't see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// SO_MARK of the tunnel's own packets; not 0.
     pub mark: u32,
@@ -200,6 +201,19 @@ pub(super) async fn remove_leftovers(netlink: &Netlink) -> Result<Vec<String>, L
         }
     }
     Ok(removed)
+}
+
+/// The rules of a tunnel that runs, in the order in which they were made.
+pub(super) async fn rules_of(netlink: &Netlink, policy: Policy) -> Result<Vec<RuleMessage>, LinkError> {
+    let main = u32::from(RouteHeader::RT_TABLE_MAIN);
+    let mut rules = Vec::new();
+    for state in State::read(netlink).await? {
+        let is_its = |rule: &&&RuleMessage| {
+            mark_of(rule) == Some(policy.mark) && [main, policy.table].contains(&table_of_rule(rule))
+        };
+        rules.extend(state.rules().0.iter().filter(is_its).map(|rule| (*rule).clone()));
+    }
+    Ok(rules)
 }
 
 /// Whether any tunnel of ours has rules for IPv4, which is what the sysctl is for.

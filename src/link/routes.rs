@@ -6,6 +6,7 @@ use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};
+use serde::{Deserialize, Serialize};
 
 use super::LinkError;
 use super::guard::Guard;
@@ -56,7 +57,7 @@ pub async fn policy_for(routes: &Routes<'_>, mark: Option<u32>) -> Result<Option
 }
 
 /// One route of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Route {
     network: IpNet,
     table: u32,

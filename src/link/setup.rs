@@ -7,11 +7,12 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{AddressMessageBuilder, LinkUnspec};
+use serde::{Deserialize, Serialize};
 
 use super::LinkError;
 use super::guard::Guard;
 use super::netlink::{Netlink, io_error, unless_gone};
-use super::policy::Policy;
+use super::policy::{self, Policy};
 use super::routes::{Route, Routes};
 
 /// What the interface is to look like.
@@ -80,7 +81,37 @@ pub async fn describe(index: u32, name: &str, description: &str) -> Result<(), L
     link.change(message, || "describe".into()).await
 }
 
+/// What was made for an interface, for a process that goes on with it. Rules are not in it: the kernel itself tells them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Made {
+    addresses: Vec<IpNet>,
+    routes: Vec<Route>,
+    guard: Option<Guard>,
+}
+
 impl Link {
+    /// Goes on with an interface, an index and a name, that an earlier process has set up.
+    pub async fn resume(interface: (u32, &str), made: &Made, policy: Option<Policy>) -> Result<Link, LinkError> {
+        let mut link = Link::new(interface.0, interface.1)?;
+        link.addresses.clone_from(&made.addresses);
+        link.routes.clone_from(&made.routes);
+        link.guard.clone_from(&made.guard);
+        if let Some(policy) = policy {
+            let rules = policy::rules_of(&link.netlink, policy).await?;
+            link.rules = rules.into_iter().map(|rule| (policy, rule)).collect();
+        }
+        Ok(link)
+    }
+
+    /// Lets go of everything as it is.
+    pub fn hand_over(self) -> Made {
+        Made {
+            addresses: self.addresses,
+            routes: self.routes,
+            guard: self.guard,
+        }
+    }
+
     fn new(index: u32, name: &str) -> Result<Link, LinkError> {
         Ok(Link {
             netlink: Netlink::connect()?,

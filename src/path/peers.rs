@@ -70,6 +70,14 @@ impl PeerTable {
         }
     }
 
+    /// Every peer that had packets or news.
+    pub(super) fn into_active(self) -> impl Iterator<Item = (PeerId, Box<PeerPath>)> {
+        (0..).zip(self.slots).filter_map(|(id, slot)| match slot {
+            Slot::Active(peer) => Some((PeerId(id), peer)),
+            Slot::Vacant | Slot::Idle(_) => None,
+        })
+    }
+
     /// The peer, for its packets.
     #[inline]
     pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut PeerPath> {

@@ -37,7 +37,9 @@ pub(super) struct Openers {
 impl Openers {
     pub(super) fn insert(&mut self, peer: PeerId, half: OpenHalf) {
         let index = half.local_index();
-        let opener = Box::new(Opener { peer, half, told: 0 });
+        // Of a session that goes on from an earlier process, only what is newer than all that came tells anything.
+        let told = half.newest();
+        let opener = Box::new(Opener { peer, half, told });
         if let Some(replaced) = self.by_index.insert(index, opener) {
             self.forget(replaced.peer, index);
         }
@@ -46,6 +48,11 @@ impl Openers {
 
     pub(super) fn get_mut(&mut self, index: u32) -> Option<&mut Opener> {
         self.by_index.get_mut(&index).map(|opener| &mut **opener)
+    }
+
+    /// Every key, and whose it is.
+    pub(super) fn into_halves(self) -> impl Iterator<Item = (PeerId, OpenHalf)> {
+        self.by_index.into_values().map(|opener| (opener.peer, opener.half))
     }
 
     /// How many receiver indices lead to keys of `peer`.

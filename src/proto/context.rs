@@ -15,7 +15,7 @@ use super::index::{Base, IndexTable};
 use super::lanes::Direction;
 use super::limits::REKEY_TIMEOUT_JITTER_MAX;
 use super::noise::Means;
-use super::session::SessionFacts;
+use super::session::{OpenHalf, SealHalf, SessionFacts};
 use super::slots::{Retired, Slot};
 use super::suite::Suite;
 use super::time::Time;
@@ -158,6 +158,27 @@ impl Context {
             base: local.base,
             remote_lanes,
         }
+    }
+
+    /// Hands a session of an earlier process to the workers.
+    pub(super) fn reinstall(
+        &mut self,
+        peer: PeerId,
+        slot: &Slot,
+        seals: Vec<SealHalf>,
+        opens: Vec<OpenHalf>,
+        sending: bool,
+    ) {
+        self.indices.claim(slot.base, peer);
+        self.next_session = self.next_session.max(slot.session.0.saturating_add(1));
+        self.actions.push_back(Action::Install {
+            peer,
+            session: slot.session,
+            suite: slot.suite,
+            seals,
+            opens,
+            sending,
+        });
     }
 
     /// Takes sessions back from the workers.

@@ -4,8 +4,10 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 /// Where a peer is, and which of our addresses it talks to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The peer's address and port.
     pub remote: SocketAddr,
@@ -21,7 +23,7 @@ impl Endpoint {
 }
 
 /// Our address as `IP_PKTINFO` or `IPV6_PKTINFO` reported it with a datagram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Local {
     /// The address that the datagram was sent to.
     pub address: IpAddr,
@@ -40,5 +42,5 @@ impl fmt::Display for PeerId {
 }
 
 /// The keys that one handshake made. Unique for the life of a [`Device`](super::Device).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SessionId(pub u64);

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::awaited::Awaited;
 use super::endpoint::PeerId;
 use crate::wire::message::MAC_LEN;
@@ -13,7 +15,7 @@ use crate::wire::message::MAC_LEN;
 const LOW_BITS: u32 = 8;
 
 /// 24 random bits above a zero byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(super) struct Base(u32);
 
 impl Base {
@@ -63,6 +65,16 @@ impl IndexTable {
                 return base;
             }
         }
+    }
+
+    /// Gives `base` to the peer that an earlier process gave it to. No answer is waited for any more.
+    pub(super) fn claim(&mut self, base: Base, peer: PeerId) {
+        let owner = Owner {
+            peer,
+            mac1: None,
+            announced: false,
+        };
+        self.owners.insert(base, owner);
     }
 
     /// Notes mac1 of the message that announced `base`.

@@ -9,9 +9,9 @@ use zeroize::Zeroizing;
 
 use super::index::Base;
 use super::resolver::Blake2s;
-use super::session::{OpenHalf, SealHalf, SessionFacts};
+use super::session::{Key, OpenHalf, SealHalf, SessionFacts};
 use super::suite::Suite;
-use crate::crypto::{Aead, Choice};
+use crate::crypto::Choice;
 
 const LABEL: &[u8; 12] = b"ringway lane";
 
@@ -31,27 +31,24 @@ impl Direction {
     /// The halves that seal in this direction.
     pub(super) fn seals(&self, facts: SessionFacts, crypto: Choice) -> Vec<SealHalf> {
         self.each_lane(facts.suite, crypto)
-            .map(|(index, aead)| SealHalf::new(facts, index, aead))
+            .map(|(index, key)| SealHalf::new(facts, index, key))
             .collect()
     }
 
     /// The halves that open in this direction.
     pub(super) fn opens(&self, facts: SessionFacts, crypto: Choice) -> Vec<OpenHalf> {
         self.each_lane(facts.suite, crypto)
-            .map(|(index, aead)| OpenHalf::new(facts, index, aead))
+            .map(|(index, key)| OpenHalf::new(facts, index, key))
             .collect()
     }
 
-    fn each_lane(&self, suite: Suite, crypto: Choice) -> impl Iterator<Item = (u32, Aead)> + '_ {
+    fn each_lane(&self, suite: Suite, crypto: Choice) -> impl Iterator<Item = (u32, Key)> + '_ {
         (0..self.lanes).map(move |lane| match suite {
             Suite::Native => (
                 self.base.with(lane),
-                Aead::new(suite.algorithm(), crypto, &lane_key(&self.key, lane)),
+                Key::new(suite, crypto, &lane_key(&self.key, lane)),
             ),
-            Suite::WireGuard => (
-                self.base.with(self.low),
-                Aead::new(suite.algorithm(), crypto, &self.key),
-            ),
+            Suite::WireGuard => (self.base.with(self.low), Key::new(suite, crypto, &self.key)),
         })
     }
 }

@@ -16,6 +16,7 @@ pub mod device;
 pub mod doorman;
 pub mod endpoint;
 mod handshake;
+pub mod hex;
 mod identity;
 mod index;
 mod lanes;
@@ -39,10 +40,12 @@ mod x25519;
 
 pub use action::{Action, Rejected};
 pub use awaited::Awaited;
-pub use device::{AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps, Traffic};
+pub use device::{
+    AddPeerError, Device, DeviceConfig, PeerConfig, PeerInfo, PeerState, PeerUpdate, Sessions, Timestamps, Traffic,
+};
 pub use doorman::{Doorman, TurnedAway};
 pub use endpoint::{Endpoint, Local, PeerId, SessionId};
-pub use session::{GROUP, OpenError, OpenHalf, Refused, SealHalf};
+pub use session::{COUNTER_SKIP, GROUP, OpenError, OpenHalf, Refused, SealHalf};
 pub use suite::{Suite, SuiteChoice};
 pub use time::{Now, Time};
 /// The keys of [`DeviceConfig`] and [`PeerConfig`].

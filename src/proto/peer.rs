@@ -52,9 +52,9 @@ pub(super) struct Peer {
     pub(super) timers: Timers,
     pub(super) place: Place,
     /// Data came after the keepalive timer was set, so it is set again when it fires.
-    keepalive_again: bool,
+    pub(super) keepalive_again: bool,
     /// When the first data was sent that nothing has answered.
-    unanswered_since: Time,
+    pub(super) unanswered_since: Time,
 }
 
 /// A kind of traffic.

@@ -8,6 +8,8 @@ use super::limits::REPLAY_WINDOW_BITS;
 
 const WORD_BITS: u64 = u64::BITS as u64;
 const WORDS: usize = (REPLAY_WINDOW_BITS / WORD_BITS) as usize;
+/// Bytes of the bitmap.
+pub(super) const BITMAP_LEN: usize = (REPLAY_WINDOW_BITS / 8) as usize;
 /// How far behind the newest counter a new one may be. One word less than the bitmap: words are cleared whole as the
 /// window moves, so the oldest word is always partly gone.
 pub const WINDOW: u64 = REPLAY_WINDOW_BITS - WORD_BITS;
@@ -54,6 +56,30 @@ impl ReplayWindow {
             edge: 0,
             seen: Box::new([0; WORDS]),
         }
+    }
+
+    /// A window as [`edge`](ReplayWindow::edge) and [`bitmap`](ReplayWindow::bitmap) told.
+    pub(super) fn from_parts(edge: u64, bitmap: &[u8; BITMAP_LEN]) -> ReplayWindow {
+        let mut words = bitmap.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
+        ReplayWindow {
+            edge,
+            seen: Box::new(std::array::from_fn(|_| words.next().unwrap_or_default())),
+        }
+    }
+
+    /// The number above the highest counter seen; 0 while there is none.
+    pub(super) fn edge(&self) -> u64 {
+        self.edge
+    }
+
+    /// Bit `counter % 8192`, counted from the lowest bit of the first byte, belongs to `counter` while it is within the
+    /// window.
+    pub(super) fn bitmap(&self) -> [u8; BITMAP_LEN] {
+        let mut bitmap = [0; BITMAP_LEN];
+        for (bytes, word) in bitmap.as_chunks_mut().0.iter_mut().zip(self.seen.iter()) {
+            *bytes = word.to_le_bytes();
+        }
+        bitmap
     }
 
     /// Whether `counter` may be accepted.

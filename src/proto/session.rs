@@ -4,8 +4,10 @@
 //! protocol forbids, so a worker needs no word from the control thread to stop in time.
 #![forbid(unsafe_code)]
 
+mod handover;
 mod run;
 
+pub use handover::{COUNTER_SKIP, OpenState, SealState};
 pub use run::GROUP;
 
 use std::fmt;
@@ -13,13 +15,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use zeroize::Zeroizing;
+
 use super::endpoint::SessionId;
 use super::index::Base;
 use super::limits::{REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIVING, REKEY_TIMEOUT};
 use super::replay::{ReplayError, ReplayWindow};
 use super::suite::Suite;
 use super::time::Time;
-use crate::crypto::{Aead, Forged};
+use crate::crypto::{Aead, Choice, Forged, KEY_LEN};
 use crate::wire::message::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, TAG_LEN};
 
 /// Why a session seals no more.
@@ -79,9 +83,26 @@ impl SessionFacts {
     }
 }
 
+/// A key of one direction or lane.
+pub(super) struct Key {
+    aead: Aead,
+    /// What the AEAD was made from, for a process that takes over.
+    bytes: Zeroizing<[u8; KEY_LEN]>,
+}
+
+impl Key {
+    pub(super) fn new(suite: Suite, crypto: Choice, bytes: &[u8; KEY_LEN]) -> Key {
+        Key {
+            aead: Aead::new(suite.algorithm(), crypto, bytes),
+            bytes: Zeroizing::new(*bytes),
+        }
+    }
+}
+
 /// A key that seals, and its record counter, shared by every clone of a [`SealHalf`].
 struct SealKey {
     aead: Aead,
+    bytes: Zeroizing<[u8; KEY_LEN]>,
     next: Counter,
 }
 
@@ -134,10 +155,15 @@ pub struct SealHalf {
 }
 
 impl SealHalf {
-    pub(super) fn new(facts: SessionFacts, receiver: u32, aead: Aead) -> SealHalf {
+    pub(super) fn new(facts: SessionFacts, receiver: u32, key: Key) -> SealHalf {
+        SealHalf::counting_from(0, facts, receiver, key)
+    }
+
+    fn counting_from(next: u64, facts: SessionFacts, receiver: u32, key: Key) -> SealHalf {
         let key = SealKey {
-            aead,
-            next: Counter(AtomicU64::new(0)),
+            aead: key.aead,
+            bytes: key.bytes,
+            next: Counter(AtomicU64::new(next)),
         };
         SealHalf {
             key: Arc::new(key),
@@ -243,6 +269,7 @@ impl fmt::Debug for SealHalf {
 /// The receiving half of a session, or of one lane of it: exactly one worker's.
 pub struct OpenHalf {
     aead: Aead,
+    bytes: Zeroizing<[u8; KEY_LEN]>,
     facts: SessionFacts,
     local_index: u32,
     window: ReplayWindow,
@@ -250,12 +277,17 @@ pub struct OpenHalf {
 }
 
 impl OpenHalf {
-    pub(super) fn new(facts: SessionFacts, local_index: u32, aead: Aead) -> OpenHalf {
+    pub(super) fn new(facts: SessionFacts, local_index: u32, key: Key) -> OpenHalf {
+        OpenHalf::with_window(ReplayWindow::new(), facts, local_index, key)
+    }
+
+    fn with_window(window: ReplayWindow, facts: SessionFacts, local_index: u32, key: Key) -> OpenHalf {
         OpenHalf {
-            aead,
+            aead: key.aead,
+            bytes: key.bytes,
             facts,
             local_index,
-            window: ReplayWindow::new(),
+            window,
             rekey: Reminder::default(),
         }
     }
@@ -274,6 +306,11 @@ impl OpenHalf {
     /// worker (WireGuard suite).
     pub fn local_index(&self) -> u32 {
         self.local_index
+    }
+
+    /// The number above the highest counter that was authentic; 0 while there was none.
+    pub fn newest(&self) -> u64 {
+        self.window.edge()
     }
 
     /// Opens `datagram`, whose header is `header`, in place: suite, age and counter are checked first, and the
@@ -345,8 +382,7 @@ pub(crate) fn open_half(session: SessionId, index: u32) -> OpenHalf {
         created: Time::default(),
         initiator: true,
     };
-    let aead = Aead::new(facts.suite.algorithm(), crate::crypto::Choice::Auto, &[9; 32]);
-    OpenHalf::new(facts, index, aead)
+    OpenHalf::new(facts, index, Key::new(facts.suite, Choice::Auto, &[9; 32]))
 }
 
 #[cfg(test)]
@@ -354,7 +390,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::crypto::Choice;
     use crate::wire::message::FLAG_PARTIAL_CHECKSUM;
 
     pub(super) const START: Time = Time::from_nanos(5_000_000_000);
@@ -368,11 +403,11 @@ mod tests {
             created: START,
             initiator,
         };
-        let aead = || Aead::new(suite.algorithm(), Choice::Auto, &[9; 32]);
-        (SealHalf::new(facts, INDEX, aead()), OpenHalf::new(facts, INDEX, aead()))
+        let key = || Key::new(suite, Choice::Auto, &[9; 32]);
+        (SealHalf::new(facts, INDEX, key()), OpenHalf::new(facts, INDEX, key()))
     }
 
-    fn datagram(plaintext: &[u8]) -> Vec<u8> {
+    pub(super) fn datagram(plaintext: &[u8]) -> Vec<u8> {
         [&[0xee; DATA_HEADER_LEN], plaintext, &[0xee; TAG_LEN]].concat()
     }
 

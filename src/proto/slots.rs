@@ -5,6 +5,8 @@
 //! `next` until the first data message shows that the initiator has the keys: before that the answer may be lost.
 #![forbid(unsafe_code)]
 
+use serde::{Deserialize, Serialize};
+
 use super::endpoint::SessionId;
 use super::index::Base;
 use super::limits::REJECT_AFTER_TIME;
@@ -39,6 +41,18 @@ pub(super) struct Slots {
     current_since: Time,
 }
 
+/// Which of its peer's sessions one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Standing {
+    /// Opens what is still on its way.
+    Previous,
+    /// Seals.
+    Current,
+    /// Waits for confirmation.
+    Next,
+}
+
 /// Sessions that fell out.
 pub(super) type Retired = [Option<Slot>; 3];
 
@@ -61,6 +75,27 @@ impl Slots {
     /// The answered session that is not confirmed.
     pub(super) fn next(&self) -> Option<&Slot> {
         self.next.as_ref()
+    }
+
+    /// Every session, the oldest first.
+    pub(super) fn each(&self) -> impl Iterator<Item = (Standing, &Slot)> {
+        let all = [
+            (Standing::Previous, &self.previous),
+            (Standing::Current, &self.current),
+            (Standing::Next, &self.next),
+        ];
+        all.into_iter()
+            .filter_map(|(standing, slot)| Some((standing, slot.as_ref()?)))
+    }
+
+    /// Puts a session where it was in an earlier process.
+    pub(super) fn put_back(&mut self, standing: Standing, slot: Slot, current_since: Time) {
+        *match standing {
+            Standing::Previous => &mut self.previous,
+            Standing::Current => &mut self.current,
+            Standing::Next => &mut self.next,
+        } = Some(slot);
+        self.current_since = current_since;
     }
 
     /// Takes in a session that this end initiated.

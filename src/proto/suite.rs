@@ -4,6 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::limits::{
     NATIVE_REJECT_AFTER_MESSAGES, NATIVE_REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES,
 };
@@ -11,7 +13,8 @@ use crate::crypto::Algorithm;
 use crate::wire::message::{NATIVE_DATA, WG_DATA};
 
 /// What a session speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Suite {
     /// AES-256-GCM, lanes, partial checksums, control messages: between two ringways.
     Native,
@@ -94,7 +97,8 @@ impl fmt::Display for Suite {
 }
 
 /// Which suites a peer may use: the `suite` key of its configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SuiteChoice {
     /// Asks natively, and [`AUTO_FALLBACK`](super::limits::AUTO_FALLBACK) later also in WireGuard's way; remembers
     /// what worked. Answers either.

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::limits::INITIATIONS_PER_SECOND;
 use crate::wire::message::TIMESTAMP_LEN;
 
@@ -15,7 +17,7 @@ const UNIX_START: u64 = (1 << 62) + 10;
 const ROUNDING_NS: u32 = 1 << (1_000_000_000 / INITIATIONS_PER_SECOND).ilog2();
 
 /// A point in time as its 12 wire bytes: big-endian seconds and nanoseconds, so bytes compare as time does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Tai64n([u8; TIMESTAMP_LEN]);
 
 impl Tai64n {

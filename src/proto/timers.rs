@@ -6,11 +6,14 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::endpoint::PeerId;
 use super::time::Time;
 
 /// What may come due for a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(usize)]
 pub(super) enum Timer {
     /// Begin a handshake, or send the next initiation of one.
@@ -70,6 +73,12 @@ impl Timers {
 
     pub(super) fn is_set(&self, timer: Timer) -> bool {
         self.0[timer as usize] != NEVER
+    }
+
+    /// Those that are set.
+    pub(super) fn each(&self) -> impl Iterator<Item = (Timer, Time)> + '_ {
+        let set = Timer::ALL.into_iter().filter(|&timer| self.is_set(timer));
+        set.map(|timer| (timer, self.0[timer as usize]))
     }
 
     /// The earliest deadline.

@@ -57,6 +57,18 @@ macro_rules! worker_counters {
         }
 
         impl WorkerCounters {
+            /// Counters that go on from a snapshot, or from nothing.
+            pub fn counting_from(earlier: Option<&CounterSnapshot>) -> WorkerCounters {
+                let counters = WorkerCounters::default();
+                if let Some(earlier) = earlier {
+                    $(counters.$name.set(earlier.$name);)+
+                    for &reason in Drop::ALL {
+                        counters.dropped(reason, earlier.drops.get(reason.name()).copied().unwrap_or(0));
+                    }
+                }
+                counters
+            }
+
             /// Reads every counter.
             pub fn snapshot(&self) -> CounterSnapshot {
                 let count = |&reason: &Drop| (reason.name().to_owned(), self.dropped_so_far(reason));
@@ -207,6 +219,22 @@ impl PeerCells {
         &self.cells.get_or_init(zeroed)[index]
     }
 
+    /// Goes on from what was counted elsewhere. To be called before any worker counts.
+    pub fn count_from(&self, earlier: &PeerSnapshot) {
+        if *earlier == PeerSnapshot::default() {
+            return;
+        }
+        let cell = self.worker(0);
+        cell.tx_bytes.set(earlier.tx_bytes);
+        cell.rx_bytes.set(earlier.rx_bytes);
+        cell.tx_packets.set(earlier.tx_packets);
+        cell.rx_packets.set(earlier.rx_packets);
+        cell.last_data_sent_ns.set(earlier.last_data_sent_ns);
+        cell.last_data_received_ns.set(earlier.last_data_received_ns);
+        cell.last_any_sent_ns.set(earlier.last_any_sent_ns);
+        cell.last_any_received_ns.set(earlier.last_any_received_ns);
+    }
+
     /// Sums of all workers' counts and the latest of their times.
     pub fn snapshot(&self) -> PeerSnapshot {
         let cells: &[PeerCell] = self.cells.get().map_or(&[], |cells| cells);
@@ -299,6 +327,25 @@ mod tests {
                 ..Default::default()
             }
         );
+    }
+
+    #[test]
+    fn counters_go_on_from_a_snapshot() {
+        let worker = WorkerCounters::default();
+        worker.loops.add(9);
+        worker.dropped(Drop::TooBig, 1);
+        let snapshot = worker.snapshot();
+        assert_eq!(WorkerCounters::counting_from(Some(&snapshot)).snapshot(), snapshot);
+        assert_eq!(
+            WorkerCounters::counting_from(None).snapshot(),
+            CounterSnapshot::default()
+        );
+        let cells = PeerCells::new(2);
+        cells.worker(1).tx_bytes.add(7);
+        cells.worker(0).last_any_sent_ns.set(3);
+        let again = PeerCells::new(3);
+        again.count_from(&cells.snapshot());
+        assert_eq!(again.snapshot(), cells.snapshot());
     }
 
     #[test]

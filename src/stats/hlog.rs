@@ -43,6 +43,20 @@ impl<W: io::Write> HistogramLog<W> {
         Ok(HistogramLog { out, base, serializer })
     }
 
+    /// Goes on with a log that began at `base`.
+    pub fn resume(out: W, base: SystemTime) -> HistogramLog<W> {
+        HistogramLog {
+            out,
+            base,
+            serializer: V2DeflateSerializer::new(),
+        }
+    }
+
+    /// When the log began.
+    pub fn base(&self) -> SystemTime {
+        self.base
+    }
+
     /// Writes what was recorded from `start` for `length`: one line per stage that recorded anything.
     ///
     /// # Errors

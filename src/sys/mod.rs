@@ -9,6 +9,7 @@
 //! inbox     small datagrams beside an engine        outbox   the same, out
 //! wake      eventfd     poll  waiting    cpu  pinning     clock  the time     watch  inotify     daemon  going to the background
 //! tap       packet sockets, which see all that passes an interface
+//! exec      another program in our place  inherit  descriptors that it has too     memfd    what it is told
 //! device    one interface for a socket, and the mark that keeps it out of the tunnel    tun_packets   a TUN without offloads
 //! ```
 
@@ -20,9 +21,12 @@ pub mod daemon;
 pub mod device;
 pub mod engine;
 mod errno;
+pub mod exec;
 mod gather;
 pub mod inbox;
+pub mod inherit;
 mod mapping;
+pub mod memfd;
 mod option;
 pub mod outbox;
 pub mod plain;

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 const DEVICE: &str = "/dev/net/tun";
@@ -153,6 +153,21 @@ pub fn create(name: &str, queues: usize, want: Offloads) -> Result<TunDevice, Tu
 }
 
 impl TunQueue {
+    /// A queue that another process has attached, and set up as [`create`] does.
+    pub fn inherited(fd: OwnedFd) -> TunQueue {
+        TunQueue { file: fd.into() }
+    }
+
+    /// Another descriptor of the same queue.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`.
+    pub fn try_clone(&self) -> io::Result<TunQueue> {
+        Ok(TunQueue {
+            file: self.file.try_clone()?,
+        })
+    }
+
     /// Anything that can be read, in place of a TUN.
     #[cfg(test)]
     pub(super) fn of_file(file: File) -> TunQueue {
@@ -162,6 +177,12 @@ impl TunQueue {
     /// Reads one frame into `frame`.
     pub(super) fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(frame)
+    }
+}
+
+impl From<TunQueue> for OwnedFd {
+    fn from(queue: TunQueue) -> OwnedFd {
+        queue.file.into()
     }
 }
 

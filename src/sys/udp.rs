@@ -170,6 +170,23 @@ fn configure(socket: BorrowedFd<'_>, family: Family, options: UdpOptions) -> io:
 }
 
 impl UdpSocket {
+    /// A socket that another process has made and set up as [`bind_group`] or [`lane_sockets`] do; `gso`: it sends with GSO.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says: it is no socket.
+    pub fn inherited(fd: OwnedFd, gso: bool) -> io::Result<UdpSocket> {
+        let family = match option::get(fd.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN)? {
+            libc::AF_INET6 => Family::Dual,
+            _ => Family::V4,
+        };
+        Ok(UdpSocket { fd, family, gso })
+    }
+
+    /// Whether it carries IPv6 beside IPv4.
+    pub fn is_dual_stack(&self) -> bool {
+        self.family == Family::Dual
+    }
+
     /// Another descriptor of the same socket, for a thread that only sends.
     ///
     /// # Errors
@@ -253,6 +270,12 @@ impl UdpSocket {
     /// Whether runs may be sent with UDP_SEGMENT, as far as the socket knows.
     pub(super) fn gso(&self) -> bool {
         self.gso
+    }
+}
+
+impl From<UdpSocket> for OwnedFd {
+    fn from(socket: UdpSocket) -> OwnedFd {
+        socket.fd
     }
 }
 

@@ -1,6 +1,7 @@
 //! The socket that `wg` connects to: any number of operations per connection, one connection per command of `wg`.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +49,21 @@ pub struct Server {
 impl Server {
     /// Creates the socket at `path`.
     pub async fn bind(path: &Path) -> Result<Server, SocketError> {
-        let socket = SocketFile::bind(path, Access::Owner).await?;
+        Server::watching(SocketFile::bind(path, Access::Owner).await?)
+    }
+
+    /// The socket at `path` that an earlier process has made. Needs a tokio runtime.
+    pub fn inherited(path: &Path, listener: OwnedFd) -> Result<Server, SocketError> {
+        Server::watching(SocketFile::inherited(path, listener)?)
+    }
+
+    /// The listener, for a process that goes on with it.
+    pub fn hand_over(&mut self) -> io::Result<OwnedFd> {
+        self.socket.hand_over()
+    }
+
+    fn watching(socket: SocketFile) -> Result<Server, SocketError> {
+        let path = socket.path();
         let watch = Watch::new(path).and_then(|watch| pipe::Receiver::from_file_unchecked(watch.into()));
         let watch = watch.map_err(|error| SocketError::Io(path.to_owned(), error))?;
         Ok(Server {

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::{Notify, mpsc};
 
 use crate::path::capture::{Chunk, Tap};
+use crate::path::forward::Halves;
 use crate::path::forward::explain::Explanation;
 use crate::path::peers::NewPeer;
 use crate::path::report::{Handover, Handshake, Report};
@@ -83,6 +84,10 @@ pub enum Command {
     ReturnChunk(u64, Chunk),
     /// Nobody looks at the capture of this number any more.
     EndCapture(u64),
+    /// Begin to move packets, for a worker that waits for what an earlier process knew.
+    Begin,
+    /// End the thread, and send the keys that it had, with the worker's number.
+    HandOver(Sender<(u8, Halves)>),
     /// End the thread.
     Stop,
 }

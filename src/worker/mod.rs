@@ -18,11 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use captures::Captures;
+use crossbeam_channel::Sender;
 use mailbox::{Command, Mailbox};
 
 use crate::path::coalesce::Group;
 use crate::path::drops::Drop;
-use crate::path::forward::Forwarder;
+use crate::path::forward::{Forwarder, Halves};
 use crate::path::report::Report;
 use crate::proto::{PeerId, Time};
 use crate::stats::counters::WorkerCounters;
@@ -48,6 +49,8 @@ const HANDOVERS_PER_PASS: usize = 16;
 const REPORT_RETRY: Duration = Duration::from_millis(1);
 /// DSCP AF41 for handshakes, as WireGuard marks them (drivers/net/wireguard/messages.h, HANDSHAKE_DSCP).
 pub const HANDSHAKE_TOS: u8 = 0x88;
+/// Passes of a worker that is about to give its keys away: enough for what it has read already, while more may come for ever.
+const LAST_PASSES: usize = 2;
 /// Commands taken in one pass, so that a long list of them does not stop the packets.
 const COMMANDS_PER_PASS: usize = 64;
 
@@ -72,6 +75,8 @@ pub struct Worker<E: Engine> {
 enum Turn {
     Continue,
     Stop,
+    /// And its keys go there.
+    HandOver(Sender<(u8, Halves)>),
 }
 
 impl<E: Engine> Worker<E> {
@@ -98,6 +103,20 @@ impl<E: Engine> Worker<E> {
         }
     }
 
+    /// As [`Worker::run`], once [`Command::Begin`] comes. Until then packets wait in the kernel: without the keys and peers that
+    /// are on their way they would be lost.
+    pub fn run_when_told(mut self) -> io::Result<()> {
+        loop {
+            match self.mailbox.commands.recv() {
+                Ok(Command::Begin) => return self.run(),
+                Ok(Command::HandOver(to)) => return self.hand_over(time_now(), &mut Vec::new(), &to),
+                Ok(Command::Stop) | Err(_) => return Ok(()),
+                Ok(Command::ReplaceUdp(socket)) => self.engine.replace_udp(socket)?,
+                Ok(command) => self.obey(time_now(), command),
+            }
+        }
+    }
+
     /// Moves packets until told to stop, or until the kernel refuses to go on.
     pub fn run(mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(1024);
@@ -106,15 +125,32 @@ impl<E: Engine> Worker<E> {
             self.counters.loops.add(1);
             let now = time_now();
             // Keys before the datagrams that are sealed with them.
-            if events.iter().any(|event| matches!(event, Event::Woken))
-                && let Turn::Stop = self.mailbox(now)?
-            {
-                self.flush(now);
-                return self.engine.turn(Wait::Now, &mut events);
+            if events.iter().any(|event| matches!(event, Event::Woken)) {
+                match self.mailbox(now)? {
+                    Turn::Continue => {}
+                    Turn::Stop => {
+                        self.flush(now);
+                        return self.engine.turn(Wait::Now, &mut events);
+                    }
+                    Turn::HandOver(to) => return self.hand_over(now, &mut events, &to),
+                }
             }
             self.reap(now, &mut events);
             self.flush(now);
         }
+    }
+
+    /// Carries what has arrived to its end, then gives the keys away. What arrives later waits in the kernel for whoever reads
+    /// next from the same queue and socket.
+    fn hand_over(mut self, now: Time, events: &mut Vec<Event>, to: &Sender<(u8, Halves)>) -> io::Result<()> {
+        for _ in 0..LAST_PASSES {
+            self.reap(now, events);
+            self.flush(now);
+            self.engine.turn(Wait::Now, events)?;
+        }
+        // Who does not wait any more goes down.
+        let _ = to.try_send((self.number, self.forwarder.into_halves()));
+        Ok(())
     }
 
     /// Sends every completion through the data path.
@@ -189,6 +225,7 @@ impl<E: Engine> Worker<E> {
         for _ in 0..COMMANDS_PER_PASS {
             match self.mailbox.commands.try_recv() {
                 Ok(Command::Stop) => return Ok(Turn::Stop),
+                Ok(Command::HandOver(to)) => return Ok(Turn::HandOver(to)),
                 Ok(Command::ReplaceUdp(socket)) => self.engine.replace_udp(socket)?,
                 Ok(command) => self.obey(now, command),
                 Err(_) => return Ok(Turn::Continue),
@@ -246,8 +283,8 @@ impl<E: Engine> Worker<E> {
             Command::Answer(done) => {
                 let _ = done.try_send(self.number);
             }
-            // mailbox() carries these out.
-            Command::ReplaceUdp(_) | Command::Stop => {}
+            // Whoever took them out of the mailbox carries these out.
+            Command::Begin | Command::ReplaceUdp(_) | Command::HandOver(_) | Command::Stop => {}
         }
     }
 

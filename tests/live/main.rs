@@ -10,6 +10,7 @@ mod system;
 #[path = "../netns/traffic.rs"]
 #[expect(dead_code, reason = "another program's tests use the rest of it")]
 mod traffic;
+mod upgrade;
 
 use std::fs;
 use std::net::{IpAddr, UdpSocket};

@@ -829,3 +829,38 @@ fn hex_of(key: &str) -> String {
     let bytes = base64::engine::general_purpose::STANDARD.decode(key).expect("base64");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[test]
+fn an_upgrade_keeps_what_wg_has_set_and_the_session() {
+    let Some(lab) = lab() else { return };
+    let pair = Pair::new(lab, &["--suite", "wireguard"]);
+    pair.wait_until_packets_pass();
+    let Pair { a, b, lab } = &pair;
+    let preshared = a.file("psk", &Keys::new().private);
+    let guest = Keys::new();
+    let settings = ["preshared-key", &preshared, "allowed-ips", "10.3.0.0/16,fd03::/16"];
+    a.wg(
+        "set",
+        &[&["fwmark", "7", "peer", &guest.public], &settings[..]].concat(),
+    );
+    let known = |device: &Device| {
+        let mut dump = device.dump();
+        // Bytes go on being counted.
+        dump.iter_mut().skip(1).for_each(|fields| drop(fields.drain(5..7)));
+        dump
+    };
+    let before = known(a);
+    for device in [a, a, b] {
+        let output = Command::new(RINGWAY).args(["upgrade", &device.name]).output();
+        let output = output.expect("the binary under test exists");
+        assert!(output.status.success(), "{output:?}");
+        assert!(lab.a.answers(inner(1), 56));
+        assert_eq!(pid_of(&device.name), Some(device.pid()));
+        assert_eq!(known(a), before);
+    }
+    // It is still wg's.
+    a.wg("set", &["peer", &guest.public, "remove"]);
+    assert_eq!(a.dump().len(), 2);
+    fs::remove_file(a.socket()).expect("it is there");
+    a.wait_until_ended();
+}

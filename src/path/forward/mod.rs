@@ -38,11 +38,20 @@ use crate::path::report::{Handover, Report};
 use crate::path::route::{RouteTable, Routes};
 use crate::path::sessions::Openers;
 use crate::path::waiting::Waiting;
-use crate::proto::{PeerId, Time};
+use crate::proto::{OpenHalf, PeerId, SealHalf, Time};
 use crate::stats::counters::WorkerCounters;
 
 /// How often one peer's want of a session is reported while packets wait for it.
 const WANT_SESSION_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The keys of one worker, with the peers that they are for.
+#[derive(Debug, Default)]
+pub struct Halves {
+    /// What seals: of each peer at most the current and the next session's.
+    pub seals: Vec<(PeerId, SealHalf)>,
+    /// What opens.
+    pub opens: Vec<(PeerId, OpenHalf)>,
+}
 
 /// One worker's data path.
 pub struct Forwarder<S> {
@@ -107,6 +116,18 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
     /// Ends a pass: no group stays open.
     pub fn finish_pass(&mut self) {
         self.coalescer.flush(&mut self.groups);
+    }
+
+    /// Ends the data path and gives out its keys: for each peer what seals, and what opens.
+    pub fn into_halves(self) -> Halves {
+        let sealing = |(id, peer): (PeerId, Box<PeerPath>)| {
+            let PeerPath { current, next, .. } = *peer;
+            [current, next].into_iter().flatten().map(move |seal| (id, seal))
+        };
+        Halves {
+            seals: self.peers.into_active().flat_map(sealing).collect(),
+            opens: self.openers.into_halves().collect(),
+        }
     }
 
     /// How many receiver indices lead to keys, and how many bytes of packets wait for keys.

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
@@ -87,7 +89,7 @@ pub struct Traffic {
 
 /// The timestamps of the latest initiations to and from a peer. Kept over a restart, they keep old initiations from
 /// being taken for new ones, and ours from being taken for old ones where the clock went back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Timestamps {
     /// Of the latest initiation to the peer.
     pub sent: Tai64n,

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod handover;
 mod inbound;
 mod peers;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use x25519_dalek::StaticSecret;
 
 pub use config::{AddPeerError, DeviceConfig, PeerConfig, PeerInfo, PeerUpdate, Timestamps, Traffic};
+pub use handover::{PeerState, Sessions};
 use peers::Peers;
 
 use super::action::Action;

@@ -1,0 +1,278 @@
+//! What another process needs in order to go on where this one's control thread stopped: everything about peers and
+//! sessions, and what was counted.
+//!
+//! It is as secret as the keys that are in it. What comes again by itself is left out: captures, histograms, cookies,
+//! handshakes under way, packets that wait for one.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use crossbeam_channel::bounded;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::changes::{AllowedIp, ChangeError, Changes, PeerChanges, WORKER_ANSWER_MAX};
+use super::peers::{Tally, config_suite};
+use super::stats::Baseline;
+use super::{Control, ControlError};
+use crate::config::{PresharedKey, PrivateKey, PublicKey};
+use crate::path::drops::Drop;
+use crate::path::forward::Halves;
+use crate::proto::hex::Hex;
+use crate::proto::{self, Action, PeerId, Sessions, SuiteChoice};
+use crate::stats::counters::CounterSnapshot;
+use crate::sys::tun::TunQueue;
+use crate::sys::udp::UdpSocket;
+use crate::worker;
+use crate::worker::mailbox::Command;
+
+/// Stands before the number of the descriptor by which a program that was executed goes on.
+pub const RESUME_ARGUMENT: &str = "--resume";
+
+/// The control thread's part of a hand-over.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct State {
+    private_key: Option<Hex<32>>,
+    addresses: Vec<IpNet>,
+    mtu: u16,
+    started: SystemTime,
+    upgrades: u32,
+    latency_log_begin: Option<SystemTime>,
+    drops: BTreeMap<String, u64>,
+    door_socket_drops: u32,
+    baseline: Baseline,
+    workers: Vec<WorkerState>,
+    peers: Vec<PeerState>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct WorkerState {
+    counters: CounterSnapshot,
+    socket_drops: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PeerState {
+    public_key: PublicKey,
+    name: Option<String>,
+    preshared_key: Option<Hex<32>>,
+    /// Its host name and port, where its endpoint is one.
+    host: Option<String>,
+    persistent_keepalive_s: Option<u64>,
+    suite: SuiteChoice,
+    allowed_ips: Vec<IpNet>,
+    path_mtu: Option<usize>,
+    tally: Tally,
+    protocol: proto::PeerState,
+}
+
+/// A tunnel whose workers have ended, for another process.
+pub struct HandedOver {
+    /// What it has to know.
+    pub state: State,
+    /// TUN queues, in the order of workers.
+    pub queues: Vec<TunQueue>,
+    /// UDP sockets: the door's, then those of the workers in their order.
+    pub sockets: Vec<UdpSocket>,
+    /// The sockets on ports of lanes, in the order of workers; none where there are none.
+    pub lane_sockets: Vec<UdpSocket>,
+}
+
+impl State {
+    /// Our private key.
+    pub fn private_key(&self) -> Option<PrivateKey> {
+        let key = self.private_key.as_ref()?;
+        Some(PrivateKey::from_bytes(key.0.clone()))
+    }
+
+    /// What each worker had counted.
+    pub fn counters(&self) -> Vec<CounterSnapshot> {
+        self.workers.iter().map(|worker| worker.counters.clone()).collect()
+    }
+
+    /// When the latency log began, where there is one.
+    pub fn latency_log_begin(&self) -> Option<SystemTime> {
+        self.latency_log_begin
+    }
+
+    /// What the tunnel is to be told as the number of upgrades that there were, itself included.
+    pub fn count_upgrade(&mut self) {
+        self.upgrades = self.upgrades.saturating_add(1);
+    }
+}
+
+impl Control {
+    /// SO_MARK of the outer sockets; 0 for none.
+    pub fn fwmark(&self) -> u32 {
+        self.udp_options.mark
+    }
+
+    /// Ends the workers and gives away all that there is. Nothing but dropping it may be done with this afterwards.
+    ///
+    /// # Errors
+    /// A worker has ended by itself, or does not come to its end.
+    pub async fn hand_over(&mut self) -> Result<HandedOver, ControlError> {
+        let door = self.door.socket.socket.try_clone()?;
+        // The door may have ended by itself; then there is nobody to stop.
+        let _ = self.door.port.stop();
+        // Sessions that are about to be made come to the workers before they end.
+        self.take_reports();
+        self.act()?;
+        let mut sessions = self.stop_workers()?;
+        self.take_last_reports();
+        self.count_socket_drops();
+        if let Some(state) = self.state.take() {
+            state.finish(self.timestamps()).await;
+        }
+        let state = self.state_with(&mut sessions);
+        self.handed_over = true;
+        let mut handed_over = HandedOver {
+            state,
+            queues: Vec::new(),
+            sockets: vec![door],
+            lane_sockets: Vec::new(),
+        };
+        for worker in self.workers.drain(..) {
+            handed_over.queues.push(worker.queue);
+            handed_over.sockets.push(worker.socket.socket);
+            handed_over.lane_sockets.extend(worker.lane_socket);
+        }
+        Ok(handed_over)
+    }
+
+    /// All keys, which no worker has any more.
+    fn stop_workers(&self) -> Result<Sessions, ControlError> {
+        let (to, from) = bounded(self.workers.len());
+        self.broadcast(|| Command::HandOver(to.clone()))?;
+        drop(to);
+        let mut of_worker: Vec<Halves> = self.workers.iter().map(|_| Halves::default()).collect();
+        for _ in 0..self.workers.len() {
+            let slow = |_| ControlError::Worker("a worker does not hand its sessions over".into());
+            let (number, halves) = from.recv_timeout(WORKER_ANSWER_MAX).map_err(slow)?;
+            of_worker[usize::from(number)] = halves;
+        }
+        let mut sessions = Sessions::default();
+        // A worker's number is its lane.
+        for halves in of_worker {
+            halves.seals.into_iter().for_each(|(_, seal)| sessions.add_seal(seal));
+            halves.opens.into_iter().for_each(|(_, open)| sessions.add_open(open));
+        }
+        Ok(sessions)
+    }
+
+    /// What workers had to say before they ended. Handshake messages are lost, as on their way: an answer to one would make
+    /// keys that no worker is there to take.
+    fn take_last_reports(&mut self) {
+        while self.reports.handshakes.try_recv().is_ok() {}
+        while !self.reports.reports.is_empty() {
+            self.take_reports();
+        }
+        while let Some(action) = self.device.poll_action() {
+            if let Action::HandshakeDone {
+                peer,
+                suite,
+                remote_lanes,
+                ..
+            } = action
+            {
+                self.peers.handshake_done(peer, suite, remote_lanes, SystemTime::now());
+            }
+        }
+    }
+
+    fn state_with(&self, sessions: &mut Sessions) -> State {
+        let workers = self.workers.iter().map(|worker| WorkerState {
+            counters: worker.counters.snapshot(),
+            socket_drops: worker.socket.drops,
+        });
+        let mut peers = self.peers.ids();
+        // In the order in which they were added, so that they are listed in it again.
+        peers.sort();
+        State {
+            private_key: self.private_key.as_ref().map(|key| Hex::new(key.as_bytes())),
+            addresses: self.addresses.clone(),
+            mtu: u16::try_from(self.facts.mtu).unwrap_or(u16::MAX),
+            started: self.started,
+            upgrades: self.upgrades,
+            latency_log_begin: self.latency_log.as_ref().map(|log| log.begin()),
+            drops: self.refused_handshakes(),
+            door_socket_drops: self.door.socket.drops,
+            baseline: self.baseline.without_engines(),
+            workers: workers.collect(),
+            peers: peers
+                .into_iter()
+                .filter_map(|id| self.peer_state(id, sessions))
+                .collect(),
+        }
+    }
+
+    fn peer_state(&self, id: PeerId, sessions: &Sessions) -> Option<PeerState> {
+        let peer = self.peers.get(id)?;
+        let info = self.device.peer(id)?;
+        Some(PeerState {
+            public_key: peer.public_key,
+            name: peer.name.clone(),
+            preshared_key: self.device.preshared_key(id).map(Hex::new),
+            host: self.names.host(id).map(ToString::to_string),
+            persistent_keepalive_s: info.persistent_keepalive.map(|interval| interval.as_secs()),
+            suite: info.suite_choice,
+            allowed_ips: self.allowed.of(id),
+            path_mtu: peer.path_mtu.known(),
+            tally: peer.tally(),
+            protocol: self.device.peer_state(self.now(), id, sessions)?,
+        })
+    }
+
+    /// Goes on from where another process stopped. This has our key and no peers yet, and its workers wait.
+    pub fn resume(&mut self, state: &State) -> Result<(), ChangeError> {
+        self.addresses.clone_from(&state.addresses);
+        self.started = state.started;
+        self.upgrades = state.upgrades;
+        self.baseline = state.baseline.clone();
+        let count = |name: &Drop| Some((name.name(), *state.drops.get(name.name())?));
+        self.drops = Drop::ALL.iter().filter_map(count).collect();
+        self.door.socket.drops = state.door_socket_drops;
+        for (worker, state) in self.workers.iter_mut().zip(&state.workers) {
+            worker.socket.drops = state.socket_drops;
+        }
+        self.set_tun_mtu(state.mtu)?;
+        self.apply(Changes {
+            peers: state.peers.iter().map(PeerState::changes).collect(),
+            ..Changes::default()
+        })?;
+        for peer in &state.peers {
+            let Some(id) = self.device.find_peer(&peer.public_key.0) else {
+                continue;
+            };
+            if let Some(known) = self.peers.get_mut(id) {
+                known.count_from(&peer.tally);
+            }
+            self.device.resume_peer(id, &peer.protocol);
+        }
+        self.act()?;
+        for peer in state.peers.iter().filter(|peer| peer.path_mtu.is_some()) {
+            if let Some(id) = self.device.find_peer(&peer.public_key.0) {
+                self.ask_path_mtu(id, worker::time_now());
+            }
+        }
+        Ok(self.broadcast(|| Command::Begin)?)
+    }
+}
+
+impl PeerState {
+    fn changes(&self) -> PeerChanges {
+        let preshared_key = self.preshared_key.as_ref().map(|key| key.0.clone());
+        let keepalive = self.persistent_keepalive_s.map(std::time::Duration::from_secs);
+        PeerChanges {
+            name: Some(self.name.clone()),
+            preshared_key: Some(preshared_key.map(PresharedKey::from_bytes)),
+            // What the configuration took is a name still.
+            host: Some(self.host.as_ref().and_then(|host| host.parse().ok())),
+            persistent_keepalive: Some(keepalive),
+            suite: Some(config_suite(self.suite)),
+            replace_allowed_ips: true,
+            allowed_ips: self.allowed_ips.iter().copied().map(AllowedIp::Add).collect(),
+            ..PeerChanges::of(self.public_key)
+        }
+    }
+}
