@@ -32,6 +32,7 @@ pub(crate) use embed::{Wish, embed};
 pub use handover::HandoverError;
 pub use hooks::HookError;
 pub use network::cleanup;
+pub(crate) use network::sweep;
 pub use upgrade::answer_check;
 pub use wireguard::run_wireguard;
 

@@ -331,17 +331,17 @@ pub fn cleanup(name: &str) -> Result<Vec<String>, RunError> {
 }
 
 /// As [`cleanup`], of a tunnel that is just coming up. What can't be removed is no reason not to.
-async fn sweep(name: &str) {
+pub(crate) async fn sweep(name: &str) {
     let dns = dns::remove_leftovers(name).await.map_err(RunError::from);
     let link = link::remove_leftovers(name).await.map_err(RunError::from);
     for swept in [dns, link] {
         match swept {
             Ok(removed) => {
                 for what in removed {
-                    tracing::info!("removed what a daemon that was killed has left: {what}");
+                    tracing::info!("removed what a tunnel that was killed has left: {what}");
                 }
             }
-            Err(error) => tracing::warn!(%error, "cannot remove what a daemon that was killed may have left"),
+            Err(error) => tracing::warn!(%error, "cannot remove what a tunnel that was killed may have left"),
         }
     }
 }

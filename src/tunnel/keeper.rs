@@ -15,6 +15,7 @@ use super::error::Error;
 use crate::config::Table;
 use crate::control::runtime::Runtime;
 use crate::dns;
+use crate::gateway;
 use crate::link::{self, Counters, Link, LinkError, Routes};
 
 /// What the keeper is asked to do; the answer goes back by the channel.
@@ -123,18 +124,7 @@ impl Place {
     async fn take(plan: &Plan) -> Result<(Place, Option<u32>), Error> {
         let builder = &plan.builder;
         let name = &builder.name;
-        for removed in [
-            dns::remove_leftovers(name).await.map_err(Error::from),
-            link::remove_leftovers(name).await.map_err(Error::from),
-        ] {
-            // What a killed program has left and can't be removed is no reason not to come up.
-            match removed {
-                Ok(removed) => removed
-                    .iter()
-                    .for_each(|what| tracing::info!("removed {what}, left by a killed tunnel")),
-                Err(error) => tracing::warn!(%error, "cannot remove what a killed tunnel may have left"),
-            }
-        }
+        gateway::sweep(name).await;
         let mark = builder.fwmark.map(u32::from);
         let remotes: Vec<IpAddr> = match mark {
             // Protected sockets may go anywhere, so each route is one that could catch them.
