@@ -141,8 +141,8 @@ fn advice(reason: Drop) -> &'static str {
             "No route to the endpoint, or a firewall refuses: \"ip route get ENDPOINT\", \"nft list ruleset\"."
         }
         Drop::SocketFull => {
-            "The worker is slower than the network: more workers, or a larger receive buffer (CAP_NET_ADMIN, or \
-             net.core.rmem_max)."
+            "Of a worker: it is slower than the network; more workers, or a larger receive buffer (CAP_NET_ADMIN, or \
+             net.core.rmem_max). Of the control row: a flood of handshakes is faster than ringway wants to look at."
         }
         Drop::BadMessage => "Something else sends to this port. Harmless; a firewall can keep it away.",
         Drop::UnknownIndex => {
