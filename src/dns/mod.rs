@@ -57,7 +57,7 @@ pub enum DnsError {
     )]
     Split(Backend),
     /// systemd-resolved refused.
-    #[error("systemd-resolved: {0}{}", unauthorized(.0))]
+    #[error("systemd-resolved: {0}{hint}", hint = unauthorized(.0))]
     Resolved(#[from] CallError),
     /// resolvconf failed, or the file can't be changed.
     #[error("cannot set the name servers by {backend}: {error}{}", hint(error))]
