@@ -64,6 +64,8 @@ pub(super) fn up(options: &Up) -> Result<(), Failure> {
         .create(true)
         .truncate(true)
         .mode(0o600)
+        // The folder may be the service's, whose user could lead us elsewhere.
+        .custom_flags(libc::O_NOFOLLOW)
         .open(&log)
         .map_err(|error| failed(&log, error))?;
     let mut daemon = Command::new(std::env::current_exe()?)

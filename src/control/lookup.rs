@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::names::Question;
 use crate::config::HostPort;
+use crate::sys::exec;
 
 /// What turns a name into addresses.
 pub(super) type Resolve = Arc<dyn Fn(&HostPort) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
@@ -45,6 +46,8 @@ impl Lookups {
         let (resolve, answers) = (self.resolve.clone(), self.answers_in.clone());
         let unasked = question.clone();
         let thread = thread::Builder::new().name("look-up".into()).spawn(move || {
+            // The control thread's: an upgrade has them wait there.
+            let _ = exec::hold_signals();
             let result = resolve(&question.host);
             // The tunnel may have ended in the meantime.
             let _ = answers.send((question, result));

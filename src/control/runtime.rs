@@ -33,6 +33,18 @@ impl Runtime {
     }
 }
 
+/// Creates a file that only we may read, in the place of one that a killed process may have left. A link is not followed: the
+/// folder may be another user's.
+///
+/// # Errors
+/// What open(2) and unlink(2) say.
+pub fn create_anew(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => File::options().write(true).create_new(true).mode(0o600).open(path),
+    }
+}
+
 /// Puts a file with these bytes, for its owner only, in the place of `path`: whatever happens, either the old or the new
 /// one is there, whole. Makes the directory that it lies in where there is none.
 pub async fn replace_file(runtime: Runtime, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
@@ -43,12 +55,7 @@ pub async fn replace_file(runtime: Runtime, path: &Path, bytes: Vec<u8>) -> io::
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
+    let file = create_anew(&new)?;
     let written = match runtime {
         Runtime::Uring => {
             let file = tokio_uring::fs::File::from_std(file);
@@ -102,9 +109,10 @@ impl LogFile {
         Ok(LogFile { handle, len: 0 })
     }
 
-    /// Opens a file that is there, to write behind what it has.
+    /// Opens a file to write behind what it has.
     pub async fn open(runtime: Runtime, path: &Path) -> io::Result<LogFile> {
-        let len = std::fs::metadata(path)?.len();
+        // Somebody may have moved it away in the meantime.
+        let len = File::options().append(true).create(true).open(path)?.metadata()?.len();
         let handle = match runtime {
             Runtime::Uring => Handle::Uring(tokio_uring::fs::OpenOptions::new().write(true).open(path).await?),
             Runtime::Tokio => Handle::Tokio(std::fs::File::options().append(true).open(path)?),

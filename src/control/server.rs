@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use super::api::{
 use super::capture::Feed;
 use super::explain;
 use super::socket::{Access, SocketError, SocketFile};
+use crate::sys::exec;
 
 /// Clients that may be connected at once: one that opens connections without end gets no more.
 const CLIENTS_MAX: usize = 32;
@@ -69,7 +69,8 @@ impl Server {
     /// Accepts clients for ever and sends their requests to `desks`.
     pub async fn serve(&self, desks: Desks) {
         let seats = Arc::new(Semaphore::new(CLIENTS_MAX));
-        let owner = std::fs::metadata(self.0.path()).map(|metadata| metadata.uid()).ok();
+        // Not the socket's owner: the folder may belong to somebody who can put another file in its place.
+        let owner = exec::effective_user();
         loop {
             let Ok(seat) = seats.clone().acquire_owned().await else {
                 return;
@@ -81,7 +82,7 @@ impl Server {
                         let _seat = seat;
                         // A client that hangs up ends its own conversation only.
                         let user = stream.peer_cred().map(|user| user.uid()).ok();
-                        let is_owner = user.is_some() && (user == Some(0) || user == owner);
+                        let is_owner = user.is_some() && (user == Some(0) || user == Some(owner));
                         let _ = converse(stream, desks, is_owner).await;
                     });
                 }

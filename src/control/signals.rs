@@ -4,8 +4,11 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::io;
 
+use futures_util::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+
+use crate::sys::exec;
 
 /// Waits for whoever ends the tunnel.
 pub struct Signals(Source);
@@ -46,6 +49,26 @@ impl Signals {
                 Some(never) => match never {},
             },
         }
+    }
+}
+
+impl Signals {
+    /// Has SIGINT, SIGTERM and SIGHUP wait from here on, for the program that is about to take this one's place; true where one
+    /// of those that end the tunnel has come before.
+    ///
+    /// # Errors
+    /// None that a sane kernel has.
+    pub async fn hold(&mut self, hangups: Option<&mut Hangups>) -> io::Result<bool> {
+        exec::hold_signals()?;
+        // What came before is on its way through the runtime.
+        tokio::task::yield_now().await;
+        if let Some(hangups) = hangups
+            && hangups.next().now_or_never().is_some()
+        {
+            // It waits with the others.
+            exec::hang_up();
+        }
+        Ok(self.end().now_or_never().is_some())
     }
 }
 

@@ -4,12 +4,13 @@
 //! changes to the next one as if they had always been there.
 
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write as _};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::FirewallError;
+use crate::control::runtime::create_anew;
 
 /// Switches of this network namespace that were changed.
 pub(super) struct Sysctls {
@@ -37,10 +38,12 @@ impl Sysctls {
 
     fn below(root: PathBuf, state: PathBuf) -> Sysctls {
         // A file of before a reboot is gone with /run; one that can't be read says nothing.
-        let changes = fs::read(&state)
+        let mut changes: Vec<Change> = fs::read(&state)
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default();
+        // Root may read what the service's user has written: no more comes of that than a switch of the network.
+        changes.retain(|change| is_switch(&change.key));
         Sysctls { root, state, changes }
     }
 
@@ -122,7 +125,7 @@ impl Sysctls {
         let text = serde_json::to_vec(&self.changes).expect("texts are JSON");
         let write = || {
             let new = self.state.with_extension("new");
-            fs::write(&new, text)?;
+            create_anew(&new)?.write_all(&text)?;
             fs::rename(&new, &self.state)
         };
         write().map_err(|error| FirewallError::State {
@@ -138,6 +141,12 @@ impl Sysctls {
     fn get(&self, key: &str) -> io::Result<String> {
         Ok(fs::read_to_string(self.root.join(key))?.trim_end().to_owned())
     }
+}
+
+/// Whether a key is one of those that are set here.
+fn is_switch(key: &str) -> bool {
+    let mut parts = Path::new(key).components();
+    parts.next() == Some(Component::Normal("net".as_ref())) && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// Where the daemon whose control socket this is keeps what it changed.
@@ -190,6 +199,27 @@ mod tests {
 
     const V4: &str = "net/ipv4/conf/eth0/forwarding";
     const OTHER: &str = "net/ipv4/conf/eth1.7/forwarding";
+
+    #[test]
+    fn what_was_written_down_is_put_back_only_where_it_is_a_switch_of_the_network() {
+        let tree = Tree::new("planted", &[(V4, "1"), ("kernel/core_pattern", "core"), ("net/x", "1")]);
+        let elsewhere = tree.0.join("net/x");
+        let change = |key: &str, is: &str| Change {
+            key: key.into(),
+            was: "evil".into(),
+            is: is.into(),
+        };
+        let planted = [
+            change(elsewhere.to_str().expect("a path of text"), "1"),
+            change("kernel/core_pattern", "core"),
+            change("net/../kernel/core_pattern", "core"),
+            change(V4, "1"),
+        ];
+        fs::write(tree.0.join("state"), serde_json::to_vec(&planted).expect("JSON")).expect("a file");
+        tree.sysctls().restore();
+        let now = ["kernel/core_pattern", "net/x", V4].map(|key| tree.get(key));
+        assert_eq!(now, ["core", "1", "evil"]);
+    }
 
     #[test]
     fn switches_are_put_back_as_they_were_also_after_a_crash() {

@@ -259,7 +259,7 @@ fn run_open(
     };
     let runtime = parts.runtime();
     let interface_name = interface.name.clone();
-    let came_up = Cell::new(false);
+    let came_up = Cell::new(resumed.is_some());
     let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
         let mut hangups = Hangups::install()?;
         exec::accept_signals()?;
@@ -497,7 +497,14 @@ impl Tunnel<'_> {
                 Err(error.into())
             }
         };
+        if let Ok(End::Upgrade(_)) = result
+            && signals.hold(Some(hangups)).await.unwrap_or(false)
+        {
+            let _ = exec::accept_signals();
+            result = Ok(End::Down);
+        }
         if let Ok(End::Upgrade(granted)) = result {
+            service::alive();
             match control.hand_over().await {
                 Ok(handed_over) => {
                     let network;
@@ -510,6 +517,7 @@ impl Tunnel<'_> {
                 }
                 Err(error) => {
                     tracing::error!(%error, "the tunnel cannot be handed over, and goes down");
+                    let _ = exec::accept_signals();
                     result = Err(error.into());
                 }
             }

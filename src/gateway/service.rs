@@ -24,7 +24,16 @@ const WRITABLE: [&str; 4] = ["/dev/null", "/dev/tty", "/dev/net/tun", "/proc/sys
 
 /// Tells the service manager that packets can pass.
 pub(super) fn ready(name: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(&format!("{name} is up"))]);
+    tell(&[
+        NotifyState::Ready,
+        NotifyState::Status(&format!("{name} is up")),
+        NotifyState::Watchdog,
+    ]);
+}
+
+/// Tells the service manager that everything moves, before what may take its time.
+pub(super) fn alive() {
+    tell(&[NotifyState::Watchdog]);
 }
 
 /// Tells the service manager that the tunnel goes down.

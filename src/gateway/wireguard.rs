@@ -162,6 +162,9 @@ fn run_open(
             () = answer_status => return Ok(None),
             granted = upgrade => granted,
         };
+        if signals.hold(None).await? {
+            return Ok(None);
+        }
         let handed_over = control.hand_over().await?;
         let facts = control.facts();
         let state = handover::State {

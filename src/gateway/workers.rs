@@ -18,6 +18,7 @@ use crate::sandbox;
 use crate::stats::counters::{CounterSnapshot, WorkerCounters};
 use crate::sys::cpu::{self, Core};
 use crate::sys::engine::Engine;
+use crate::sys::exec;
 use crate::sys::plain::Plain;
 use crate::sys::tun::{self, TunQueue};
 use crate::sys::udp::UdpSocket;
@@ -149,6 +150,7 @@ fn open_door(
     let (door, port) = Door::new(socket, waking, doorman, mailbox, counters.clone());
     let thread = thread::Builder::new().name("door".into()).spawn(move || {
         let _death = death;
+        let _ = exec::hold_signals();
         cpu::be_nice(DOOR_NICE);
         if sandbox {
             confine("door");
@@ -200,6 +202,8 @@ impl Drop for DeathNotice {
 
 impl Thread {
     fn run(self, queue: TunQueue, socket: UdpSocket, wake: Wake, started: &Sender<Started>) {
+        // Signals are the control thread's: an upgrade has them wait there.
+        let _ = exec::hold_signals();
         if let Some(core) = self.core
             && !core.pin()
         {

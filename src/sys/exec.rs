@@ -39,6 +39,27 @@ pub fn accept_signals() -> io::Result<()> {
     mask(libc::SIG_UNBLOCK)
 }
 
+/// Has those signals wait that the calling thread would get: for a thread that others would miss them by, and for one that is
+/// about to call [`exec`].
+///
+/// # Errors
+/// None that a sane kernel has.
+pub fn hold_signals() -> io::Result<()> {
+    mask(libc::SIG_BLOCK)
+}
+
+/// Sends SIGHUP to the calling thread (raise(3)), where it waits once [`hold_signals`] was called.
+pub fn hang_up() {
+    // SAFETY: takes no pointers; the daemon has a handler, and until then the default is what the sender wanted.
+    unsafe { libc::raise(libc::SIGHUP) };
+}
+
+/// The user that this process acts as (geteuid(2)).
+pub fn effective_user() -> u32 {
+    // SAFETY: takes no pointers, and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 fn mask(how: libc::c_int) -> io::Result<()> {
     // SAFETY: a signal set of zeros is one, and sigemptyset would make it so.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
