@@ -3,8 +3,12 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if let Some(answered) = ringway::gateway::answer_check("ringway-wg") {
-        return answered;
+    let check = || {
+        let parse = |words| ringway::cli::wireguard::options_of(words).map(Some);
+        ringway::gateway::answer_check("ringway-wg", parse)
+    };
+    if let Some(done) = ringway::gateway::keep_guard().or_else(check) {
+        return done;
     }
     ringway::cli::wireguard::main(ringway::gateway::run_wireguard)
 }

@@ -113,17 +113,13 @@ fn wait_until_ready(daemon: &mut Child, socket: &Path, log: &Path) -> Result<(),
 /// `cleanup`: removes what a daemon that was killed has left of a tunnel, and tells what that was.
 pub(super) fn down<E: Error + 'static>(
     options: &Down,
-    cleanup: impl FnOnce(&str) -> Result<Vec<String>, E>,
+    cleanup: impl FnOnce(&str, &Path) -> Result<Vec<String>, E>,
 ) -> Result<(), Failure> {
     let (name, socket) = running(&options.name)?;
     let mut client = match Client::connect(&socket) {
         Ok(client) => client,
         Err(error @ ClientError::NoDaemon { .. }) => {
-            let mut removed = cleanup(&name).map_err(|error| Failure::of(&error))?;
-            // Nobody listens, so it is a dead daemon's.
-            if fs::remove_file(&socket).is_ok() {
-                removed.push(format!("the socket {}", socket.display()));
-            }
+            let removed = cleanup(&name, &socket).map_err(|error| Failure::of(&error))?;
             if removed.is_empty() {
                 return Err(error.into());
             }
@@ -174,7 +170,7 @@ fn find(name: &str) -> Result<PathBuf, Failure> {
 
 /// The interface and the control socket of the tunnel that `name` means. The file may have gone or become wrong since it was
 /// read.
-fn running(name: &str) -> Result<(String, PathBuf), Failure> {
+pub(super) fn running(name: &str) -> Result<(String, PathBuf), Failure> {
     match find(name).and_then(|file| load(&file)) {
         Ok(loaded) => Ok((loaded.config.interface.name, loaded.config.interface.control_socket)),
         Err(error) if name.contains('/') || error.exit == Exit::Usage => Err(error),

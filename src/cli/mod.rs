@@ -29,6 +29,7 @@ mod units;
 pub mod wireguard;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -105,13 +106,12 @@ enum Command {
     /// tunnel's and the loopback. Needs root or CAP_NET_RAW. Ends with exit code 6 when something left that is neither the
     /// tunnel's own nor allowed.
     Leaktest(leaktest::Options),
-    /// Remove what a daemon that was killed has left: routing rules, packet filters, name servers
+    /// Remove what a daemon that was killed has left: routing rules, packet filters, name servers, sockets
     ///
-    /// The next start of the tunnel does so too. Nothing is done while an interface of that name exists. Needs root or
-    /// CAP_NET_ADMIN.
+    /// The next start of the tunnel does so too. Nothing is done while an interface of that name exists. A kill switch holds:
+    /// see "ringway unblock". Needs root or CAP_NET_ADMIN.
     Cleanup {
-        /// The tunnel's interface
-        #[arg(value_parser = interface_name)]
+        /// The tunnel, or with a "/" the path of its file
         name: String,
     },
     /// Show running tunnels: peers, workers, offloads, drops
@@ -172,12 +172,12 @@ pub fn command() -> clap::Command {
 }
 
 /// The whole program: reads the command line, carries it out, and gives its exit code. `run` runs a tunnel until it is
-/// ended from outside, `resume` one that another program has left under a descriptor, `cleanup` removes what is left of one and says what that was; when the operating system denied
-/// something, the source chain of an error should have the `io::Error` that says so.
+/// ended from outside, `resume` one that another program has left under a descriptor, `cleanup` removes what is left of one with
+/// this control socket and says what that was; when the operating system denied something, the source chain of an error should have the `io::Error` that says so.
 pub fn main<E: Error + 'static>(
     run: impl FnOnce(Config, &Path) -> Result<(), E>,
     resume: impl FnOnce(i32) -> Result<(), E>,
-    cleanup: impl FnOnce(&str) -> Result<Vec<String>, E>,
+    cleanup: impl FnOnce(&str, &Path) -> Result<Vec<String>, E>,
 ) -> ExitCode {
     // Prints help and usage errors by itself and ends with 0 or 2.
     let parsed = resume::split(std::env::args_os());
@@ -201,10 +201,25 @@ pub fn main<E: Error + 'static>(
     }
 }
 
+/// Whether these words are a command line of this program.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub fn understands(words: Vec<OsString>) -> Result<(), String> {
+    let parsed = Arguments::try_parse_from(words);
+    parsed.map(drop).map_err(|error| in_one_line(&error))
+}
+
+fn in_one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+}
+
 fn carry_out<E: Error + 'static>(
     command: Command,
     run: impl FnOnce(Config, &Path) -> Result<(), E>,
-    cleanup: impl FnOnce(&str) -> Result<Vec<String>, E>,
+    cleanup: impl FnOnce(&str, &Path) -> Result<Vec<String>, E>,
 ) -> Result<(), Failure> {
     match command {
         Command::Run { config: file } => {
@@ -222,7 +237,8 @@ fn carry_out<E: Error + 'static>(
         Command::Unblock { name } => unblock::unblock(name.as_deref()),
         Command::Leaktest(options) => leaktest::leaktest(&options),
         Command::Cleanup { name } => {
-            let removed = cleanup(&name).map_err(|error| Failure::of(&error))?;
+            let (name, control_socket) = background::running(&name)?;
+            let removed = cleanup(&name, &control_socket).map_err(|error| Failure::of(&error))?;
             if removed.is_empty() {
                 writeln!(io::stdout(), "nothing is left of {name}")?;
             }
@@ -247,10 +263,6 @@ fn carry_out<E: Error + 'static>(
         Command::Capture(options) => capture::capture(&options),
         Command::Explain(options) => explain::explain(&options),
     }
-}
-
-fn interface_name(text: &str) -> Result<String, String> {
-    config::values::check_interface_name(text).map(|()| text.to_owned())
 }
 
 fn check(path: &Path) -> Result<(), Failure> {

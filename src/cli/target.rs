@@ -113,7 +113,10 @@ impl From<ClientError> for Failure {
             ClientError::Permission { .. } => Exit::Permission,
             ClientError::Refused { error, .. } if error.code == ErrorCode::InvalidConfig => Exit::Invalid,
             ClientError::Refused { error, .. } if error.code == ErrorCode::NotPermitted => Exit::Permission,
-            ClientError::Io { .. } | ClientError::Protocol { .. } | ClientError::Refused { .. } => Exit::Failure,
+            ClientError::Io { .. }
+            | ClientError::Protocol { .. }
+            | ClientError::UpgradeLost { .. }
+            | ClientError::Refused { .. } => Exit::Failure,
         };
         Failure::new(exit, error.to_string())
     }

@@ -1,6 +1,7 @@
 //! The command line of `ringway-wg`, which is that of wireguard-go and a few options more.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
@@ -77,6 +78,29 @@ pub fn main<E: Error + 'static>(
     }
 }
 
+/// What these words, a whole command line, ask for.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub fn options_of(words: Vec<OsString>) -> Result<WireGuard, String> {
+    let parsed = Arguments::try_parse_from(words);
+    parsed
+        .map(Arguments::options)
+        .map_err(|error| super::in_one_line(&error))
+}
+
+impl Arguments {
+    fn options(self) -> WireGuard {
+        WireGuard {
+            name: self.interface,
+            suite: self.suite,
+            workers: self.workers,
+            io: self.io,
+            crypto: self.crypto,
+        }
+    }
+}
+
 fn carry_out<E: Error + 'static>(
     arguments: Arguments,
     resumed: Option<i32>,
@@ -96,13 +120,7 @@ fn carry_out<E: Error + 'static>(
         false => Some(daemon::detach()?),
     };
     log::begin(EnvFilter::new(level.filter()), level == LogLevel::Verbose);
-    let options = WireGuard {
-        name: arguments.interface,
-        suite: arguments.suite,
-        workers: arguments.workers,
-        io: arguments.io,
-        crypto: arguments.crypto,
-    };
+    let options = arguments.options();
     let mut ready = |facts: &Facts| {
         tracing::info!(name = facts.name, port = facts.listen_port, "ready");
         detached

@@ -21,6 +21,8 @@ use crate::worker::mailbox::{Command, WorkerPort};
 
 /// Captures that may be on at once: each takes 4 MiB per worker.
 const CAPTURES_MAX: usize = 4;
+/// How long captures that are ended may take to be told so.
+const LAST_PACKETS_TIME_MAX: Duration = Duration::from_millis(500);
 /// Largest packet that is copied whole: an IP packet has at most 65,575 bytes (IPv6).
 pub(super) const SNAP_LEN_MAX: u32 = 65_575;
 
@@ -111,6 +113,18 @@ impl Control {
                 .map_err(|error| refused(ErrorCode::Unavailable, error.to_string()))?;
         }
         Ok(feed)
+    }
+
+    /// Ends all captures, and waits a moment until those who look have been told their ends.
+    pub(super) async fn end_captures(&self) {
+        if self.captures.seats.available_permits() == CAPTURES_MAX {
+            return;
+        }
+        if self.broadcast(|| Command::EndCaptures).is_ok() {
+            let seats = self.captures.seats.acquire_many(CAPTURES_MAX as u32);
+            // A client that does not read finds its capture cut off.
+            let _ = tokio::time::timeout(LAST_PACKETS_TIME_MAX, seats).await;
+        }
     }
 
     /// Tells captures that are on what the peers are called.

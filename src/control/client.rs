@@ -18,6 +18,9 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 /// An upgrade is answered by a program that has yet to start.
 const UPGRADE_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// What is wrong with an answer of which there is nothing.
+const HUNG_UP: &str = "the daemon hung up";
+
 /// Longest response taken: reports of 10,000 peers with a histogram each fit several times.
 const RESPONSE_LEN_MAX: u64 = 1 << 28;
 
@@ -55,6 +58,15 @@ pub enum ClientError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The daemon ended before another program went on with its tunnel.
+    #[error(
+        "{}: the daemon ended before the other program went on with the tunnel; what it had set up is put back (but a kill \
+         switch holds), and its log says more", path.display()
+    )]
+    UpgradeLost {
+        /// The socket.
+        path: PathBuf,
     },
     /// The daemon declined.
     #[error("{}: {error}", path.display())]
@@ -124,7 +136,10 @@ impl Client {
     pub fn upgrade(&mut self, binary: Option<PathBuf>) -> Result<ChangeReport, ClientError> {
         let patience = self.stream.get_ref().set_read_timeout(Some(UPGRADE_TIME_MAX));
         patience.map_err(|error| failed(&self.path, error))?;
-        self.change(&Request::Upgrade { binary })
+        match self.change(&Request::Upgrade { binary }) {
+            Err(ClientError::Protocol { path, reason }) if reason == HUNG_UP => Err(ClientError::UpgradeLost { path }),
+            result => result,
+        }
     }
 
     /// What was counted since the last reset; `reset` begins a new interval.
@@ -165,12 +180,7 @@ impl Client {
         };
         if !line.ends_with('\n') {
             return Err(protocol(
-                if line.is_empty() {
-                    "the daemon hung up"
-                } else {
-                    "it is cut off"
-                }
-                .to_owned(),
+                if line.is_empty() { HUNG_UP } else { "it is cut off" }.to_owned(),
             ));
         }
         match serde_json::from_str(&line) {

@@ -75,11 +75,18 @@ impl Exporter {
         }))
     }
 
-    /// The listener, for a process that goes on with it.
-    pub fn hand_over(&mut self) -> io::Result<OwnedFd> {
-        match &mut self.0 {
+    /// The listener, for a program that is to go on with it.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        match &self.0 {
             Listener::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
-            Listener::Unix(socket) => socket.hand_over(),
+            Listener::Unix(socket) => socket.duplicate(),
+        }
+    }
+
+    /// Has a socket's name stay when this goes.
+    pub fn leave_behind(&mut self) {
+        if let Listener::Unix(socket) = &mut self.0 {
+            socket.leave_behind();
         }
     }
 

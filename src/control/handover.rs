@@ -5,26 +5,33 @@
 //! handshakes under way, packets that wait for one.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use crossbeam_channel::bounded;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::changes::{AllowedIp, ChangeError, Changes, PeerChanges, WORKER_ANSWER_MAX};
+use super::api::OffloadReport;
+use super::changes::{AllowedIp, ChangeError, Changes, PeerChanges};
 use super::peers::{Tally, config_suite};
 use super::stats::Baseline;
 use super::{Control, ControlError};
 use crate::config::{PresharedKey, PrivateKey, PublicKey};
+use crate::crypto::Choice;
 use crate::path::drops::Drop;
 use crate::path::forward::Halves;
 use crate::proto::hex::Hex;
-use crate::proto::{self, Action, PeerId, Sessions, SuiteChoice};
+use crate::proto::{self, Action, Device, DeviceConfig, PeerConfig, PeerId, Sessions, SuiteChoice};
 use crate::stats::counters::CounterSnapshot;
 use crate::sys::tun::TunQueue;
 use crate::sys::udp::UdpSocket;
 use crate::worker;
 use crate::worker::mailbox::Command;
+
+/// How long workers and the door may take to carry what they have read to its end. It is a matter of microseconds, unless
+/// the machine is very busy.
+const AT_REST_TIME_MAX: Duration = Duration::from_secs(5);
+/// Turns in which handshake messages are answered that had been let in: what a flood has left may take no longer.
+const LAST_TURNS: usize = 4;
 
 /// Stands before the number of the descriptor by which a program that was executed goes on.
 pub const RESUME_ARGUMENT: &str = "--resume";
@@ -32,6 +39,14 @@ pub const RESUME_ARGUMENT: &str = "--resume";
 /// The control thread's part of a hand-over.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct State {
+    /// The interface's name.
+    pub name: String,
+    /// The UDP port in use.
+    pub listen_port: u16,
+    /// SO_MARK of the sockets.
+    pub mark: u32,
+    /// What the kernel carries out.
+    pub offloads: OffloadReport,
     private_key: Option<Hex<32>>,
     addresses: Vec<IpNet>,
     mtu: u16,
@@ -78,6 +93,12 @@ pub struct HandedOver {
     pub lane_sockets: Vec<UdpSocket>,
 }
 
+/// Workers at rest.
+pub struct Paused {
+    /// Another descriptor of the door's socket.
+    door: UdpSocket,
+}
+
 impl State {
     /// Our private key.
     pub fn private_key(&self) -> Option<PrivateKey> {
@@ -85,9 +106,44 @@ impl State {
         Some(PrivateKey::from_bytes(key.0.clone()))
     }
 
+    /// Whether a device could go on with the peers, as far as that can be told without any worker.
+    ///
+    /// # Errors
+    /// A phrase about what can't be gone on with.
+    pub fn rehearse(&self, crypto: Choice) -> Result<(), String> {
+        let private_key = super::random_secret();
+        let lanes = u8::try_from(self.workers.len()).map_err(|_| "it has more workers than lanes".to_owned())?;
+        let config = DeviceConfig {
+            private_key,
+            lanes,
+            crypto,
+        };
+        let mut device = Device::new(config, super::random);
+        for peer in &self.peers {
+            let config = PeerConfig {
+                public_key: peer.public_key.0,
+                preshared_key: None,
+                endpoint: None,
+                persistent_keepalive: peer.persistent_keepalive_s.map(Duration::from_secs),
+                suite: peer.suite,
+            };
+            let known = device.add_peer(crate::worker::time_now(), config);
+            if !known.is_ok_and(|id| device.resume_peer(id, &peer.protocol)) {
+                return Err(format!("the peer {} cannot be gone on with", peer.public_key));
+            }
+            while device.poll_action().is_some() {}
+        }
+        Ok(())
+    }
+
     /// What each worker had counted.
     pub fn counters(&self) -> Vec<CounterSnapshot> {
         self.workers.iter().map(|worker| worker.counters.clone()).collect()
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
     }
 
     /// When the latency log began, where there is one.
@@ -102,30 +158,55 @@ impl State {
 }
 
 impl Control {
-    /// SO_MARK of the outer sockets; 0 for none.
-    pub fn fwmark(&self) -> u32 {
-        self.udp_options.mark
+    /// What would be handed over at this moment, but for counters of workers and all keys, which are zeros: for a program that
+    /// is asked whether it could go on.
+    pub fn rehearsal(&self) -> State {
+        let blank = |key: &mut Option<Hex<32>>| *key = key.as_ref().map(|_| Hex::new(&[0; 32]));
+        let mut state = self.state_with(|id| self.device.rehearsed_peer_state(self.now(), id));
+        blank(&mut state.private_key);
+        for peer in &mut state.peers {
+            blank(&mut peer.preshared_key);
+        }
+        state
+    }
+
+    /// Has the workers carry what they have read to its end, and read nothing more. All other things go on, and packets wait
+    /// in the kernel.
+    ///
+    /// # Errors
+    /// Some don't come to rest: the machine is too busy, or one has ended. Then all read on.
+    pub async fn pause(&mut self) -> Result<Paused, ControlError> {
+        let door = self.door.socket.socket.try_clone()?;
+        self.end_captures().await;
+        // While packets still pass, for it may take a disk's time.
+        self.finish_state().await;
+        let at_rest = self.ask_workers_within(AT_REST_TIME_MAX, Command::Pause).gather().await;
+        if at_rest.by_all().is_err() {
+            self.broadcast(|| Command::GoOn)?;
+            let busy = "a worker does not come to rest within the time that an upgrade takes";
+            return Err(ControlError::Worker(busy.into()));
+        }
+        Ok(Paused { door })
     }
 
     /// Ends the workers and gives away all that there is. Nothing but dropping it may be done with this afterwards.
     ///
     /// # Errors
     /// A worker has ended by itself, or does not come to its end.
-    pub async fn hand_over(&mut self) -> Result<HandedOver, ControlError> {
-        let door = self.door.socket.socket.try_clone()?;
+    pub async fn hand_over(&mut self, paused: Paused) -> Result<HandedOver, ControlError> {
+        let Paused { door } = paused;
         // The door may have ended by itself; then there is nobody to stop.
         let _ = self.door.port.stop();
-        self.door.port.wait_for_end(WORKER_ANSWER_MAX);
+        self.door.port.wait_for_end(AT_REST_TIME_MAX);
         // Sessions that are about to be made come to the workers before they end.
-        self.take_reports();
-        self.act()?;
-        let mut sessions = self.stop_workers()?;
+        for _ in 0..LAST_TURNS {
+            self.take_reports();
+            self.act()?;
+        }
+        let sessions = self.stop_workers().await?;
         self.take_last_reports();
         self.count_socket_drops();
-        if let Some(state) = self.state.take() {
-            state.finish(self.timestamps()).await;
-        }
-        let state = self.state_with(&mut sessions);
+        let state = self.state_with(|id| self.device.peer_state(self.now(), id, &sessions));
         self.handed_over = true;
         let mut handed_over = HandedOver {
             state,
@@ -142,16 +223,10 @@ impl Control {
     }
 
     /// All keys, which no worker has any more.
-    fn stop_workers(&self) -> Result<Sessions, ControlError> {
-        let (to, from) = bounded(self.workers.len());
-        self.broadcast(|| Command::HandOver(to.clone()))?;
-        drop(to);
-        let mut of_worker: Vec<Halves> = self.workers.iter().map(|_| Halves::default()).collect();
-        for _ in 0..self.workers.len() {
-            let slow = |_| ControlError::Worker("a worker does not hand its sessions over".into());
-            let (number, halves) = from.recv_timeout(WORKER_ANSWER_MAX).map_err(slow)?;
-            of_worker[usize::from(number)] = halves;
-        }
+    async fn stop_workers(&self) -> Result<Sessions, ControlError> {
+        let answers = self.ask_workers_within(AT_REST_TIME_MAX, Command::HandOver);
+        let slow = |_| ControlError::Worker("a worker does not hand its sessions over".into());
+        let of_worker: Vec<Halves> = answers.gather().await.by_all().map_err(slow)?;
         let mut sessions = Sessions::default();
         // A worker's number is its lane.
         for halves in of_worker {
@@ -161,10 +236,12 @@ impl Control {
         Ok(sessions)
     }
 
-    /// What workers had to say before they ended. Handshake messages are lost, as on their way: an answer to one would make
-    /// keys that no worker is there to take.
+    /// What workers had to say before they ended. Handshake messages for which there was no time are lost: an answer to one
+    /// would make keys that no worker is there to take.
     fn take_last_reports(&mut self) {
-        while self.reports.handshakes.try_recv().is_ok() {}
+        while self.reports.handshakes.try_recv().is_ok() {
+            self.count(Drop::HandshakeQueueFull);
+        }
         while !self.reports.reports.is_empty() {
             self.take_reports();
         }
@@ -181,7 +258,7 @@ impl Control {
         }
     }
 
-    fn state_with(&self, sessions: &mut Sessions) -> State {
+    fn state_with(&self, protocol: impl Fn(PeerId) -> Option<proto::PeerState>) -> State {
         let workers = self.workers.iter().map(|worker| WorkerState {
             counters: worker.counters.snapshot(),
             socket_drops: worker.socket.drops,
@@ -190,6 +267,10 @@ impl Control {
         // In the order in which they were added, so that they are listed in it again.
         peers.sort();
         State {
+            name: self.facts.name.clone(),
+            listen_port: self.facts.listen_port,
+            mark: self.udp_options.mark,
+            offloads: self.facts.offloads,
             private_key: self.private_key.as_ref().map(|key| Hex::new(key.as_bytes())),
             addresses: self.addresses.clone(),
             mtu: u16::try_from(self.facts.mtu).unwrap_or(u16::MAX),
@@ -202,12 +283,12 @@ impl Control {
             workers: workers.collect(),
             peers: peers
                 .into_iter()
-                .filter_map(|id| self.peer_state(id, sessions))
+                .filter_map(|id| self.peer_state(id, protocol(id)?))
                 .collect(),
         }
     }
 
-    fn peer_state(&self, id: PeerId, sessions: &Sessions) -> Option<PeerState> {
+    fn peer_state(&self, id: PeerId, protocol: proto::PeerState) -> Option<PeerState> {
         let peer = self.peers.get(id)?;
         let info = self.device.peer(id)?;
         Some(PeerState {
@@ -220,7 +301,7 @@ impl Control {
             allowed_ips: self.allowed.of(id),
             path_mtu: peer.path_mtu.known(),
             tally: peer.tally(),
-            protocol: self.device.peer_state(self.now(), id, sessions)?,
+            protocol,
         })
     }
 

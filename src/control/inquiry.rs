@@ -38,9 +38,9 @@ type Rest = Box<dyn FnOnce(&mut Control)>;
 pub(super) struct Inquiries(JoinSet<Rest>);
 
 impl<T> Answers<T> {
-    fn expected(workers: usize) -> (mpsc::Sender<(u8, T)>, Answers<T>) {
+    fn expected(workers: usize, patience: Duration) -> (mpsc::Sender<(u8, T)>, Answers<T>) {
         let (reply, from) = mpsc::channel(workers.max(1));
-        let deadline = Instant::now() + WORKER_ANSWER_MAX;
+        let deadline = Instant::now() + patience;
         (
             reply,
             Answers {
@@ -94,7 +94,16 @@ impl Inquiries {
 impl Control {
     /// Asks every worker.
     pub(super) fn ask_workers<T>(&self, question: impl Fn(mpsc::Sender<(u8, T)>) -> Command) -> Answers<T> {
-        let (reply, answers) = Answers::expected(self.workers.len());
+        self.ask_workers_within(WORKER_ANSWER_MAX, question)
+    }
+
+    /// As [`Control::ask_workers`], with another time limit.
+    pub(super) fn ask_workers_within<T>(
+        &self,
+        patience: Duration,
+        question: impl Fn(mpsc::Sender<(u8, T)>) -> Command,
+    ) -> Answers<T> {
+        let (reply, answers) = Answers::expected(self.workers.len(), patience);
         // Who has died gives no answer.
         let _ = self.broadcast(|| question(reply.clone()));
         answers
@@ -128,7 +137,7 @@ mod tests {
     #[test]
     fn answers_are_told_by_workers_in_whatever_order_they_come() {
         block_on(async {
-            let (reply, answers) = Answers::expected(3);
+            let (reply, answers) = Answers::expected(3, WORKER_ANSWER_MAX);
             let worker = std::thread::spawn(move || {
                 for number in [2, 0, 1] {
                     reply.try_send((number, number * 10)).expect("there is room for all");
@@ -142,7 +151,7 @@ mod tests {
     #[test]
     fn who_waits_for_a_worker_that_is_busy_keeps_nobody_else_from_working() {
         block_on(async {
-            let (reply, answers) = Answers::expected(2);
+            let (reply, answers) = Answers::expected(2, WORKER_ANSWER_MAX);
             reply.try_send((1, "here")).expect("there is room for all");
             let turns = Cell::new(0);
             let others = async {
@@ -168,8 +177,7 @@ mod tests {
     #[test]
     fn a_worker_that_has_died_is_not_waited_for() {
         block_on(async {
-            let (reply, mut answers) = Answers::<()>::expected(2);
-            answers.deadline += Duration::from_secs(3600);
+            let (reply, answers) = Answers::<()>::expected(2, Duration::from_secs(3600));
             drop(reply);
             assert_eq!(answers.gather().await.by_all(), Err(NoAnswer));
         });

@@ -277,6 +277,8 @@ pub enum Order {
     Metrics(Format, oneshot::Sender<Option<String>>),
     /// Tell everything.
     Dump(oneshot::Sender<Dump>),
+    /// Tell what would be handed over.
+    Rehearse(oneshot::Sender<handover::State>),
     /// Have every worker answer with its number.
     Alive(crossbeam_channel::Sender<u8>),
     /// Change something.
@@ -532,8 +534,14 @@ impl Control {
             let _ = worker.port.send(Command::Stop);
         }
         let _ = self.door.port.stop();
-        if let Some(state) = self.state.take() {
-            state.finish(self.timestamps()).await;
+        self.finish_state().await;
+    }
+
+    /// Writes what must outlive this run as if it ended here.
+    async fn finish_state(&mut self) {
+        if let Some(mut state) = self.state.take() {
+            state.finish(self.now(), self.timestamps()).await;
+            self.state = Some(state);
         }
     }
 
@@ -548,6 +556,7 @@ impl Control {
             Order::Explain(request, kernel, reply) => self.explain_to(request, kernel, reply),
             Order::Metrics(format, reply) => self.send_metrics(format, reply),
             Order::Dump(reply) => drop(reply.send(self.dump())),
+            Order::Rehearse(reply) => drop(reply.send(self.rehearsal())),
             Order::Alive(done) => self.broadcast(|| Command::Answer(done.clone()))?,
             Order::Change(changes, reply) => match self.apply(changes) {
                 Err(ChangeError::Control(error)) => return Err(error),

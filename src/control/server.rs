@@ -61,9 +61,14 @@ impl Server {
         SocketFile::inherited(path, listener).map(Server)
     }
 
-    /// The listener, for a process that goes on with it.
-    pub fn hand_over(&mut self) -> io::Result<OwnedFd> {
-        self.0.hand_over()
+    /// The listener, for a program that is to go on with it.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.duplicate()
+    }
+
+    /// Has the name stay when this goes.
+    pub fn leave_behind(&mut self) {
+        self.0.leave_behind();
     }
 
     /// Accepts clients for ever and sends their requests to `desks`.
@@ -216,7 +221,7 @@ async fn explain_packet(request: ExplainRequest, orders: &mpsc::Sender<Order>) -
 }
 
 /// Sends an order to whom carries it out, and waits for the answer; `None` when that one is ending.
-pub(super) async fn ask<O, T>(desk: &mpsc::Sender<O>, order: impl FnOnce(oneshot::Sender<T>) -> O) -> Option<T> {
+pub(crate) async fn ask<O, T>(desk: &mpsc::Sender<O>, order: impl FnOnce(oneshot::Sender<T>) -> O) -> Option<T> {
     let (reply, answer) = oneshot::channel();
     desk.send(order(reply)).await.ok()?;
     answer.await.ok()

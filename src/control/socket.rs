@@ -69,13 +69,8 @@ impl SocketFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
             Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
-            Ok(_) => match UnixStream::connect(path).await {
-                // Nobody listens: a dead daemon's.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path).map_err(failed)?;
-                }
-                _ => return Err(SocketError::InUse(path.to_owned())),
-            },
+            Ok(_) if is_dead(path).await => std::fs::remove_file(path).map_err(failed)?,
+            Ok(_) => return Err(SocketError::InUse(path.to_owned())),
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
         let socket = SocketFile {
@@ -101,11 +96,14 @@ impl SocketFile {
         })
     }
 
-    /// Another descriptor of the listener, for a process that goes on with it; the name stays.
-    pub fn hand_over(&mut self) -> io::Result<OwnedFd> {
-        let listener = self.listener.as_fd().try_clone_to_owned()?;
+    /// Another descriptor of the listener, for a program that is to go on with it.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Has the name stay when this goes.
+    pub fn leave_behind(&mut self) {
         self.outlives_us = true;
-        Ok(listener)
     }
 
     /// The next client.
@@ -131,6 +129,27 @@ impl Drop for SocketFile {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Removes the name of a socket on which nobody answers any more; whether there was one.
+pub async fn remove_dead(path: &Path) -> io::Result<bool> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    // Whoever comes up at the same time takes the name under the same lock.
+    if !is_socket || !is_dead(path).await {
+        return Ok(false);
+    }
+    let Some(_lock) = Lock::take(path).await? else {
+        return Ok(false);
+    };
+    match is_dead(path).await {
+        true => std::fs::remove_file(path).map(|()| true),
+        false => Ok(false),
+    }
+}
+
+async fn is_dead(path: &Path) -> bool {
+    let connected = UnixStream::connect(path).await;
+    connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// The right to decide whose a name is: a locked file beside it, which is there only meanwhile.
@@ -295,7 +314,13 @@ mod tests {
         let socket = SocketFile::bind(&path, Access::Owner).await.expect("a socket");
         let beside = std::fs::read_dir(path.parent().expect("a folder")).expect("it is there");
         assert_eq!(beside.count(), 1, "the lock is gone");
+        assert!(!remove_dead(&path).await.expect("it can be asked"), "it lives");
         drop(socket);
+        die_at(&path);
+        assert!(remove_dead(&path).await.expect("it can be removed"));
+        assert!(!remove_dead(&path).await.expect("it can be asked"), "there is none");
+        let beside = std::fs::read_dir(path.parent().expect("a folder")).expect("it is there");
+        assert_eq!(beside.count(), 0);
         clean_up(&path);
     }
 

@@ -53,6 +53,8 @@ pub(super) struct State {
     last: Option<Time>,
     writing: Option<JoinHandle<io::Result<()>>>,
     complained: bool,
+    /// The file has no reserve, as if nothing more were sent.
+    ended: bool,
 }
 
 impl State {
@@ -91,6 +93,7 @@ impl State {
             last: None,
             writing: None,
             complained: false,
+            ended: false,
         }
     }
 
@@ -128,11 +131,11 @@ impl State {
             return;
         }
         let (latest, received) = collect(timestamps);
-        if !self.stamps.is_short(latest, now) && received == self.written {
+        if !self.ended && !self.stamps.is_short(latest, now) && received == self.written {
             return;
         }
         let text = render(&self.stamps.renew(latest, now), &received);
-        (self.written, self.last) = (received, Some(now.mono));
+        (self.written, self.last, self.ended) = (received, Some(now.mono), false);
         let (runtime, path) = (self.runtime, self.path.clone());
         let complained = std::mem::replace(&mut self.complained, true);
         self.writing = Some(tokio::task::spawn_local(async move {
@@ -149,8 +152,9 @@ impl State {
         }));
     }
 
-    /// Writes how it ended, without any reserve, if the file could be written at all.
-    pub(super) async fn finish(mut self, timestamps: impl Iterator<Item = (PublicKey, Timestamps)>) {
+    /// Writes how it ended, without any reserve, if the file could be written at all. Where it goes on after all, the reserve
+    /// comes back with the next write, which is due at once.
+    pub(super) async fn finish(&mut self, now: Now, timestamps: impl Iterator<Item = (PublicKey, Timestamps)>) {
         let can_be_written = match self.writing.take() {
             Some(writing) => matches!(writing.await, Ok(Ok(()))),
             // Not tried yet; without a handshake there is nothing to say.
@@ -164,6 +168,7 @@ impl State {
         if let Err(error) = replace_file(self.runtime, &self.path, text.into_bytes()).await {
             tracing::warn!("{}: cannot be written: {error}", self.path.display());
         }
+        (self.next, self.ended) = (Some(now.mono), true);
     }
 }
 
@@ -346,7 +351,7 @@ mod tests {
                         state.touch(set);
                         assert_eq!(state.poll_timeout(), Some(at(start + 9)), "the clock was set");
                         if finish {
-                            state.finish(stamps(0)).await;
+                            state.finish(now(9), stamps(0)).await;
                         }
                     }
                     kept
@@ -384,7 +389,7 @@ mod tests {
                 std::fs::remove_file(&path).expect("it is there");
                 std::fs::create_dir(&path).expect("it is gone");
                 state.write(now(1, 0), std::iter::once((key(1), stamps)));
-                state.finish(std::iter::once((key(1), stamps))).await;
+                state.finish(now(1, 0), std::iter::once((key(1), stamps))).await;
             })
             .expect("a runtime");
         std::fs::remove_dir(&path).expect("it stays a directory");

@@ -101,10 +101,13 @@ pub async fn resume(config: &Config, handed_over: &HandedOver) -> Running {
 }
 
 impl Running {
-    /// Lets go of everything as it is, for another process.
-    pub fn hand_over(self) -> HandedOver {
-        let State { egress, rules, .. } = self.state.into_inner();
-        HandedOver { egress, rules }
+    /// What a program has to know that goes on with it. Dropping this leaves all as it is.
+    pub async fn handed_over(&self) -> HandedOver {
+        let state = self.state.lock().await;
+        HandedOver {
+            egress: state.egress.clone(),
+            rules: state.rules.clone(),
+        }
     }
 
     /// Replaces the rules by those of a changed configuration, from one packet to the next; `[gateway]` may come and go. On

@@ -18,11 +18,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
+use super::guard::Guard;
 use super::network;
 use super::upgrade::{FORMAT, Granted};
 use crate::config::{self, Config, LoadError, PrivateKey, render};
 use crate::control;
-use crate::control::api::{ChangeReport, ErrorCode, OffloadReport, Response};
+use crate::control::api::{ChangeReport, ErrorCode, Response};
 use crate::control::handover::RESUME_ARGUMENT as RESUME;
 use crate::control::server::refusal;
 use crate::firewall;
@@ -74,6 +75,8 @@ pub(super) struct Descriptors<T> {
     pub(super) metrics: Option<T>,
     /// Whoever asked for the upgrade, and waits for an answer.
     pub(super) client: Option<T>,
+    /// The line to the guard.
+    pub(super) guard: Option<T>,
 }
 
 impl<T> Descriptors<T> {
@@ -90,6 +93,7 @@ impl<T> Descriptors<T> {
             wg: self.wg.map(&mut map).transpose()?,
             metrics: self.metrics.map(&mut map).transpose()?,
             client: self.client.map(&mut map).transpose()?,
+            guard: self.guard.map(&mut map).transpose()?,
         })
     }
 }
@@ -97,12 +101,9 @@ impl<T> Descriptors<T> {
 /// What a tunnel is, beside its descriptors and its configuration.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {
-    pub(super) name: String,
     pub(super) ifindex: u32,
-    pub(super) listen_port: u16,
-    /// SO_MARK of the sockets.
-    pub(super) mark: u32,
-    pub(super) offloads: OffloadReport,
+    /// The guard's process.
+    pub(super) guard: Option<u32>,
     pub(super) control: control::handover::State,
     /// Where the configuration came from, and is saved to; none where `wg` configures the tunnel, as with all below.
     pub(super) file: Option<PathBuf>,
@@ -147,12 +148,15 @@ pub(super) struct Handover {
 impl Handover {
     /// A tunnel that leaves this process.
     pub(super) fn new(
-        state: State,
+        mut state: State,
         config: Option<Zeroizing<String>>,
         mut descriptors: Descriptors<OwnedFd>,
+        guard: Guard,
         granted: Granted,
     ) -> (Handover, PathBuf) {
         descriptors.client = granted.client;
+        state.guard = Some(guard.pid);
+        descriptors.guard = Some(guard.line);
         let handover = Handover {
             state,
             config,
@@ -161,6 +165,12 @@ impl Handover {
             _reply: Some(granted.reply),
         };
         (handover, granted.program)
+    }
+
+    /// Who puts things right unless this tunnel runs again.
+    pub(super) fn guard(&mut self) -> Option<Guard> {
+        let (line, pid) = self.descriptors.guard.take().zip(self.state.guard.take())?;
+        Some(Guard { line, pid })
     }
 
     /// Executes `program` in the place of this one, to go on with the tunnel. Comes back only where that can't be done.
@@ -202,12 +212,10 @@ impl Handover {
             wg,
             metrics,
             client,
+            guard,
         } = &self.descriptors;
-        let config = self.config.as_ref().map_or(&[][..], |config| config.as_bytes());
-        let head = Head {
-            format: FORMAT,
-            version: env!("CARGO_PKG_VERSION").into(),
-            descriptors: Descriptors {
+        write(
+            Descriptors {
                 queues: queues.iter().map(numbers).collect(),
                 sockets: sockets.iter().map(numbers).collect(),
                 lane_sockets: lane_sockets.iter().map(numbers).collect(),
@@ -215,15 +223,11 @@ impl Handover {
                 wg: wg.as_ref().map(numbers),
                 metrics: metrics.as_ref().map(numbers),
                 client: client.as_ref().map(numbers),
+                guard: guard.as_ref().map(numbers),
             },
-            config_len: config.len(),
-            tunnel: &self.state,
-        };
-        memfd::sealed(|out| {
-            serde_json::to_writer(&mut *out, &head)?;
-            out.write_all(b"\n")?;
-            out.write_all(config)
-        })
+            &self.state,
+            self.config.as_ref(),
+        )
     }
 
     /// A tunnel that comes into this process, by the file that was passed on as `number`.
@@ -258,12 +262,7 @@ impl Handover {
         let (Some(text), Some(file)) = (&self.config, &self.state.file) else {
             return Err(HandoverError::Damaged("it is of a tunnel that wg configures".into()));
         };
-        let mut config = check_config(text)?;
-        config.interface.save.clone_from(&self.state.save);
-        if self.state.keyless {
-            config.interface.private_key = None;
-        }
-        Ok((config, file.clone()))
+        Ok((self.state.config(text)?, file.clone()))
     }
 
     /// Tells whoever asked what became of it. That they hung up is their own affair.
@@ -274,6 +273,77 @@ impl Handover {
             let _ = UnixStream::from(client).write_all(&line);
         }
     }
+}
+
+impl State {
+    /// Of a tunnel that `wg` configures.
+    pub(super) fn of_wireguard(ifindex: u32, control: control::handover::State) -> State {
+        State {
+            ifindex,
+            guard: None,
+            control,
+            file: None,
+            save: None,
+            keyless: false,
+            network: None,
+            gateway: None,
+        }
+    }
+
+    /// The configuration, from `text`.
+    fn config(&self, text: &str) -> Result<Config, LoadError> {
+        let mut config = check_config(text)?;
+        config.interface.save.clone_from(&self.save);
+        if self.keyless {
+            config.interface.private_key = None;
+        }
+        Ok(config)
+    }
+}
+
+/// The file that a program gets which is asked whether it could go on: as the one that is handed over, but for the numbers of
+/// descriptors, of which only how many there are means anything.
+pub(super) fn rehearsal(state: &State, config: Option<&Zeroizing<String>>) -> io::Result<OwnedFd> {
+    let workers = state.control.workers();
+    let descriptors = Descriptors {
+        queues: vec![0; workers],
+        sockets: vec![0; workers + 1],
+        lane_sockets: Vec::new(),
+        control: None,
+        wg: None,
+        metrics: None,
+        client: None,
+        guard: None,
+    };
+    write(descriptors, state, config)
+}
+
+/// Reads what [`rehearsal`] wrote; no configuration where `wg` has it.
+///
+/// # Errors
+/// See [`HandoverError`].
+pub(super) fn read_rehearsal(file: OwnedFd) -> Result<(State, Option<Config>), HandoverError> {
+    let bytes = memfd::read(file)?;
+    let (head, config) = parse(&bytes)?;
+    let text = config.map(Zeroizing::new);
+    let config = text.map(|text| head.tunnel.config(&text)).transpose()?;
+    Ok((head.tunnel, config))
+}
+
+fn write(descriptors: Descriptors<RawFd>, state: &State, config: Option<&Zeroizing<String>>) -> io::Result<OwnedFd> {
+    let config = config.map_or(&[][..], |config| config.as_bytes());
+    let head = Head {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").into(),
+        descriptors,
+        config_len: config.len(),
+        tunnel: state,
+    };
+    memfd::sealed(|out| {
+        serde_json::to_writer(&mut *out, &head)?;
+        out.write_all(b"\n")?;
+        out.write_all(config)
+    })
 }
 
 /// The configuration of a tunnel that runs as [`check_config`] reads it. One without a key gets one that nobody knows.
@@ -306,19 +376,23 @@ fn take(number: RawFd) -> Result<OwnedFd, HandoverError> {
 /// The command line of this process, with the file's number in it: behind the word of `ringway` that runs tunnels, so that
 /// what it ends with stays the same.
 fn arguments(own: impl Iterator<Item = OsString>, file: RawFd) -> Vec<OsString> {
+    let mut arguments = own_arguments(own);
+    let word = arguments.iter().position(|argument| argument == "run").unwrap_or(0);
+    let place = arguments.len().min(word + 1);
+    arguments.splice(place..place, [RESUME.into(), file.to_string().into()]);
+    arguments
+}
+
+/// A command line without the traces of earlier upgrades.
+pub(super) fn own_arguments(mut own: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments = Vec::new();
-    let mut own = own.peekable();
     while let Some(argument) = own.next() {
         if argument == RESUME {
-            // Of an earlier upgrade.
             own.next();
         } else {
             arguments.push(argument);
         }
     }
-    let word = arguments.iter().position(|argument| argument == "run").unwrap_or(0);
-    let place = arguments.len().min(word + 1);
-    arguments.splice(place..place, [RESUME.into(), file.to_string().into()]);
     arguments
 }
 
@@ -362,21 +436,20 @@ mod tests {
 
     use super::*;
 
-    const NUMBERS: &str =
-        r#"{"queues":[5,6],"sockets":[4,7,8],"lane_sockets":[],"control":9,"wg":null,"metrics":null,"client":10}"#;
+    const NUMBERS: &str = r#"{"queues":[5,6],"sockets":[4,7,8],"lane_sockets":[],"control":9,"wg":null,"metrics":null,"client":10,"guard":11}"#;
     const CONFIG: &str = "[interface]\nname = \"rw0\"\n";
 
     fn tunnel() -> String {
-        let control = r#"{"private_key":null,"addresses":["10.0.0.1/24"],"mtu":1420,
+        let control = r#"{"name":"rw0","listen_port":51820,"mark":0,"offloads":OFFLOADS,"private_key":null,"addresses":["10.0.0.1/24"],"mtu":1420,
             "started":{"secs_since_epoch":1700000000,"nanos_since_epoch":1},"upgrades":0,"latency_log_begin":null,
             "drops":{"bad_mac1":3},"door_socket_drops":0,"baseline":{"since":{"secs_since_epoch":1,"nanos_since_epoch":0},"control_drops":{},
             "workers":[],"peers":{}},"workers":[],"peers":[]}"#;
         let offloads = r#"{"udp_gso":true,"udp_gro":true,"tun_tso":true,"tun_uso":true,"tun_csum":true}"#;
         let text = format!(
-            r#"{{"name":"rw0","ifindex":3,"listen_port":51820,"mark":0,"offloads":{offloads},"control":{control},
+            r#"{{"ifindex":3,"guard":null,"control":{control},
             "file":"/etc/ringway/rw0.toml","save":null,"keyless":false,"network":null,"gateway":null}}"#
         );
-        text.replace('\n', " ")
+        text.replace('\n', " ").replace("OFFLOADS", offloads)
     }
 
     fn file(format: u32, numbers: &str, config: &str, config_len: usize) -> Vec<u8> {
@@ -412,7 +485,7 @@ mod tests {
             (Vec::new(), "no end"),
             (b"{\n".to_vec(), "damaged"),
             (b"[]\n".to_vec(), "damaged"),
-            (file(FORMAT + 1, "null", CONFIG, 0), "has format 2"),
+            (file(FORMAT + 1, "null", CONFIG, 0), "has format 3"),
             (file(FORMAT, "null", CONFIG, 0), "damaged"),
             (file(FORMAT, NUMBERS, CONFIG, CONFIG.len() + 1), "cut off"),
             (file(FORMAT, NUMBERS, CONFIG, CONFIG.len() - 1), "cut off"),

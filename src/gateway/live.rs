@@ -9,16 +9,18 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::RunError;
+use super::leave::About;
 use super::network::{Made, Network};
 use super::plan::{NeedsRestart, Plan};
 use super::upgrade::{self, Granted};
-use super::{End, PROGRAM, handover};
+use super::{End, PROGRAM};
 use crate::config::edit::EditError;
 use crate::config::save::{self, SaveError};
 use crate::config::{self, Config, HostPort, LoadError, Loaded, Located};
@@ -33,6 +35,9 @@ use crate::link::LinkError;
 /// The longest time that a change may wait for its confirmation.
 const CONFIRM_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How often a program is asked again whether it could go on, because what runs has changed while it was asked.
+const EXAMINATIONS_MAX: u32 = 5;
+
 /// Between attempts to undo what nobody has confirmed.
 const ROLL_BACK_PAUSE: Duration = Duration::from_secs(10);
 
@@ -46,6 +51,16 @@ pub(super) struct Live<'a> {
     orders: mpsc::Sender<Order>,
     asked: mpsc::Receiver<Asked>,
     pending: Option<Pending>,
+    examination: Option<Examination>,
+}
+
+/// A program that is being asked whether it could go on.
+struct Examination {
+    /// With what ran when it was asked.
+    of: Config,
+    /// How often it has been asked.
+    times: u32,
+    end: Pin<Box<dyn Future<Output = Option<Granted>>>>,
 }
 
 /// A change that is undone unless somebody confirms it.
@@ -90,6 +105,10 @@ enum Refused {
     Confined(&'static str),
     #[error(transparent)]
     Change(#[from] ChangeError),
+    #[error("another upgrade is under way")]
+    Upgrading,
+    #[error("what runs changes all the time; try again when it does not")]
+    Restless,
     #[error("commands of post_up still run; try again when they have ended")]
     Beginning,
     #[error("the tunnel is going down")]
@@ -106,7 +125,11 @@ impl Refused {
             }
             Refused::Edit(EditError::NoSuchPeer(_)) => ErrorCode::NotFound,
             Refused::Restart(_) | Refused::Confined(_) => ErrorCode::NeedsRestart,
-            Refused::Unconfirmed { .. } | Refused::NothingToConfirm | Refused::Beginning => ErrorCode::Conflict,
+            Refused::Unconfirmed { .. }
+            | Refused::NothingToConfirm
+            | Refused::Beginning
+            | Refused::Upgrading
+            | Refused::Restless => ErrorCode::Conflict,
             Refused::ConfirmTime | Refused::RelativePath(_) => ErrorCode::BadRequest,
             Refused::Ending => ErrorCode::Unavailable,
             Refused::Save(_) | Refused::Link(_) | Refused::Network(_) | Refused::Change(_) | Refused::Io(_) => {
@@ -134,6 +157,7 @@ impl<'a> Live<'a> {
             orders,
             asked,
             pending: None,
+            examination: None,
         }
     }
 
@@ -148,11 +172,29 @@ impl<'a> Live<'a> {
                     None => std::future::pending().await,
                 }
             };
+            let examination = self.examination.as_mut();
+            let examined = async {
+                match examination {
+                    Some(examination) => (&mut examination.end).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                granted = examined => {
+                    let examination = self.examination.take();
+                    let (Some(granted), Some(examination)) = (granted, examination) else {
+                        // It was told why.
+                        continue;
+                    };
+                    if let Some(granted) = self.grant(granted, &examination).await {
+                        return End::Upgrade(granted);
+                    }
+                }
                 Some(asked) = self.asked.recv() => {
                     if let Request::Upgrade { .. } = asked.request {
-                        if let Some(granted) = self.examine(asked, begun.get()).await {
-                            return End::Upgrade(granted);
+                        match self.may_upgrade(begun.get()) {
+                            Ok(()) => self.examine(asked, 1).await,
+                            Err(error) => refuse(asked, &error),
                         }
                         continue;
                     }
@@ -180,19 +222,54 @@ impl<'a> Live<'a> {
         }
     }
 
-    /// Whether another program goes on with the tunnel; what stands against it is answered.
-    async fn examine(&self, asked: Asked, begun: bool) -> Option<Granted> {
-        let refused = match self.refuse_while_unconfirmed() {
-            Err(error) => Some(error),
-            Ok(()) if !begun => Some(Refused::Beginning),
-            Ok(()) => None,
-        };
-        if let Some(error) = refused {
-            // A client that hung up loses its own answer only.
-            let _ = asked.reply.send(refusal(error.code(), error.to_string()));
-            return None;
+    /// Whether another program may be asked to go on with the tunnel. `begun`: the commands of the start have ended.
+    fn may_upgrade(&self, begun: bool) -> Result<(), Refused> {
+        self.refuse_while_unconfirmed()?;
+        if !begun {
+            return Err(Refused::Beginning);
         }
-        upgrade::examine(PROGRAM, asked, Some(&handover::config_text(&self.running))).await
+        if self.examination.is_some() {
+            return Err(Refused::Upgrading);
+        }
+        Ok(())
+    }
+
+    /// Begins to ask a program, for the `times`th time.
+    async fn examine(&mut self, asked: Asked, times: u32) {
+        let about = self.about().await;
+        let orders = self.orders.clone();
+        let rehearsal = async move { about.rehearsal(&orders).await };
+        self.examination = Some(Examination {
+            of: self.running.clone(),
+            times,
+            end: Box::pin(upgrade::examine(PROGRAM, asked, rehearsal)),
+        });
+    }
+
+    /// A program could go on with what ran when it was asked: whether it may, or is asked again, because that has changed.
+    async fn grant(&mut self, granted: Granted, examination: &Examination) -> Option<Granted> {
+        let refused = match self.refuse_while_unconfirmed() {
+            Err(error) => error,
+            Ok(()) if examination.of == self.running => return Some(granted),
+            Ok(()) if examination.times < EXAMINATIONS_MAX => {
+                self.examine(granted.ask_again(), examination.times + 1).await;
+                return None;
+            }
+            Ok(()) => Refused::Restless,
+        };
+        refuse(granted.ask_again(), &refused);
+        None
+    }
+
+    /// What the tunnel is, beside what the control thread knows of it.
+    pub(super) async fn about(&self) -> About {
+        About {
+            file: self.file.clone(),
+            config: self.running.clone(),
+            network: self.network.state(),
+            gateway: self.rules.handed_over().await,
+            ifindex: self.network.index(),
+        }
     }
 
     /// The tunnel's place in the system, and the configuration that ran last.
@@ -428,6 +505,11 @@ impl<'a> Live<'a> {
         self.orders.send(order(reply)).await.map_err(|_| Refused::Ending)?;
         answer.await.map_err(|_| Refused::Ending)
     }
+}
+
+fn refuse(asked: Asked, error: &Refused) {
+    // A client that hung up loses its own answer only.
+    let _ = asked.reply.send(refusal(error.code(), error.to_string()));
 }
 
 /// Reads and checks a file, off the control thread; the configuration, and what is unwise about it.

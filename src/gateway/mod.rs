@@ -8,8 +8,10 @@
 #![forbid(unsafe_code)]
 
 mod embed;
+mod guard;
 mod handover;
 mod hooks;
+mod leave;
 mod live;
 mod network;
 mod parts;
@@ -29,6 +31,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 pub(crate) use embed::{Wish, embed};
+pub use guard::keep_guard;
 pub use handover::HandoverError;
 pub use hooks::HookError;
 pub use network::cleanup;
@@ -40,7 +43,6 @@ use crate::config::{Config, Interface, Suite};
 use crate::control::api::Response;
 use crate::control::changes::ChangeError;
 use crate::control::exporter::{Exporter, ExporterError};
-use crate::control::handover::HandedOver;
 use crate::control::runtime::Runtime;
 use crate::control::server::{Desks, Server};
 use crate::control::signals::{Hangups, Signals};
@@ -53,7 +55,9 @@ use crate::link::LinkError;
 use crate::sys::tun::TunError;
 use crate::sys::{exec, probe, tun};
 use crate::uapi;
-use handover::{Descriptors, Handover};
+use guard::Guard;
+use handover::Handover;
+use leave::{Departure, Leaving, Luggage};
 use live::Live;
 use network::Network;
 use parts::{Identity, Parts};
@@ -157,25 +161,20 @@ pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(),
 
 /// As [`run`], from where the program stopped that this one was executed by, and that has left what is needed under the
 /// descriptor `number`.
+///
+/// Where that fails, all that the tunnel had in the system is put back by the guard that was posted before.
 pub fn resume(number: RawFd, ready: impl FnMut(&Facts)) -> Result<(), RunError> {
-    let handover = Handover::take(number)?;
-    let name = handover.state.name.clone();
-    let result = match handover.config() {
+    let mut handover = Handover::take(number)?;
+    match handover.config() {
         Ok((config, file)) => run_on(config, file, Some(handover), ready),
         Err(error) => {
+            let guard = handover.guard();
             // The interface goes with its last descriptor.
             drop(handover);
+            guard.into_iter().for_each(Guard::alarm);
             Err(error.into())
         }
-    };
-    if result.is_err() {
-        // What the other program has made and this one could not take over yet.
-        match cleanup(&name) {
-            Ok(removed) => removed.iter().for_each(|what| tracing::info!("removed {what}")),
-            Err(error) => tracing::warn!(%error, "something may be left; see: ringway cleanup"),
-        }
     }
-    result
 }
 
 fn run_on(
@@ -186,8 +185,10 @@ fn run_on(
 ) -> Result<(), RunError> {
     // It changes as the tunnel does, and the end is as the last one says.
     let mut config = config;
+    let guard = Cell::new(None);
     let result = loop {
-        let next = match run_open(&mut config, file.clone(), from.take(), &mut ready) {
+        guard.set(from.as_mut().and_then(Handover::guard));
+        let next = match run_open(&mut config, file.clone(), from.take(), &guard, &mut ready) {
             Ok(None) => break Ok(()),
             Ok(Some((handover, program))) => handover.go_on_in(&program),
             Err(error) => break Err(error),
@@ -198,6 +199,8 @@ fn run_on(
             Err(error) => break Err(error.into()),
         }
     };
+    // It came here, and did not run again.
+    guard.take().into_iter().for_each(Guard::alarm);
     let interface = &config.interface;
     match (&interface.lockdown, &result) {
         (None, _) => {}
@@ -213,11 +216,12 @@ fn run_on(
 }
 
 /// As [`run`], whatever the kill switch does. Leaves in `config` what ran last. Where the tunnel is to go on, comes back with
-/// it and with the program that is to have it.
+/// it and with the program that is to have it. The `guard` of one that came here is dismissed once it runs.
 fn run_open(
     config: &mut Config,
     file: PathBuf,
     from: Option<Handover>,
+    guard: &Cell<Option<Guard>>,
     ready: &mut impl FnMut(&Facts),
 ) -> Result<Option<(Handover, PathBuf)>, RunError> {
     let interface = &config.interface;
@@ -259,7 +263,7 @@ fn run_open(
     };
     let runtime = parts.runtime();
     let interface_name = interface.name.clone();
-    let came_up = Cell::new(resumed.is_some());
+    let came_up = Cell::new(false);
     let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
         let mut hangups = Hangups::install()?;
         exec::accept_signals()?;
@@ -300,6 +304,7 @@ fn run_open(
             ifindex,
             runtime,
             came_up: &came_up,
+            guard,
         };
         tunnel
             .serve(control, signals, &mut hangups, config, resumed, ready)
@@ -329,13 +334,6 @@ struct Resumed {
     state: handover::State,
     client: Option<OwnedFd>,
     outcome: Response,
-}
-
-/// What goes on in another process, but for the packet filter's rules.
-struct Leaving {
-    granted: Granted,
-    control: HandedOver,
-    network: network::State,
 }
 
 /// Runs the commands that come before the interface; false when a signal ends the tunnel before it is there.
@@ -369,6 +367,8 @@ struct Tunnel<'a> {
     runtime: Runtime,
     /// Whether the commands of the end are to run.
     came_up: &'a Cell<bool>,
+    /// Who puts things right unless a tunnel that came here runs.
+    guard: &'a Cell<Option<Guard>>,
 }
 
 impl Tunnel<'_> {
@@ -401,7 +401,12 @@ impl Tunnel<'_> {
             .serve_link((control, signals, hangups), config, &rules, resumed, ready)
             .await;
         match result {
-            Ok(Some(leaving)) => Ok(Some(self.hand_over(control, config, leaving, rules.hand_over())?)),
+            Ok(Some(leaving)) => {
+                self.server.leave_behind();
+                self.uapi.iter_mut().for_each(uapi::server::Server::leave_behind);
+                self.exporter.iter_mut().for_each(Exporter::leave_behind);
+                Ok(Some(leaving.hand_over()))
+            }
             result => {
                 rules.tear_down().await;
                 result.map(|_| None)
@@ -416,7 +421,7 @@ impl Tunnel<'_> {
         rules: &firewall::gateway::Running,
         resumed: Option<Resumed>,
         ready: &mut impl FnMut(&Facts),
-    ) -> Result<Option<Leaving>, RunError> {
+    ) -> Result<Option<Box<Leaving>>, RunError> {
         let name = control.facts().name.clone();
         let state = resumed.as_ref().map(|resumed| &resumed.state);
         let mut network = match state.and_then(|state| state.network.as_ref()) {
@@ -432,14 +437,20 @@ impl Tunnel<'_> {
                 Some(begin) => control.resume_latency_log(self.runtime, path, begin).await,
                 None => control.log_latency(self.runtime, path).await,
             };
-            if let Err(error) = logging {
-                network.down().await;
-                return Err(failed(error));
+            match logging.map_err(failed) {
+                // A tunnel that runs does not end for want of its log.
+                Err(error) if resumed.is_some() => tracing::warn!("{error}"),
+                Err(error) => {
+                    network.down().await;
+                    return Err(error);
+                }
+                Ok(()) => {}
             }
         }
         ready(control.facts());
         service::ready(&name);
         self.came_up.set(true);
+        self.guard.take().into_iter().for_each(Guard::dismiss);
         if !network.confined {
             network.confined = service::confine(config, &self.file, network.dns_backend());
         }
@@ -458,70 +469,70 @@ impl Tunnel<'_> {
         };
         let file = self.file.clone();
         let mut live = Live::new(config.clone(), file, network, rules, orders_in.clone(), changes);
-        // Commands may want to use the tunnel, so it runs beside them.
-        let post_up = async {
-            if begun.get() {
-                return std::future::pending().await;
-            }
-            match hooks::run("post_up", &config.interface.hooks.post_up, &name).await {
-                Ok(()) => {
-                    begun.set(true);
-                    std::future::pending().await
+        let result = loop {
+            // Commands may want to use the tunnel, so it runs beside them.
+            let post_up = async {
+                if begun.get() {
+                    return std::future::pending().await;
                 }
-                Err(error) => error,
-            }
-        };
-        let serve_wg = async {
-            match &self.uapi {
-                Some(uapi) => uapi.serve(orders_in.clone()).await,
-                None => std::future::pending().await,
-            }
-        };
-        let serve_metrics = async {
-            match &self.exporter {
-                Some(exporter) => exporter.serve(orders_in.clone()).await,
-                None => std::future::pending().await,
-            }
-        };
-        let mut result = tokio::select! {
-            result = control.run(&mut orders, signals) => result.map(|()| End::Down).map_err(RunError::from),
-            () = self.server.serve(desks) => Ok(End::Down),
-            () = serve_metrics => Ok(End::Down),
-            // Who removes the socket ends the tunnel, as with wireguard-go.
-            () = serve_wg => Ok(End::Down),
-            end = live.serve(hangups, &begun) => Ok(end),
-            () = service::watch(orders_in.clone(), workers) => Ok(End::Down),
-            never = rules.follow() => match never {},
-            error = post_up => {
-                self.came_up.set(false);
-                Err(error.into())
-            }
-        };
-        if let Ok(End::Upgrade(_)) = result
-            && signals.hold(Some(hangups)).await.unwrap_or(false)
-        {
-            let _ = exec::accept_signals();
-            result = Ok(End::Down);
-        }
-        if let Ok(End::Upgrade(granted)) = result {
+                match hooks::run("post_up", &config.interface.hooks.post_up, &name).await {
+                    Ok(()) => {
+                        begun.set(true);
+                        std::future::pending().await
+                    }
+                    Err(error) => error,
+                }
+            };
+            let serve_wg = async {
+                match &self.uapi {
+                    Some(uapi) => uapi.serve(orders_in.clone()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let serve_metrics = async {
+                match &self.exporter {
+                    Some(exporter) => exporter.serve(orders_in.clone()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let end = tokio::select! {
+                result = control.run(&mut orders, signals) => result.map(|()| End::Down).map_err(RunError::from),
+                () = self.server.serve(desks.clone()) => Ok(End::Down),
+                () = serve_metrics => Ok(End::Down),
+                // Who removes the socket ends the tunnel, as with wireguard-go.
+                () = serve_wg => Ok(End::Down),
+                end = live.serve(hangups, &begun) => Ok(end),
+                () = service::watch(orders_in.clone(), workers) => Ok(End::Down),
+                never = rules.follow() => match never {},
+                error = post_up => {
+                    self.came_up.set(false);
+                    Err(error.into())
+                }
+            };
+            let granted = match end {
+                Ok(End::Upgrade(granted)) => granted,
+                Ok(End::Down) => break Ok(()),
+                Err(error) => break Err(error),
+            };
             service::alive();
-            match control.hand_over().await {
-                Ok(handed_over) => {
-                    let network;
-                    (network, *config) = live.end();
-                    return Ok(Some(Leaving {
-                        granted,
-                        control: handed_over,
-                        network: network.hand_over(),
-                    }));
+            let pack = async || {
+                let about = live.about().await;
+                Ok(Luggage {
+                    ifindex: self.ifindex,
+                    listeners: self.listeners()?,
+                    guard: Guard::post(&about.traces())?,
+                    about: Some(about),
+                })
+            };
+            match leave::depart(control, (&mut *signals, Some(&mut *hangups)), granted, pack).await {
+                Departure::Leaves(leaving) => {
+                    *config = live.end().1;
+                    return Ok(Some(leaving));
                 }
-                Err(error) => {
-                    tracing::error!(%error, "the tunnel cannot be handed over, and goes down");
-                    let _ = exec::accept_signals();
-                    result = Err(error.into());
-                }
+                Departure::Stays => {}
+                Departure::Down(result) => break result,
             }
-        }
+        };
         service::stopping();
         let network;
         (network, *config) = live.end();
@@ -538,45 +549,12 @@ impl Tunnel<'_> {
         result.map(|_| None)
     }
 
-    /// All of it, on its way to another process.
-    fn hand_over(
-        &mut self,
-        control: &Control,
-        config: &Config,
-        leaving: Leaving,
-        gateway: firewall::gateway::HandedOver,
-    ) -> Result<(Handover, PathBuf), RunError> {
-        let Leaving {
-            granted,
-            control: handed_over,
-            network,
-        } = leaving;
-        let facts = control.facts();
-        let wg = self.uapi.as_mut().map(uapi::server::Server::hand_over).transpose()?;
-        let metrics = self.exporter.as_mut().map(Exporter::hand_over).transpose()?;
-        let state = handover::State {
-            name: facts.name.clone(),
-            ifindex: self.ifindex,
-            listen_port: facts.listen_port,
-            mark: control.fwmark(),
-            offloads: facts.offloads,
-            control: handed_over.state,
-            file: Some(self.file.clone()),
-            save: config.interface.save.clone(),
-            keyless: config.interface.private_key.is_none(),
-            network: Some(network),
-            gateway: Some(gateway),
-        };
-        let descriptors = Descriptors {
-            queues: handed_over.queues.into_iter().map(OwnedFd::from).collect(),
-            sockets: handed_over.sockets.into_iter().map(OwnedFd::from).collect(),
-            lane_sockets: handed_over.lane_sockets.into_iter().map(OwnedFd::from).collect(),
-            control: Some(self.server.hand_over()?),
-            wg,
-            metrics,
-            client: None,
-        };
-        let config = handover::config_text(config);
-        Ok(Handover::new(state, Some(config), descriptors, granted))
+    /// Other descriptors of what is listened on.
+    fn listeners(&self) -> io::Result<Listeners> {
+        Ok(Listeners {
+            control: Some(self.server.duplicate()?),
+            wg: self.uapi.as_ref().map(uapi::server::Server::duplicate).transpose()?,
+            metrics: self.exporter.as_ref().map(Exporter::duplicate).transpose()?,
+        })
     }
 }

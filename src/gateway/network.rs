@@ -1,19 +1,21 @@
 //! What the system around a tunnel is made to do: its link, routes to it, and the name servers behind it.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
 use super::plan::Plan;
-use crate::config::{Config, Dns, Mtu, RUN_DIR, Routing};
+use crate::config::{Config, Dns, Mtu, Routing};
 use crate::control::Control;
 use crate::control::runtime::Runtime;
+use crate::control::socket;
 use crate::dns::{self, DnsError};
 use crate::firewall::gateway;
 use crate::link::{self, Link, LinkError, Policy, Routes};
+use crate::uapi;
 
 /// A tunnel's place in the system, while it is up.
 pub(super) struct Network {
@@ -175,17 +177,22 @@ impl Network {
         })
     }
 
-    /// Lets go of everything as it is, for another process.
-    pub(super) fn hand_over(self) -> State {
+    /// What a program has to know that goes on with it. Dropping this leaves all as it is.
+    pub(super) fn state(&self) -> State {
         State {
             mtu: self.mtu,
             dns: self.dns_backend(),
-            remotes: self.ways.remotes,
+            remotes: self.ways.remotes.clone(),
             policy: self.ways.policy,
-            link: self.link.hand_over(),
+            link: self.link.made(),
             dns_at_first: self.dns_at_first,
             confined: self.confined,
         }
+    }
+
+    /// The interface's index.
+    pub(super) fn index(&self) -> u32 {
+        self.index
     }
 
     /// Who was told of name servers.
@@ -312,22 +319,43 @@ fn warn(result: Result<(), LinkError>) {
     }
 }
 
-/// Removes what a daemon that was killed has left of the tunnel `name`, which must not run; tells what that was, a phrase
-/// each.
+/// Removes what a daemon that was killed has left of the tunnel `name`, which must not run, and whose configuration says
+/// `control_socket`; tells what that was, a phrase each. A kill switch holds.
 ///
 /// # Errors
 /// What the kernel says; [`LinkError::Exists`] when the interface exists.
-pub fn cleanup(name: &str) -> Result<Vec<String>, RunError> {
+pub fn cleanup(name: &str, control_socket: &Path) -> Result<Vec<String>, RunError> {
     Runtime::Tokio.block_on(async |_| {
         if link::exists(name).await? {
             return Err(LinkError::Exists(name.to_owned()).into());
         }
-        let mut removed = dns::remove_leftovers(name).await?;
-        removed.extend(link::remove_leftovers(name).await?);
-        let socket = Path::new(RUN_DIR).join(format!("{name}.sock"));
-        removed.extend(gateway::remove_leftovers(name, &socket).await?);
+        let mut removed = remove_leftovers(name, control_socket).await?;
+        let sockets = [control_socket.to_owned(), uapi::server::path_of(name)];
+        removed.extend(remove_sockets(sockets).await);
         Ok(removed)
     })?
+}
+
+/// Removes what nobody has any more of the tunnel `name`, whose interface is gone, but for sockets.
+pub(super) async fn remove_leftovers(name: &str, control_socket: &Path) -> Result<Vec<String>, RunError> {
+    let mut removed = dns::remove_leftovers(name).await?;
+    removed.extend(link::remove_leftovers(name).await?);
+    removed.extend(gateway::remove_leftovers(name, control_socket).await?);
+    Ok(removed)
+}
+
+/// Removes those of these sockets on which nobody answers.
+pub(super) async fn remove_sockets(paths: impl IntoIterator<Item = PathBuf>) -> Vec<String> {
+    let mut removed = Vec::new();
+    for path in paths {
+        match socket::remove_dead(&path).await {
+            Ok(true) => removed.push(format!("the socket {}", path.display())),
+            Ok(false) => {}
+            // The next daemon takes its place.
+            Err(error) => tracing::warn!("{}: {error}", path.display()),
+        }
+    }
+    removed
 }
 
 /// As [`cleanup`], of a tunnel that is just coming up. What can't be removed is no reason not to.

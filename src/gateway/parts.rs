@@ -77,6 +77,11 @@ impl EngineChoice {
     }
 }
 
+/// Whether records can be sealed and packets moved in the way that `interface` asks for.
+pub(super) fn try_engine(interface: &Interface) -> Result<(), RunError> {
+    EngineChoice::of(interface).map(drop)
+}
+
 fn udp_options(interface: &Interface, mark: u32) -> UdpOptions {
     UdpOptions {
         gso: interface.offloads.udp_gso,
@@ -137,7 +142,7 @@ impl Parts {
         (sockets, lane_sockets): (Vec<OwnedFd>, Vec<OwnedFd>),
     ) -> Result<Parts, RunError> {
         let engine = EngineChoice::of(interface)?;
-        let offloads = state.offloads;
+        let offloads = state.control.offloads;
         let inherit = |fds: Vec<OwnedFd>| -> io::Result<Vec<UdpSocket>> {
             fds.into_iter()
                 .map(|fd| UdpSocket::inherited(fd, offloads.udp_gso))
@@ -147,7 +152,7 @@ impl Parts {
         let door = sockets.remove(0);
         let found = Found {
             device: TunDevice {
-                name: state.name.clone(),
+                name: state.control.name.clone(),
                 ifindex: state.ifindex,
                 queues: queues.into_iter().map(TunQueue::inherited).collect(),
                 offloads: tun::Offloads {
@@ -158,7 +163,7 @@ impl Parts {
             },
             sockets: Sockets {
                 group: UdpGroup {
-                    port: state.listen_port,
+                    port: state.control.listen_port,
                     dual_stack: door.is_dual_stack(),
                     gso: offloads.udp_gso,
                     gro: offloads.udp_gro,
@@ -167,7 +172,7 @@ impl Parts {
                 door,
             },
             lane_sockets: inherit(lane_sockets)?,
-            udp_options: udp_options(interface, state.mark),
+            udp_options: udp_options(interface, state.control.mark),
             counted: state.control.counters(),
         };
         let private_key = state.control.private_key();

@@ -1,29 +1,30 @@
 //! Which program may go on with a tunnel: one that was asked before anything is given away, and that says it can.
 //!
-//! It is asked in a process of its own, with the very limits that it would have (the sandbox is inherited): that it starts
-//! at all, passes its self-tests, reads the format of what is handed over, takes the configuration, and keeps the
-//! capabilities. A program that is broken or too old is refused so, and nothing has happened.
+//! It is asked in a process of its own, with the very limits that it would have (the sandbox is inherited), and with what it
+//! would get at this moment, but for keys of sessions: that it starts at all, takes the command line, passes its
+//! self-tests, reads what is handed over, takes the configuration, makes the peers with their sessions from it, and keeps the
+//! capabilities. A program that is broken or too old is refused so, and nothing has happened. The tunnel is served meanwhile.
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tokio::sync::oneshot;
-use zeroize::Zeroizing;
 
-use super::handover::check_config;
+use super::handover::{HandoverError, own_arguments, read_rehearsal};
+use super::{parts, wireguard};
+use crate::config::WireGuard;
 use crate::control::api::{ErrorCode, Request, Response};
 use crate::control::server::{Asked, refusal};
-use crate::crypto;
 
 /// The layout of what is handed over. Another number for every change that an older or newer program would get wrong.
-pub(super) const FORMAT: u32 = 1;
-/// The one argument of a program that is asked whether it could go on.
+pub(super) const FORMAT: u32 = 2;
+/// The first argument of a program that is asked whether it could go on; those of the daemon follow.
 const CHECK: &str = "--resume-check";
 
 /// How long a program may take to answer: it does little more than its self-tests.
@@ -50,6 +51,26 @@ pub(super) struct Granted {
     pub(super) reply: oneshot::Sender<Response>,
 }
 
+impl Granted {
+    /// It does not happen after all.
+    pub(super) fn refuse(self, why: &str) {
+        tracing::error!("no upgrade: {why}");
+        // A client that hung up loses its own answer only.
+        let _ = self.reply.send(refusal(ErrorCode::Failed, why.into()));
+    }
+
+    /// As it was asked for, to be looked at again.
+    pub(super) fn ask_again(self) -> Asked {
+        Asked {
+            request: Request::Upgrade {
+                binary: Some(self.program),
+            },
+            reply: self.reply,
+            client: self.client,
+        }
+    }
+}
+
 /// Why a program does not go on with the tunnel.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
@@ -57,6 +78,8 @@ enum Refused {
     RelativePath(PathBuf),
     #[error("cannot tell which program this one is: {0}; name it with --binary")]
     Unknown(#[source] io::Error),
+    #[error("cannot write down what would be handed over: {0}; nothing was changed")]
+    NoRehearsal(#[source] io::Error),
     #[error("{}: cannot be executed: {}; nothing was changed", .0.display(), .1)]
     NotExecuted(PathBuf, #[source] io::Error),
     #[error("{}: does not say whether it can go on with a tunnel ({}); nothing was changed", .0.display(), .1)]
@@ -66,15 +89,19 @@ enum Refused {
 }
 
 /// Looks at the program that `asked` wants to go on with the tunnel of the program `ours`; `None`, with a refusal on its
-/// way, where that can't be. `config`: what runs.
-pub(super) async fn examine(ours: &str, asked: Asked, config: Option<&Zeroizing<String>>) -> Option<Granted> {
+/// way, where that can't be. `rehearsal`: what it would get.
+pub(super) async fn examine(
+    ours: &str,
+    asked: Asked,
+    rehearsal: impl Future<Output = io::Result<OwnedFd>>,
+) -> Option<Granted> {
     let Asked { request, reply, client } = asked;
     let Request::Upgrade { binary } = request else {
         // A client that hung up loses its own answer only.
         let _ = reply.send(refusal(ErrorCode::Internal, "this is no request for an upgrade".into()));
         return None;
     };
-    match fit_program(ours, binary, config).await {
+    match fit_program(ours, binary, rehearsal).await {
         Ok(program) => Some(Granted { program, client, reply }),
         Err(error) => {
             tracing::warn!("no upgrade: {error}");
@@ -91,14 +118,14 @@ pub(super) async fn examine(ours: &str, asked: Asked, config: Option<&Zeroizing<
 async fn fit_program(
     ours: &str,
     binary: Option<PathBuf>,
-    config: Option<&Zeroizing<String>>,
+    rehearsal: impl Future<Output = io::Result<OwnedFd>>,
 ) -> Result<PathBuf, Refused> {
     let program = match binary {
         Some(path) if path.is_absolute() => path,
         Some(path) => return Err(Refused::RelativePath(path)),
         None => own_program().map_err(Refused::Unknown)?,
     };
-    let answer = ask(&program, config).await?;
+    let answer = ask(&program, rehearsal.await.map_err(Refused::NoRehearsal)?).await?;
     let unfit = |why| Err(Refused::Unfit(program.clone(), why));
     let lacking = capabilities().unwrap_or(0) & !answer.capabilities;
     match answer {
@@ -115,25 +142,19 @@ async fn fit_program(
     }
 }
 
-async fn ask(program: &Path, config: Option<&Zeroizing<String>>) -> Result<Answer, Refused> {
+async fn ask(program: &Path, rehearsal: OwnedFd) -> Result<Answer, Refused> {
     let failed = |error| Refused::NotExecuted(program.to_owned(), error);
     let silent = |why: String| Refused::NoAnswer(program.to_owned(), why);
     let mut command = Command::new(program);
     command
         .arg(CHECK)
-        .stdin(Stdio::piped())
+        .args(own_arguments(std::env::args_os().skip(1)))
+        .stdin(Stdio::from(rehearsal))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let mut child = command.spawn().map_err(failed)?;
-    let exchange = async {
-        if let Some(mut input) = child.stdin.take() {
-            // A program that knows nothing of this may end before it has read anything.
-            let _ = input.write_all(config.map_or(&[], |config| config.as_bytes())).await;
-        }
-        child.wait_with_output().await
-    };
-    let output = match tokio::time::timeout(CHECK_TIME_MAX, exchange).await {
+    let child = command.spawn().map_err(failed)?;
+    let output = match tokio::time::timeout(CHECK_TIME_MAX, child.wait_with_output()).await {
         Ok(output) => output.map_err(failed)?,
         Err(_) => return Err(silent(format!("no answer within {CHECK_TIME_MAX:?}"))),
     };
@@ -152,19 +173,30 @@ fn own_program() -> io::Result<PathBuf> {
     Ok(text.strip_suffix(" (deleted)").map_or(link.clone(), PathBuf::from))
 }
 
-/// The program's answer to `PROGRAM --resume-check`, where that is what it was called with. Standard input has the
-/// configuration that would be handed over, or nothing.
-pub fn answer_check(program: &str) -> Option<ExitCode> {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next()? != CHECK || arguments.next().is_some() {
+/// The program's answer to `PROGRAM --resume-check ARGUMENTS...`, where that is what it was called with. Standard input has
+/// what would be handed over. `parse` says what is wrong with a command line, or what it means for `ringway-wg`.
+pub fn answer_check(
+    program: &str,
+    parse: impl FnOnce(Vec<OsString>) -> Result<Option<WireGuard>, String>,
+) -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next()?;
+    if arguments.next()? != CHECK {
         return None;
     }
+    let options = parse([name].into_iter().chain(arguments).collect());
+    let file = io::stdin().as_fd().try_clone_to_owned();
+    let problem = match (options, file) {
+        (Err(error), _) => Err(format!("does not take the command line: {error}")),
+        (_, Err(error)) => Err(format!("has no standard input: {error}")),
+        (Ok(options), Ok(file)) => rehearse(file, options.as_ref()),
+    };
     let answer = Answer {
         program: program.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         formats: vec![FORMAT],
         capabilities: capabilities().unwrap_or(0),
-        problem: problem(io::stdin()),
+        problem: problem.err(),
     };
     let written = serde_json::to_vec(&answer).map(|line| io::stdout().write_all(&line));
     Some(match written {
@@ -173,20 +205,19 @@ pub fn answer_check(program: &str) -> Option<ExitCode> {
     })
 }
 
-/// Why a tunnel with the configuration that is read from `input` could not go on in this program.
-fn problem(mut input: impl io::Read) -> Option<String> {
-    let mut text = Zeroizing::new(String::new());
-    if let Err(error) = input.read_to_string(&mut text) {
-        return Some(format!("cannot read the configuration: {error}"));
-    }
-    let mut choice = crypto::Choice::Auto;
-    if !text.is_empty() {
-        match check_config(&text) {
-            Ok(config) => choice = config.interface.crypto,
-            Err(error) => return Some(format!("does not take the configuration that runs: {error}")),
-        }
-    }
-    crypto::self_test(choice).err().map(|error| error.to_string())
+/// Tries whether a tunnel could go on in this program, which is `ringway-wg` where there are `options`; why not.
+fn rehearse(file: OwnedFd, options: Option<&WireGuard>) -> Result<(), String> {
+    let (state, config) = read_rehearsal(file).map_err(|error| match error {
+        HandoverError::Config(error) => format!("does not take the configuration that runs: {error}"),
+        error => error.to_string(),
+    })?;
+    let interface = match (config, options) {
+        (Some(config), None) => config.interface,
+        (None, Some(options)) => wireguard::interface(options),
+        _ => return Err("what would be handed over is of the other program".into()),
+    };
+    parts::try_engine(&interface).map_err(|error| error.to_string())?;
+    state.control.rehearse(interface.crypto)
 }
 
 /// The effective capabilities of this process.
@@ -199,15 +230,6 @@ fn capabilities() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_configuration_that_this_program_does_not_take_is_a_problem() {
-        assert_eq!(problem(io::empty()), None);
-        let good = "[interface]\nname = \"rw0\"\nprivate_key = \"4Lq2ZZbmyVxKbGvzm1nxRBRgzZK3XdQbP0JUMwZbtWQ=\"\n";
-        assert_eq!(problem(good.as_bytes()), None);
-        let future = format!("{good}warp = true\n");
-        assert!(problem(future.as_bytes()).is_some_and(|problem| problem.contains("warp")));
-    }
 
     #[test]
     fn this_process_knows_its_program_and_its_capabilities() {

@@ -1,12 +1,15 @@
 //! A tunnel that `wg` and `wg-quick` configure: what `ringway-wg` runs.
 
+use std::cell::Cell;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
-use super::handover::{self, Descriptors, Handover};
+use super::guard::{Guard, Traces};
+use super::handover::{self, Handover};
+use super::leave::{self, Departure, Luggage, rehearsed};
 use super::parts::{Identity, Parts};
 use super::{Listeners, Resumed, RunError, upgrade};
 use crate::config::{Dns, Hooks, Interface, Mtu, OffloadSwitches, Routing, Table, WireGuard, default_control_socket};
@@ -33,22 +36,28 @@ pub fn run_wireguard(
     ready: &mut dyn FnMut(&Facts) -> io::Result<()>,
 ) -> Result<(), RunError> {
     let mut from = resume.map(Handover::take).transpose()?;
-    loop {
-        match run_open(options, from.take(), ready)? {
-            None => return Ok(()),
-            // Comes back where the other program could not be executed.
-            Some((handover, program)) => from = Some(handover.go_on_in(&program)?),
+    let guard = Cell::new(None);
+    let result = loop {
+        guard.set(from.as_mut().and_then(Handover::guard));
+        let next = match run_open(options, from.take(), &guard, ready) {
+            Ok(None) => break Ok(()),
+            Ok(Some((handover, program))) => handover.go_on_in(&program),
+            Err(error) => break Err(error),
+        };
+        match next {
+            // The other program could not be executed.
+            Ok(handover) => from = Some(handover),
+            Err(error) => break Err(error.into()),
         }
-    }
+    };
+    // It came here, and did not run again.
+    guard.take().into_iter().for_each(Guard::alarm);
+    result
 }
 
-/// Where the tunnel is to go on, comes back with it and with the program that is to have it.
-fn run_open(
-    options: &WireGuard,
-    from: Option<Handover>,
-    ready: &mut dyn FnMut(&Facts) -> io::Result<()>,
-) -> Result<Option<(Handover, PathBuf)>, RunError> {
-    let interface = Interface {
+/// The part of a configuration that `wg` has no say in.
+pub(super) fn interface(options: &WireGuard) -> Interface {
+    Interface {
         name: options.name.clone(),
         private_key: None,
         listen_port: 0,
@@ -73,7 +82,18 @@ fn run_open(
         hooks: Hooks::default(),
         state_dir: None,
         lockdown: None,
-    };
+    }
+}
+
+/// Where the tunnel is to go on, comes back with it and with the program that is to have it. The `guard` of one that came here
+/// is dismissed once it runs.
+fn run_open(
+    options: &WireGuard,
+    from: Option<Handover>,
+    guard: &Cell<Option<Guard>>,
+    ready: &mut dyn FnMut(&Facts) -> io::Result<()>,
+) -> Result<Option<(Handover, PathBuf)>, RunError> {
+    let interface = interface(options);
     let (mut listeners, mut resumed, mut private_key) = (Listeners::default(), None, None);
     let parts = match from {
         None => Parts::assemble(&interface)?,
@@ -127,68 +147,71 @@ fn run_open(
             tracing::warn!(%error, "no control socket");
         }
         ready(control.facts())?;
+        guard.take().into_iter().for_each(Guard::dismiss);
         if let Some(resumed) = resumed {
             Handover::answer(resumed.client, &resumed.outcome);
         }
         let (orders_in, mut orders) = control::orders();
         let (upgrades_in, mut upgrades) = mpsc::channel(UPGRADES_MAX);
-        let answer_status = async {
-            match &status {
-                Ok(server) => {
-                    let desks = Desks {
-                        orders: orders_in.clone(),
-                        changes: None,
-                        upgrades: upgrades_in,
+        let desks = Desks {
+            orders: orders_in.clone(),
+            changes: None,
+            upgrades: upgrades_in,
+        };
+        let leaving = loop {
+            let answer_status = async {
+                match &status {
+                    Ok(server) => server.serve(desks.clone()).await,
+                    Err(_) => std::future::pending().await,
+                }
+            };
+            let upgrade = async {
+                while let Some(asked) = upgrades.recv().await {
+                    let rehearsal = async {
+                        let control = rehearsed(&orders_in).await?;
+                        handover::rehearsal(&handover::State::of_wireguard(ifindex, control), None)
                     };
-                    server.serve(desks).await;
+                    if let Some(granted) = upgrade::examine(PROGRAM, asked, rehearsal).await {
+                        return granted;
+                    }
                 }
-                Err(_) => std::future::pending().await,
+                std::future::pending().await
+            };
+            let granted = tokio::select! {
+                result = control.run(&mut orders, signals) => match result {
+                    Ok(()) | Err(ControlError::InterfaceRemoved) => return Ok(None),
+                    Err(error) => return Err(error.into()),
+                },
+                () = uapi.serve(orders_in.clone()) => return Ok(None),
+                () = answer_status => return Ok(None),
+                granted = upgrade => granted,
+            };
+            let pack = async || {
+                Ok(Luggage {
+                    about: None,
+                    ifindex,
+                    listeners: Listeners {
+                        control: status.as_ref().ok().map(Server::duplicate).transpose()?,
+                        wg: Some(uapi.duplicate()?),
+                        metrics: None,
+                    },
+                    guard: Guard::post(&Traces {
+                        name: name.clone(),
+                        sockets: vec![path.clone(), uapi_path.clone()],
+                        owns_network: false,
+                        lockdown: false,
+                        post_down: Vec::new(),
+                    })?,
+                })
+            };
+            match leave::depart(control, (&mut *signals, None), granted, pack).await {
+                Departure::Leaves(leaving) => break leaving,
+                Departure::Stays => {}
+                Departure::Down(result) => return result.map(|()| None),
             }
         };
-        let upgrade = async {
-            while let Some(asked) = upgrades.recv().await {
-                if let Some(granted) = upgrade::examine(PROGRAM, asked, None).await {
-                    return granted;
-                }
-            }
-            std::future::pending().await
-        };
-        let granted = tokio::select! {
-            result = control.run(&mut orders, signals) => match result {
-                Ok(()) | Err(ControlError::InterfaceRemoved) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            },
-            () = uapi.serve(orders_in.clone()) => return Ok(None),
-            () = answer_status => return Ok(None),
-            granted = upgrade => granted,
-        };
-        if signals.hold(None).await? {
-            return Ok(None);
-        }
-        let handed_over = control.hand_over().await?;
-        let facts = control.facts();
-        let state = handover::State {
-            name: facts.name.clone(),
-            ifindex,
-            listen_port: facts.listen_port,
-            mark: control.fwmark(),
-            offloads: facts.offloads,
-            control: handed_over.state,
-            file: None,
-            save: None,
-            keyless: false,
-            network: None,
-            gateway: None,
-        };
-        let descriptors = Descriptors {
-            queues: handed_over.queues.into_iter().map(OwnedFd::from).collect(),
-            sockets: handed_over.sockets.into_iter().map(OwnedFd::from).collect(),
-            lane_sockets: Vec::new(),
-            control: status.as_mut().ok().map(Server::hand_over).transpose()?,
-            wg: Some(uapi.hand_over()?),
-            metrics: None,
-            client: None,
-        };
-        Ok(Some(Handover::new(state, None, descriptors, granted)))
+        uapi.leave_behind();
+        status.iter_mut().for_each(Server::leave_behind);
+        Ok(Some(leaving.hand_over()))
     })
 }

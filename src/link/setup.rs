@@ -103,12 +103,12 @@ impl Link {
         Ok(link)
     }
 
-    /// Lets go of everything as it is.
-    pub fn hand_over(self) -> Made {
+    /// What was made, for a program that goes on with it. Dropping this leaves all as it is.
+    pub fn made(&self) -> Made {
         Made {
-            addresses: self.addresses,
-            routes: self.routes,
-            guard: self.guard,
+            addresses: self.addresses.clone(),
+            routes: self.routes.clone(),
+            guard: self.guard.clone(),
         }
     }
 

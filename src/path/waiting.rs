@@ -82,6 +82,11 @@ impl Waiting {
         self.held_by(id).0
     }
 
+    /// How many frames wait for all peers together.
+    pub(super) fn total(&self) -> usize {
+        self.queues.values().map(|queue| queue.frames.len()).sum()
+    }
+
     /// How many bytes wait for all peers together.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {

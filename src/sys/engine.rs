@@ -76,6 +76,17 @@ pub trait Engine {
     /// The kernel refuses what it granted before.
     fn add_lane_socket(&mut self, socket: UdpSocket) -> io::Result<()>;
 
+    /// Reads nothing more from the TUN and the socket, where it waits in the kernel. What had been read by then is delivered
+    /// in this turn and the next ones.
+    fn pause(&mut self);
+
+    /// Reads again.
+    fn go_on(&mut self);
+
+    /// Whether it is paused and nothing is under way: all that was read has been delivered, and what was queued has left and
+    /// been reported.
+    fn is_still(&self) -> bool;
+
     /// What went on inside since the start.
     fn counters(&self) -> EngineCounters;
 }

@@ -10,10 +10,10 @@ use std::path::Path;
 const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
 /// Becomes the program at `path`, in this process and with its environment; all threads but the calling one end. Signals
-/// that end or reload a daemon wait until the new program calls [`accept_signals`].
+/// that end or reload a daemon wait until the new program calls [`accept_signals`], or this one after an error.
 ///
 /// # Errors
-/// What execve(2) says: then nothing has happened.
+/// What execve(2) says: then nothing else has happened.
 pub fn exec(path: &Path, arguments: &[OsString]) -> io::Result<Infallible> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let arguments: Vec<CString> = arguments
@@ -22,13 +22,11 @@ pub fn exec(path: &Path, arguments: &[OsString]) -> io::Result<Infallible> {
         .collect::<Result<_, _>>()?;
     let mut pointers: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
     pointers.push(std::ptr::null());
-    mask(libc::SIG_BLOCK)?;
+    hold_signals()?;
     // SAFETY: path and all arguments are zero-terminated strings, the array ends with a null pointer, and all of it outlives
     // the call. Nobody changes the environment: the program has no code that does.
     unsafe { libc::execv(path.as_ptr(), pointers.as_ptr()) };
-    let error = io::Error::last_os_error();
-    accept_signals()?;
-    Err(error)
+    Err(io::Error::last_os_error())
 }
 
 /// Has those signals delivered to the calling thread again that [`exec`] made wait.
@@ -52,6 +50,18 @@ pub fn hold_signals() -> io::Result<()> {
 pub fn hang_up() {
     // SAFETY: takes no pointers; the daemon has a handler, and until then the default is what the sender wanted.
     unsafe { libc::raise(libc::SIGHUP) };
+}
+
+/// Waits for the end of a child that another program has started in this process (waitpid(2)).
+pub fn wait_for_child(pid: u32) {
+    let Ok(pid @ 1..) = libc::pid_t::try_from(pid) else {
+        return;
+    };
+    let mut status = 0;
+    // SAFETY: writes to the number, which outlives the call.
+    while unsafe { libc::waitpid(pid, &raw mut status, 0) } < 0
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
 }
 
 /// The user that this process acts as (geteuid(2)).
@@ -85,5 +95,6 @@ mod tests {
         let error = exec(Path::new("/dev/null"), &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         assert!(exec(Path::new("a\0b"), &[]).is_err());
+        accept_signals().unwrap();
     }
 }

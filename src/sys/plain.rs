@@ -45,6 +45,7 @@ pub struct Plain {
     resender: Resender,
     receives: ReceiveBatch,
     pieces: Vec<libc::iovec>,
+    paused: bool,
     counters: EngineCounters,
 }
 
@@ -72,6 +73,7 @@ impl Plain {
             resender: Resender::new(&udp),
             receives: ReceiveBatch::new(RECEIVES_PER_TURN),
             pieces: Vec::new(),
+            paused: false,
             counters: EngineCounters::default(),
             tun,
             udp: Outlets {
@@ -196,8 +198,8 @@ impl Plain {
         let wants_tun = self.frames_wanted() > 0 && self.tun_pool.free_count() > 0;
         self.counters.tun_paused += u64::from(!wants_tun);
         let files = [
-            wants_tun.then(|| self.tun.as_fd()),
-            has_udp_buffer.then(|| self.udp.shared.as_fd()),
+            (wants_tun && !self.paused).then(|| self.tun.as_fd()),
+            (has_udp_buffer && !self.paused).then(|| self.udp.shared.as_fd()),
             Some(self.wake.as_fd()),
         ];
         self.counters.enters += 1;
@@ -214,8 +216,8 @@ impl Engine for Plain {
         self.flush(events);
         self.read(
             Readable {
-                tun: true,
-                udp: true,
+                tun: !self.paused,
+                udp: !self.paused,
                 wake: self.wake.is_rung(),
             },
             events,
@@ -276,6 +278,18 @@ impl Engine for Plain {
     fn add_lane_socket(&mut self, socket: UdpSocket) -> io::Result<()> {
         self.udp.lane = Some(socket);
         Ok(())
+    }
+
+    fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    fn go_on(&mut self) {
+        self.paused = false;
+    }
+
+    fn is_still(&self) -> bool {
+        self.paused && self.queue.is_empty() && self.ready.is_empty()
     }
 
     fn counters(&self) -> EngineCounters {

@@ -57,9 +57,14 @@ impl Server {
         Server::watching(SocketFile::inherited(path, listener)?)
     }
 
-    /// The listener, for a process that goes on with it.
-    pub fn hand_over(&mut self) -> io::Result<OwnedFd> {
-        self.socket.hand_over()
+    /// The listener, for a program that is to go on with it.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.duplicate()
+    }
+
+    /// Has the name stay when this goes.
+    pub fn leave_behind(&mut self) {
+        self.socket.leave_behind();
     }
 
     fn watching(socket: SocketFile) -> Result<Server, SocketError> {

@@ -32,6 +32,13 @@ impl Captures {
         }
     }
 
+    /// Ends all of them, and sends on what worker `worker` has captured.
+    pub(super) fn end_all(&mut self, worker: u8, taps: &mut Vec<Tap>) {
+        self.deliver(worker, taps);
+        self.0.clear();
+        taps.clear();
+    }
+
     /// Sends on what worker `worker` has captured in this pass.
     pub(super) fn deliver(&self, worker: u8, taps: &mut [Tap]) {
         for (tap, (_, to)) in taps.iter_mut().zip(&self.0) {

@@ -193,6 +193,9 @@ impl Keeper {
                 false => self.inbox.wait()?,
             };
             if woken && let Turn::Stop = self.obey() {
+                // What workers have brought would be lost with the channel; what is in the socket is not.
+                self.judge_strays(time_now());
+                self.finish_pass();
                 return Ok(());
             }
             flooded = self.pass()?;
@@ -216,15 +219,9 @@ impl Keeper {
     /// Looks at what has come; whether there is more than the door wants to see at once.
     fn pass(&mut self) -> io::Result<bool> {
         let now = time_now();
+        (self.judge.turned_away, self.judge.let_in) = (false, false);
+        self.judge_strays(now);
         let judge = &mut self.judge;
-        (judge.turned_away, judge.let_in) = (false, false);
-        // No more of them than there are places: workers may bring others all the time.
-        for _ in 0..judge.mailbox.strays.len() {
-            let Ok(stray) = judge.mailbox.strays.try_recv() else {
-                break;
-            };
-            judge.judge(now, stray.from, &stray.datagram);
-        }
         let mut seen = 0;
         while seen < PASS_MAX {
             let count = self.inbox.receive(|message| judge.look_at(now, message))?;
@@ -235,6 +232,17 @@ impl Keeper {
         }
         self.finish_pass();
         Ok(self.judge.turned_away || seen >= PASS_MAX)
+    }
+
+    fn judge_strays(&mut self, now: Time) {
+        let judge = &mut self.judge;
+        // No more of them than there are places: workers may bring others all the time.
+        for _ in 0..judge.mailbox.strays.len() {
+            let Ok(stray) = judge.mailbox.strays.try_recv() else {
+                break;
+            };
+            judge.judge(now, stray.from, &stray.datagram);
+        }
     }
 
     fn finish_pass(&mut self) {

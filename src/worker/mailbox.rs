@@ -86,10 +86,16 @@ pub enum Command {
     ReturnChunk(u64, Chunk),
     /// Nobody looks at the capture of this number any more.
     EndCapture(u64),
+    /// End all captures; what was copied until then is sent.
+    EndCaptures,
     /// Begin to move packets, for a worker that waits for what an earlier process knew.
     Begin,
-    /// End the thread, and send the keys that it had, with the worker's number.
-    HandOver(Sender<(u8, Halves)>),
+    /// Read nothing more, carry what was read to its end, and send the worker's number then.
+    Pause(mpsc::Sender<(u8, ())>),
+    /// Read again.
+    GoOn,
+    /// End the thread once all that came to it has left, and send the keys that it had, with the worker's number.
+    HandOver(mpsc::Sender<(u8, Halves)>),
     /// End the thread.
     Stop,
 }

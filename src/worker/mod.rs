@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use captures::Captures;
-use crossbeam_channel::Sender;
 use mailbox::{Command, Mailbox};
+use tokio::sync::mpsc;
 
 use crate::path::coalesce::Group;
 use crate::path::drops::Drop;
@@ -49,8 +49,9 @@ const HANDOVERS_PER_PASS: usize = 16;
 const REPORT_RETRY: Duration = Duration::from_millis(1);
 /// DSCP AF41 for handshakes, as WireGuard marks them (drivers/net/wireguard/messages.h, HANDSHAKE_DSCP).
 pub const HANDSHAKE_TOS: u8 = 0x88;
-/// Passes of a worker that is about to give its keys away: enough for what it has read already, while more may come for ever.
-const LAST_PASSES: usize = 2;
+/// How long a worker that gives its keys away waits for the last sends and writes, which take no time unless something is
+/// wrong with the kernel.
+const LAST_PASSES_TIME_MAX: Duration = Duration::from_secs(1);
 /// Commands taken in one pass, so that a long list of them does not stop the packets.
 const COMMANDS_PER_PASS: usize = 64;
 
@@ -69,6 +70,8 @@ pub struct Worker<E: Engine> {
     /// Reports that found the channel full and may not be lost.
     unsent: Vec<Report>,
     wait: Wait,
+    /// Who is to be told once all that was read has left.
+    pausing: Option<mpsc::Sender<(u8, ())>>,
 }
 
 /// Why a pass was the last one.
@@ -76,7 +79,7 @@ enum Turn {
     Continue,
     Stop,
     /// And its keys go there.
-    HandOver(Sender<(u8, Halves)>),
+    HandOver(mpsc::Sender<(u8, Halves)>),
 }
 
 impl<E: Engine> Worker<E> {
@@ -100,6 +103,7 @@ impl<E: Engine> Worker<E> {
             received: Vec::new(),
             unsent: Vec::new(),
             wait: Wait::Block,
+            pausing: None,
         }
     }
 
@@ -137,16 +141,33 @@ impl<E: Engine> Worker<E> {
             }
             self.reap(now, &mut events);
             self.flush(now);
+            if self.pausing.is_some() && self.is_still() {
+                // Who does not wait any more has changed his mind.
+                self.pausing.take().map(|to| to.try_send((self.number, ())));
+            }
         }
+    }
+
+    /// Whether the worker has nothing left of all that it has read and been handed.
+    fn is_still(&self) -> bool {
+        self.engine.is_still() && self.mailbox.handovers.is_empty()
     }
 
     /// Carries what has arrived to its end, then gives the keys away. What arrives later waits in the kernel for whoever reads
     /// next from the same queue and socket.
-    fn hand_over(mut self, now: Time, events: &mut Vec<Event>, to: &Sender<(u8, Halves)>) -> io::Result<()> {
-        for _ in 0..LAST_PASSES {
+    fn hand_over(mut self, now: Time, events: &mut Vec<Event>, to: &mpsc::Sender<(u8, Halves)>) -> io::Result<()> {
+        self.engine.pause();
+        let deadline = now + LAST_PASSES_TIME_MAX;
+        loop {
+            for mut handover in self.mailbox.handovers.try_iter() {
+                self.forwarder.handed_over(now, &mut handover, &mut self.slots);
+            }
             self.reap(now, events);
             self.flush(now);
-            self.engine.turn(Wait::Now, events)?;
+            if self.is_still() || time_now() >= deadline {
+                break;
+            }
+            self.engine.turn(Wait::For(REPORT_RETRY), events)?;
         }
         // Who does not wait any more goes down.
         let _ = to.try_send((self.number, self.forwarder.into_halves()));
@@ -280,6 +301,15 @@ impl<E: Engine> Worker<E> {
             Command::BeginCapture(tap, to) => self.captures.begin(&mut forwarder.taps, *tap, to),
             Command::ReturnChunk(capture, chunk) => captures::give_back(&mut forwarder.taps, capture, chunk),
             Command::EndCapture(capture) => self.captures.end(&mut forwarder.taps, capture),
+            Command::EndCaptures => self.captures.end_all(self.number, &mut forwarder.taps),
+            Command::Pause(to) => {
+                self.engine.pause();
+                self.pausing = Some(to);
+            }
+            Command::GoOn => {
+                self.engine.go_on();
+                self.pausing = None;
+            }
             Command::Answer(done) => {
                 let _ = done.try_send(self.number);
             }

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use crate::path::capture::Tap;
 use crate::path::coalesce::{Coalescer, Group};
+use crate::path::drops::Drop;
 use crate::path::gso::Batches;
 use crate::path::peer::PeerPath;
 use crate::path::peers::PeerTable;
@@ -118,8 +119,11 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         self.coalescer.flush(&mut self.groups);
     }
 
-    /// Ends the data path and gives out its keys: for each peer what seals, and what opens.
+    /// Ends the data path and gives out its keys: for each peer what seals, and what opens. Packets that still wait for keys
+    /// are lost, as they are when a handshake comes to nothing.
     pub fn into_halves(self) -> Halves {
+        self.counters
+            .dropped(Drop::HandshakeFailed, self.waiting.total() as u64);
         let sealing = |(id, peer): (PeerId, Box<PeerPath>)| {
             let PeerPath { current, next, .. } = *peer;
             [current, next].into_iter().flatten().map(move |seal| (id, seal))

@@ -99,6 +99,20 @@ impl Device {
         })
     }
 
+    /// As [`Device::peer_state`], of a peer whose sessions workers still have, without any key: what another program can
+    /// try whether it would understand.
+    pub fn rehearsed_peer_state(&self, now: Now, id: PeerId) -> Option<PeerState> {
+        let slots = &self.peers.get(id)?.slots;
+        let mut state = self.peer_state(now, id, &Sessions::default())?;
+        let blank = |(standing, slot)| SessionState {
+            seals: vec![SealState::blank()],
+            opens: vec![OpenState::blank()],
+            ..SessionState::without_halves(standing, slot, false)
+        };
+        state.sessions = slots.each().map(blank).collect();
+        Some(state)
+    }
+
     /// Goes on with a peer, which has just been added, from what an earlier process told of it. False if there is no such
     /// peer.
     pub fn resume_peer(&mut self, id: PeerId, state: &PeerState) -> bool {
@@ -146,16 +160,24 @@ impl SessionState {
         // The clones of a WireGuard session's half share one counter: one of them stands for all.
         let lanes = if slot.suite.is_native() { seals.len() } else { 1 };
         Some(SessionState {
+            seals: seals.iter().take(lanes).map(SealHalf::state).collect(),
+            opens: opens.iter().map(OpenHalf::state).collect(),
+            ..SessionState::without_halves(standing, slot, facts.initiator)
+        })
+    }
+
+    fn without_halves(standing: Standing, slot: &Slot, initiator: bool) -> SessionState {
+        SessionState {
             id: slot.session,
             suite: slot.suite,
             created: slot.created,
-            initiator: facts.initiator,
+            initiator,
             standing,
             base: slot.base,
             remote_lanes: slot.remote_lanes,
-            seals: seals.iter().take(lanes).map(SealHalf::state).collect(),
-            opens: opens.iter().map(OpenHalf::state).collect(),
-        })
+            seals: Vec::new(),
+            opens: Vec::new(),
+        }
     }
 
     fn slot(&self) -> Slot {

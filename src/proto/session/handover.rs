@@ -37,6 +37,29 @@ pub struct OpenState {
     key: Hex<KEY_LEN>,
 }
 
+impl SealState {
+    /// One without a key.
+    pub(in crate::proto) fn blank() -> SealState {
+        SealState {
+            receiver: 0,
+            next: 0,
+            key: Hex::new(&[0; KEY_LEN]),
+        }
+    }
+}
+
+impl OpenState {
+    /// One without a key.
+    pub(in crate::proto) fn blank() -> OpenState {
+        OpenState {
+            index: 0,
+            edge: 0,
+            seen: Box::new(Hex::new(&[0; BITMAP_LEN])),
+            key: Hex::new(&[0; KEY_LEN]),
+        }
+    }
+}
+
 impl SealHalf {
     pub(in crate::proto) fn facts(&self) -> &SessionFacts {
         &self.facts

@@ -34,6 +34,7 @@ pub struct Uring {
     /// Events that did not come out of the ring; the next turn delivers them.
     ready: Vec<Event>,
     completions: Vec<Completion>,
+    paused: bool,
     counters: EngineCounters,
 }
 
@@ -65,6 +66,7 @@ impl Uring {
             deferred: VecDeque::new(),
             ready: Vec::new(),
             completions: Vec::with_capacity(COMPLETIONS as usize),
+            paused: false,
             counters: EngineCounters::default(),
             tun,
             udp: Outlets {
@@ -122,6 +124,10 @@ impl Uring {
 
     fn arm(&mut self) {
         self.requests.arm_poll();
+        if self.paused {
+            self.requests.cancel_reads();
+            return;
+        }
         if self.requests.arm_receive() {
             self.counters.udp_rearms += 1;
         }
@@ -157,6 +163,8 @@ impl Uring {
                         .map(|buffer| Event::Tun(TunBuffer { buffer, len })),
                 );
             }
+            // The read that a pause has ended.
+            Outcome::Frame(_, Err(libc::ECANCELED)) => {}
             Outcome::Frame(_, Err(errno)) => {
                 self.counters.tun_enobufs += u64::from(errno == libc::ENOBUFS);
                 return errno::of_tun_read(errno).map_or(Ok(()), Err);
@@ -164,7 +172,7 @@ impl Uring {
             Outcome::Datagrams(Some(buffer), Ok(len)) => self.receive(buffer, len, events),
             Outcome::Datagrams(None, Ok(_)) => {}
             Outcome::Datagrams(_, Err(libc::ENOBUFS)) => self.counters.udp_enobufs += 1,
-            // The receive from a socket that was replaced.
+            // The receive from a socket that was replaced, or that a pause has ended.
             Outcome::Datagrams(_, Err(libc::ECANCELED)) => {}
             Outcome::Datagrams(_, Err(errno)) => {
                 self.counters.udp_recv_errors += 1;
@@ -270,6 +278,18 @@ impl Engine for Uring {
         self.requests.add_lane_socket(socket.as_fd())?;
         self.udp.lane = Some(socket);
         Ok(())
+    }
+
+    fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    fn go_on(&mut self) {
+        self.paused = false;
+    }
+
+    fn is_still(&self) -> bool {
+        self.paused && self.ready.is_empty() && self.deferred.is_empty() && self.requests.are_done()
     }
 
     fn counters(&self) -> EngineCounters {

@@ -32,8 +32,8 @@ const SEND_SLOTS: u16 = 2 * TUN_BUFFERS;
 /// Small packets that can't be merged make many: 32 receives of up to 64 datagrams. The others wait a turn.
 const WRITE_SLOTS: u16 = 512;
 
-/// Sends, writes, three multishots, and the cancellations of the receive and of everything.
-const REQUESTS_MAX: u32 = SEND_SLOTS as u32 + WRITE_SLOTS as u32 + 3 + 2;
+/// Sends, writes, three multishots, and the cancellations of the read, of the receive and of everything.
+const REQUESTS_MAX: u32 = SEND_SLOTS as u32 + WRITE_SLOTS as u32 + 3 + 3;
 // Whatever is queued or in flight fits the submission queue, so pushing can't fail. All completions between two reaps
 // fit the completion queue.
 const _: () = assert!(REQUESTS_MAX <= SUBMISSIONS);
@@ -119,7 +119,8 @@ pub(super) struct Requests {
     /// Whether the multishot requests are in flight.
     read_armed: bool,
     receive_armed: bool,
-    /// Whether the receive is being cancelled.
+    /// Whether they are being cancelled.
+    read_cancelled: bool,
     receive_cancelled: bool,
     poll_armed: bool,
     sends_in_flight: usize,
@@ -166,6 +167,7 @@ impl Requests {
             memory: ManuallyDrop::new(memory),
             read_armed: false,
             receive_armed: false,
+            read_cancelled: false,
             receive_cancelled: false,
             poll_armed: false,
             sends_in_flight: 0,
@@ -229,14 +231,33 @@ impl Requests {
     pub(super) fn replace_udp(&mut self, udp: BorrowedFd<'_>) -> io::Result<()> {
         // Requests in flight hold on to the file they began with, so nothing they refer to changes under them.
         self.ring.replace_file(UDP.0, udp)?;
+        self.cancel_receive();
+        Ok(())
+    }
+
+    /// Ends the TUN's read and the socket's receive; what they have brought by then still comes. Both are ended when
+    /// [`Requests::are_done`] says so; until then this is to be called before each `enter`, for a request that is just being
+    /// carried out can't be cancelled.
+    pub(super) fn cancel_reads(&mut self) {
+        if self.read_armed && !self.read_cancelled {
+            self.cancel(Request::ReadTun);
+            self.read_cancelled = true;
+        }
+        self.cancel_receive();
+    }
+
+    fn cancel_receive(&mut self) {
         if self.receive_armed && !self.receive_cancelled {
-            let receive = CancelBuilder::user_data(Request::ReceiveUdp.user_data());
-            let cancel = opcode::AsyncCancel2::new(receive).build();
-            // SAFETY: refers to no memory.
-            unsafe { self.ring.push(&cancel.user_data(Request::Cancel.user_data())) };
+            self.cancel(Request::ReceiveUdp);
             self.receive_cancelled = true;
         }
-        Ok(())
+    }
+
+    fn cancel(&mut self, request: Request) {
+        let one = CancelBuilder::user_data(request.user_data());
+        let cancel = opcode::AsyncCancel2::new(one).build();
+        // SAFETY: refers to no memory.
+        unsafe { self.ring.push(&cancel.user_data(Request::Cancel.user_data())) };
     }
 
     /// Sends from `socket` what asks for the lane's own port.
@@ -342,6 +363,7 @@ impl Requests {
         match Request::of_user_data(completion.user_data) {
             Request::ReadTun => {
                 self.read_armed = completion.more;
+                self.read_cancelled &= completion.more;
                 let buffer = completion
                     .buffer
                     .map(|index| memory.tun_ring.take(&memory.tun_pool, index));
@@ -374,13 +396,24 @@ impl Requests {
                 memory.arrived.release(&group);
                 Outcome::Written(group, result.map(drop))
             }
-            Request::Cancel => Outcome::Nothing,
+            Request::Cancel => {
+                if result.is_err() {
+                    // Whoever still wants them to end tries again.
+                    (self.read_cancelled, self.receive_cancelled) = (false, false);
+                }
+                Outcome::Nothing
+            }
         }
     }
 
-    fn is_quiet(&self) -> bool {
-        let is_armed = self.read_armed || self.receive_armed || self.poll_armed;
+    /// Whether nothing is in flight but the eventfd's poll.
+    pub(super) fn are_done(&self) -> bool {
+        let is_armed = self.read_armed || self.receive_armed;
         !is_armed && self.sends_in_flight == 0 && self.writes_in_flight == 0
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.are_done() && !self.poll_armed
     }
 
     /// Cancels every request and waits for its last completion; false when the kernel does not finish in time.
