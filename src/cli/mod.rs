@@ -10,6 +10,7 @@ mod doctor;
 mod drops;
 pub mod exit;
 mod explain;
+mod journal;
 mod keys;
 mod latency;
 mod leaktest;
@@ -37,6 +38,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, Config, LoadError, Loaded, Located};
+use crate::control::Facts;
 use exit::{Exit, Failure};
 
 /// An encrypted tunnel for IP packets, as fast as the machine can copy them
@@ -216,6 +218,13 @@ fn in_one_line(error: &clap::Error) -> String {
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
+/// Says in the log that packets can pass.
+pub fn report_up(facts: &Facts) {
+    // One that goes on here after an upgrade has not been named yet.
+    journal::name_tunnel(&facts.name);
+    tracing::info!(name = facts.name, port = facts.listen_port, mtu = facts.mtu, "up");
+}
+
 fn carry_out<E: Error + 'static>(
     command: Command,
     run: impl FnOnce(Config, &Path) -> Result<(), E>,
@@ -224,6 +233,7 @@ fn carry_out<E: Error + 'static>(
     match command {
         Command::Run { config: file } => {
             let Loaded { config, warnings } = load(&file)?;
+            journal::name_tunnel(&config.interface.name);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             run(config, &file).map_err(|error| Failure::of(&error))
         }

@@ -9,7 +9,7 @@ use clap::{CommandFactory as _, Parser};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
-use super::{log, resume};
+use super::{journal, log, resume};
 use crate::config::{Crypto, Io, Suite, WireGuard, Workers};
 use crate::control::Facts;
 use crate::sys::daemon;
@@ -119,7 +119,8 @@ fn carry_out<E: Error + 'static>(
         true => None,
         false => Some(daemon::detach()?),
     };
-    log::begin(EnvFilter::new(level.filter()), level == LogLevel::Verbose);
+    log::begin("ringway-wg", EnvFilter::new(level.filter()), level == LogLevel::Verbose);
+    journal::name_tunnel(&arguments.interface);
     let options = arguments.options();
     let mut ready = |facts: &Facts| {
         tracing::info!(name = facts.name, port = facts.listen_port, "ready");
