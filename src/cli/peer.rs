@@ -3,7 +3,8 @@
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use clap::{Args, Subcommand, ValueHint};
 use zeroize::Zeroizing;
 
 use super::change::{self, HELP};
@@ -64,7 +65,8 @@ pub(super) struct Settings {
     #[arg(long, value_name = "SECONDS")]
     persistent_keepalive: Option<u16>,
     /// A file with the key that is mixed into handshakes; "" for none
-    #[arg(long, value_name = "FILE")]
+    // The parser of paths takes no empty one.
+    #[arg(long, value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from), value_hint = ValueHint::AnyPath)]
     preshared_key_file: Option<PathBuf>,
     /// auto, native or wireguard
     #[arg(long)]
