@@ -120,9 +120,10 @@ enum Command {
     Status(status::Options),
     /// Have the program that is installed by now go on with a running tunnel, without a gap
     ///
-    /// Interface, sessions and sockets stay, and so do the connections through the tunnel; no packet is lost but those of the
-    /// moment. The process stays too, so service managers need not know. A program that is broken, or of a version that does
-    /// not know how to go on, is refused, and nothing happens. Only root and the daemon's own user may.
+    /// Interface, sessions and sockets stay, and so do the connections through the tunnel; packets wait in the kernel, and what
+    /// finds no room there is counted. The process stays too, so service managers need not know. A program that is broken, or
+    /// of a version that does not know how to go on, is refused, and nothing happens. One that fails later ends the tunnel, in
+    /// good order. Only root and the daemon's own user may.
     Upgrade(change::Upgrade),
     /// Read a running tunnel's configuration file again and carry out what changed in it
     ///

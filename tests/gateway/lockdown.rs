@@ -1,6 +1,7 @@
 //! The kill switch, by what its host's underlay carries.
 
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -191,6 +192,45 @@ fn nothing_but_the_tunnel_leaves_before_it_is_up_while_it_is_when_it_is_killed_a
     client.end(Signal::SIGTERM);
     assert!(!client.is_locked(), "an end in good order lifts it");
     ping_until(&client.lab.a, UNDERLAY_V4[1]);
+}
+
+#[test]
+fn nothing_leaks_while_another_program_goes_on_nor_where_it_fails_to() {
+    let Some(mut client) = Client::new("") else { return };
+    let dying = client.lab.directory.join("dying");
+    let text = format!("#!/bin/sh\n[ \"$1\" = --resume-check ] && exec {RINGWAY} \"$@\"\nexit 1\n");
+    std::fs::write(&dying, text).expect("the directory is ours");
+    std::fs::set_permissions(&dying, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let open = client.frames_while_probing();
+    assert!(
+        open.iter().any(|frame| frame.text.contains("echo request")),
+        "{open:#?}"
+    );
+    client.start_server();
+    client.start();
+    client.wait_until_packets_pass();
+    let socket = client.client_config.with_extension("sock");
+    let socket = socket.to_str().expect("an ASCII path");
+    let programs = [RINGWAY, RINGWAY, dying.to_str().expect("an ASCII path")];
+    let capture = Capture::on(&client.lab.a, UNDERLAY, &["-Q", "out", "not", "arp"]);
+    thread::scope(|scope| {
+        let probes = scope.spawn(|| probe(&client.lab.a));
+        for (number, program) in programs.into_iter().enumerate() {
+            let upgraded = client.lab.a.try_run(&[RINGWAY, "upgrade", socket, "--binary", program]);
+            assert_eq!(upgraded.is_ok(), number < 2, "{upgraded:?}");
+        }
+        probes.join().expect("they do not panic");
+        wait_until("the socket to go", PATIENCE, || !std::path::Path::new(socket).exists());
+        probe(&client.lab.a);
+    });
+    let strange: Vec<Frame> = capture
+        .end()
+        .into_iter()
+        .filter(|frame| !is_tunnel(frame) && !is_link_upkeep(frame))
+        .collect();
+    assert!(strange.is_empty(), "{strange:#?}");
+    assert!(client.is_locked() && !client.lab.a.has_interface("rw0"));
+    client.unblock(&["rw0"]).expect("it holds");
 }
 
 #[test]

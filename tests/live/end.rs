@@ -144,6 +144,11 @@ impl End {
     /// Sends a signal and waits for the end.
     pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
         self.signal(signal);
+        self.wait_for_end()
+    }
+
+    /// Waits for an end that nobody has asked for.
+    pub(crate) fn wait_for_end(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("it was started");
         let mut status = None;
         wait_until("the end", Duration::from_secs(20), || {

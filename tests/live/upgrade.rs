@@ -1,4 +1,4 @@
-//! Upgrades: another process goes on with a tunnel, and nobody notices.
+//! Upgrades: another program goes on with a tunnel, and nobody notices.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ use crate::traffic::{Transfer, connect};
 use crate::{Pair, inner};
 
 /// What must be the same after an upgrade.
-fn unchanged(end: &End, peer: &str) -> (Value, Value, Value) {
+pub(crate) fn unchanged(end: &End, peer: &str) -> (Value, Value, Value) {
     let status = end.status();
     let handshakes = end.must(&["stats", "@", "--json"]);
     let stats: Value = serde_json::from_str(&handshakes).expect("JSON");
@@ -28,7 +28,7 @@ fn unchanged(end: &End, peer: &str) -> (Value, Value, Value) {
 }
 
 /// Upgrades to the same program.
-fn upgrade(end: &End, times: u64) {
+pub(crate) fn upgrade(end: &End, times: u64) {
     let sent = |status: &Value| {
         let peer = &status["peers"][0];
         [&peer["tx_bytes"], &peer["rx_bytes"]].map(|count| count.as_u64().expect("a number"))
@@ -51,14 +51,14 @@ fn upgrade(end: &End, times: u64) {
 }
 
 #[test]
-fn a_bulk_transfer_outlives_upgrades_of_both_ends_in_both_suites() {
-    for suite in ["native", "wireguard"] {
+fn a_bulk_transfer_outlives_ten_upgrades_of_both_ends_in_both_suites_and_on_both_engines() {
+    for (suite, io) in [("native", ""), ("wireguard", "io = \"syscall\"\n")] {
         let Some(lab) = Lab::new() else { return };
         let [mut a, mut b] = [0, 1].map(|me| End::new(&lab, me));
         let suite = format!("suite = \"{suite}\"\n");
         // Two workers, so that lanes and steering have something to get wrong.
         a.write("", &[b.as_peer_at_home() + &suite]);
-        b.write("", &[a.as_peer(&suite)]);
+        b.write(io, &[a.as_peer(&suite)]);
         for end in [&a, &b] {
             let text = fs::read_to_string(&end.file).expect("it was written");
             crate::end::write(&end.file, &text.replace("workers = 1", "workers = 2"));
@@ -74,9 +74,11 @@ fn a_bulk_transfer_outlives_upgrades_of_both_ends_in_both_suites() {
         thread::scope(|scope| {
             let transfer = Transfer::start(scope, &connection, [u64::MAX; 2]);
             transfer.wait_for_progress();
-            for (end, times) in [(a, 1), (b, 1), (a, 2)] {
-                upgrade(end, times);
-                transfer.wait_for_progress();
+            for times in 1..=5 {
+                for end in [a, b] {
+                    upgrade(end, times);
+                    transfer.wait_for_progress();
+                }
             }
             transfer.finish();
         });
@@ -150,8 +152,13 @@ fn routes_rules_filters_and_files_stay_as_they_are_and_go_at_the_end() {
 }
 
 /// A program of these lines of shell.
-fn script(path: &Path, lines: &str) -> String {
-    fs::write(path, format!("#!/bin/sh\n{lines}\n")).expect("the directory is ours");
+pub(crate) fn script(path: &Path, lines: &str) -> String {
+    program(path, "/bin/sh", lines)
+}
+
+/// As [`script`], for another interpreter.
+pub(crate) fn program(path: &Path, interpreter: &str, lines: &str) -> String {
+    fs::write(path, format!("#!{interpreter}\n{lines}\n")).expect("the directory is ours");
     fs::set_permissions(path, Permissions::from_mode(0o755)).expect("it is ours");
     path.to_str().expect("an ASCII path").to_owned()
 }
@@ -169,7 +176,13 @@ fn a_program_that_cannot_go_on_is_refused_and_the_tunnel_goes_on() {
         script(&in_lab(name), &format!("echo '{answer}'"))
     };
     let other_format = answering("other-format", "[7,8]", "ringway");
-    let other_program = answering("other-program", "[1]", "ringway-wg");
+    let other_program = answering("other-program", "[2]", "ringway-wg");
+    // As programs would that read another layout, or have lost an option.
+    let blind = script(&in_lab("blind"), &format!("exec {RINGWAY} \"$@\" </dev/null"));
+    let deaf = script(
+        &in_lab("deaf"),
+        &format!("shift; exec {RINGWAY} --resume-check --no-such-option \"$@\""),
+    );
     let powerless = script(
         &in_lab("powerless"),
         &format!("exec setpriv --bounding-set -net_admin {RINGWAY} \"$@\""),
@@ -189,6 +202,11 @@ fn a_program_that_cannot_go_on_is_refused_and_the_tunnel_goes_on() {
             ("/bin/false", "does not say whether it can"),
             (&other_format, "does not read what version"),
             (&other_program, "this tunnel is of ringway"),
+            (&blind, "cannot read what was handed over: not a sealed memory file"),
+            (
+                &deaf,
+                "does not take the command line: unexpected argument '--no-such-option'",
+            ),
             (&powerless, "would lose capabilities"),
             (&vanishing, "the tunnel goes on as before"),
         ] {

@@ -858,6 +858,20 @@ fn an_upgrade_keeps_what_wg_has_set_and_the_session() {
         assert_eq!(pid_of(&device.name), Some(device.pid()));
         assert_eq!(known(a), before);
     }
+    // One that fails once the old program is gone leaves no socket.
+    let dying = lab.directory.join("dying");
+    let program = env!("CARGO_BIN_EXE_ringway-wg");
+    let lines = format!("#!/bin/sh\n[ \"$1\" = --resume-check ] && exec {program} \"$@\"\nexit 1\n");
+    fs::write(&dying, lines).expect("the directory is ours");
+    fs::set_permissions(&dying, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let mut command = Command::new(RINGWAY);
+    command.args(["upgrade", &b.name, "--binary"]).arg(&dying);
+    let output = command.output().expect("the binary under test exists");
+    assert!(!output.status.success(), "{output:?}");
+    let status = format!("/run/ringway/{}.sock", b.name);
+    wait_until("the sockets to go", PATIENCE, || {
+        !b.socket().exists() && !fs::exists(&status).expect("it can be asked")
+    });
     // It is still wg's.
     a.wg("set", &["peer", &guest.public, "remove"]);
     assert_eq!(a.dump().len(), 2);

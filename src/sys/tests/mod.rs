@@ -5,6 +5,7 @@ mod forward;
 mod group;
 mod lab;
 mod no_uring;
+mod pause;
 mod refusals;
 mod replace;
 mod tun_device;

@@ -1,0 +1,334 @@
+//! Upgrades in the middle of other things: changes, signals, handshakes, captures, streams that count.
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::end::{End, INNER, INTERFACE, Keys, PORT, RINGWAY, write};
+use crate::lab::{Lab, Namespace, UNDERLAY_V4, wait_until};
+use crate::upgrade::{self, unchanged, upgrade};
+use crate::{PATIENCE, Pair, inner};
+
+/// `ringway upgrade` beside the test.
+fn upgrade_beside(end: &End, program: &str) -> std::process::Child {
+    let mut command = Command::new(RINGWAY);
+    command.arg("upgrade").arg(&end.control).args(["--binary", program]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("the binary under test exists")
+}
+
+/// A program that waits for a file at one of two moments, and goes on as `ringway`; it makes `marks` meanwhile.
+fn waiting(lab: &Lab, while_asked: bool) -> (String, impl Fn() -> usize, impl Fn()) {
+    let name = if while_asked { "asked" } else { "executed" };
+    let [program, gate, marks] = ["", ".gate", ".marks"].map(|end| lab.directory.join(format!("{name}{end}")));
+    fs::write(&marks, "").expect("the directory is ours");
+    let condition = if while_asked { "==" } else { "!=" };
+    // No shell: those let signals in that are to wait.
+    let lines = format!(
+        "import os, sys, time
+if sys.argv[1] {condition} '--resume-check':
+    print(file=open('{}', 'a'))
+    while not os.path.exists('{}'):
+        time.sleep(0.02)
+os.execv('{RINGWAY}', ['{RINGWAY}'] + sys.argv[1:])",
+        marks.display(),
+        gate.display(),
+    );
+    let program = upgrade::program(&program, "/usr/bin/python3 -ISB", &lines);
+    let count = move || fs::read_to_string(&marks).expect("it is there").lines().count();
+    (program, count, move || {
+        fs::write(&gate, "").expect("the directory is ours")
+    })
+}
+
+#[test]
+fn handshakes_requests_and_changes_go_on_while_a_program_is_asked_which_then_gets_what_runs() {
+    let Some(mut pair) = Pair::up() else { return };
+    // The check would leave its marks where the sandbox lets nobody write.
+    restart_without_sandbox(&mut pair);
+    let (program, asked, open) = waiting(&pair.lab, true);
+    let before = pair.a.handshake("b");
+    let child = upgrade_beside(&pair.a, &program);
+    wait_until("the question", PATIENCE, || asked() == 1);
+    let guest = Keys::new();
+    pair.a.must(&["peer", "add", "@", &guest.public, "--name", "guest"]);
+    let (code, text) = pair.a.ringway(&["upgrade", "@"]).expect_err("one at a time");
+    assert!(code == 1 && text.contains("another upgrade is under way"), "{text}");
+    // The other end begins anew, and needs an answer of this one's control thread.
+    pair.b.end_by(Signal::SIGTERM);
+    pair.b.write("", &[pair.a.as_peer_at_home()]);
+    pair.b.start(&pair.lab.b);
+    wait_until("a handshake", PATIENCE, || {
+        pair.lab.b.ping(inner(0), 56) && pair.a.handshake("b") != before
+    });
+    assert_eq!(asked(), 1, "it is still being asked");
+    assert!(pair.a.status()["upgrades"].is_null(), "there was none");
+    open();
+    let output = child.wait_with_output().expect("it is our child");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(asked(), 2, "what it was asked about was not what runs any more");
+    assert_eq!(pair.a.status()["upgrades"], 1);
+    assert!(pair.a.must(&["peer", "list", "@"]).contains("guest"));
+    assert!(pair.lab.a.answers(inner(1), 56));
+}
+
+fn restart_without_sandbox(pair: &mut Pair) {
+    pair.a.end_by(Signal::SIGTERM);
+    pair.a.write("sandbox = false\n", &[pair.b.as_peer_at_home()]);
+    pair.a.start(&pair.lab.a);
+    pair.wait_until_packets_pass();
+}
+
+#[test]
+fn an_end_that_is_asked_for_in_the_middle_of_an_upgrade_comes_in_good_order() {
+    let Some(mut pair) = Pair::up() else { return };
+    for while_asked in [true, false] {
+        restart_without_sandbox(&mut pair);
+        let (program, reached, open) = waiting(&pair.lab, while_asked);
+        let child = upgrade_beside(&pair.a, &program);
+        wait_until("the moment", PATIENCE, || reached() == 1);
+        pair.a.signal(Signal::SIGTERM);
+        if !while_asked {
+            // Nobody hears it before there is somebody again.
+            open();
+        }
+        let status = pair.a.wait_for_end();
+        assert!(status.success(), "{status}, {}", pair.a.log());
+        assert!(!pair.a.control.exists() && !pair.lab.a.has_interface(INTERFACE));
+        let output = child.wait_with_output().expect("it is our child");
+        assert_eq!(output.status.success(), !while_asked, "{output:?}");
+        pair.a.start(&pair.lab.a);
+    }
+}
+
+#[test]
+fn a_handshake_under_way_begins_anew_and_the_session_before_it_goes_on() {
+    let Some(pair) = Pair::up() else { return };
+    let Pair { a, b, lab } = &pair;
+    let key = lab.directory.join("psk");
+    write(&key, &Keys::new().private);
+    let handshake = a.handshake("b");
+    // Nobody else has this key, so the handshake that begins with it is not answered.
+    a.must(&[
+        "peer",
+        "set",
+        "@",
+        "b",
+        "--preshared-key-file",
+        key.to_str().expect("ASCII"),
+    ]);
+    for times in 1..=2 {
+        upgrade(a, times);
+        assert!(lab.a.answers(inner(1), 56), "by the session that there is");
+        assert_eq!(a.handshake("b"), handshake);
+    }
+    // In the middle of an attempt with the right key.
+    a.must(&["peer", "set", "@", "b", "--preshared-key-file", ""]);
+    upgrade(a, 3);
+    wait_until("a new session", PATIENCE, || a.handshake("b") != handshake);
+    assert!(lab.a.answers(inner(1), 56));
+    assert_eq!(a.handshake("b").is_null(), b.handshake("a").is_null());
+}
+
+#[test]
+fn a_capture_ends_whole_when_another_program_goes_on() {
+    let Some(pair) = Pair::up() else { return };
+    let Pair { a, lab, .. } = &pair;
+    let file = lab.directory.join("packets.pcapng");
+    let mut command = Command::new(RINGWAY);
+    command.arg("capture").arg(&a.control).arg("-w").arg(&file);
+    let mut capture = command.stderr(Stdio::piped()).spawn().expect("it can be started");
+    // A block of a packet is longer than what a file begins with.
+    wait_until("packets in the file", PATIENCE, || {
+        lab.a.ping(inner(1), 1000) && fs::metadata(&file).is_ok_and(|file| file.len() > 2000)
+    });
+    upgrade(a, 1);
+    wait_until("the capture's end", PATIENCE, || {
+        capture.try_wait().expect("it is our child").is_some()
+    });
+    let output = capture.wait_with_output().expect("it is our child");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains(" packets captured, 0 that matched were lost"),
+        "{said}"
+    );
+    // The next one is none of that one's business.
+    let again = ["capture", "@", "-c", "1", "-w", "/dev/null"];
+    thread::scope(|scope| {
+        let capture = scope.spawn(|| a.must(&again));
+        wait_until("its end", PATIENCE, || {
+            lab.a.ping(inner(1), 56) && capture.is_finished()
+        });
+    });
+}
+
+#[test]
+fn a_tunnel_of_wg_quicks_file_goes_on_with_wg_and_its_commands() {
+    let Some(lab) = Lab::new() else { return };
+    let [a, mut b] = [0, 1].map(|me| End::new(&lab, me));
+    // Its sockets lie where those of all tunnels do.
+    let name = format!("lu{:x}", std::process::id());
+    let file = lab.directory.join(format!("{name}.conf"));
+    let [up, down] = ["up", "down"].map(|what| lab.directory.join(what));
+    write(
+        &file,
+        &format!(
+            "[Interface]\nPrivateKey = {}\nAddress = {}/24\nListenPort = {PORT}\nPostUp = echo >>{}\nPostDown = echo >>{}\n\
+             [Peer]\nPublicKey = {}\nAllowedIPs = {}/32\nEndpoint = {}:{PORT}\n",
+            a.keys.private,
+            INNER[0],
+            up.display(),
+            down.display(),
+            b.keys.public,
+            INNER[1],
+            UNDERLAY_V4[1],
+        ),
+    );
+    b.write("", &[a.as_peer("")]);
+    b.start(&lab.b);
+    let log = File::create(lab.directory.join("conf.log")).expect("a log");
+    let mut command = lab.a.command(RINGWAY);
+    command.arg("run").arg(&file);
+    let streams = [log.try_clone().expect("a descriptor"), log];
+    let [out, err] = streams;
+    let mut daemon = Daemon(command.stdout(out).stderr(err).spawn().expect("it can be started"));
+    let sockets = [
+        format!("/run/ringway/{name}.sock"),
+        format!("/var/run/wireguard/{name}.sock"),
+    ];
+    wait_until("an answer", PATIENCE, || lab.a.ping(inner(1), 56) && up.exists());
+    let shown = || lab.a.run(&["wg", "show", &name, "latest-handshakes"]);
+    let before = shown();
+    for _ in 0..2 {
+        let output = Command::new(RINGWAY)
+            .args(["upgrade", &name])
+            .output()
+            .expect("it runs");
+        assert!(output.status.success(), "{output:?}");
+        assert!(lab.a.answers(inner(1), 56));
+        assert_eq!(shown(), before, "no new handshake");
+    }
+    let times = |file: &Path| fs::read_to_string(file).map_or(0, |text| text.lines().count());
+    assert_eq!((times(&up), times(&down)), (1, 0));
+    let pid = nix::unistd::Pid::from_raw(daemon.0.id().try_into().expect("an i32"));
+    nix::sys::signal::kill(pid, Signal::SIGTERM).expect("it is our child");
+    wait_until("the end", PATIENCE, || {
+        daemon.0.try_wait().expect("it is our child").is_some()
+    });
+    assert_eq!((times(&up), times(&down)), (1, 1));
+    assert!(sockets.iter().all(|socket| !Path::new(socket).exists()));
+}
+
+/// Killed on drop.
+struct Daemon(std::process::Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended; then both are errors of no interest.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A drop is counted by reason, wherever it happens: in workers, at their sockets, at the TUN, at who listens.
+fn counted_drops(ends: [(&End, &Namespace); 2]) -> u64 {
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let one = |(end, host): (&End, &Namespace)| {
+        let status = end.status();
+        let workers = status["workers"].as_array().expect("a list").iter();
+        let in_workers = workers.flat_map(|worker| worker["drops"].as_object().expect("a map").values());
+        let link: Value =
+            serde_json::from_str(&host.ip(&["-s", "-j", "link", "show", "dev", INTERFACE])).expect("JSON");
+        let link = &link[0]["stats64"];
+        let at_tun = ["rx", "tx"].map(|way| number(&link[way]["dropped"]));
+        in_workers.map(number).sum::<u64>() + at_tun.iter().sum::<u64>() + host.counter("Udp", "RcvbufErrors")
+    };
+    ends.into_iter().map(one).sum()
+}
+
+/// Ends the threads also where the test panics, for their scope waits for them.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn no_datagram_is_lost_in_an_upgrade_but_what_is_counted() {
+    let Some(pair) = Pair::up() else { return };
+    let Pair { a, b, lab } = &pair;
+    let ends = [(a, &lab.a), (b, &lab.b)];
+    let before = (unchanged(a, "b"), unchanged(b, "a"));
+    let dropped_before = counted_drops(ends);
+    let [from, to] = [&lab.a, &lab.b].map(|host| host.enter(|| UdpSocket::bind("0.0.0.0:0").expect("a port")));
+    let address = SocketAddr::new(inner(1), to.local_addr().expect("it is bound").port());
+    to.set_read_timeout(Some(Duration::from_millis(100))).expect("not zero");
+    let (stop, sent, received) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let doubles = AtomicU64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut datagram = [0; 600];
+            while !stop.load(Ordering::Relaxed) {
+                for _ in 0..8 {
+                    let number = sent.fetch_add(1, Ordering::Relaxed);
+                    datagram[..8].copy_from_slice(&number.to_be_bytes());
+                    from.send_to(&datagram, address).expect("a may send");
+                }
+                thread::sleep(Duration::from_micros(500));
+            }
+        });
+        scope.spawn(|| {
+            let mut seen = Vec::new();
+            let mut buffer = [0; 1500];
+            loop {
+                match to.recv_from(&mut buffer) {
+                    Ok((600, _)) => {
+                        let number = u64::from_be_bytes(buffer[..8].try_into().expect("8 bytes")) as usize;
+                        seen.resize(seen.len().max(number + 1), false);
+                        if std::mem::replace(&mut seen[number], true) {
+                            doubles.fetch_add(1, Ordering::Relaxed);
+                        }
+                        received.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok((len, _)) => panic!("a datagram of {len} bytes"),
+                    Err(_) if stop.load(Ordering::Relaxed) => return,
+                    Err(_) => {}
+                }
+            }
+        });
+        let _stop = StopOnDrop(&stop);
+        let mut progress = 0;
+        let mut wait_for_progress = || {
+            progress = received.load(Ordering::Relaxed);
+            wait_until("datagrams", PATIENCE, || {
+                received.load(Ordering::Relaxed) > progress + 1000
+            });
+        };
+        wait_for_progress();
+        for times in 1..=4 {
+            for end in [a, b] {
+                upgrade(end, times);
+                wait_for_progress();
+            }
+        }
+    });
+    let [sent, received] = [&sent, &received].map(|count| count.load(Ordering::Relaxed));
+    let lost = sent - received;
+    let counted = counted_drops(ends) - dropped_before;
+    println!("{lost} of {sent} lost, {counted} counted");
+    assert!(
+        lost <= counted,
+        "{lost} of {sent} were lost, and {counted} drops were counted"
+    );
+    assert_eq!(doubles.load(Ordering::Relaxed), 0);
+    assert_eq!((unchanged(a, "b"), unchanged(b, "a")), before, "no new handshake");
+}
