@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
 import os
 import signal
 import sys
@@ -198,6 +199,8 @@ def _run_tunnel(plan, case, contender, tunnel: Tunnel, measurements, programs: d
 
     say(f"  {contender.label}")
     try:
+        # The same flows through every tunnel of a round, because queues, and with them cores, go by a hash of the ports.
+        tunnel.ports = itertools.count(20_000 + 1_000 * turn, 10)
         with tunnel, udpgen.Server(tunnel, programs["udpgen"], plan.flows) as server:
             result["described"].setdefault(contender.name, tunnel.describe())
             for measurement in measurements:
