@@ -1,7 +1,8 @@
 //! Round trips: a datagram carries the time it left, the server sends it back, the difference goes into a histogram.
 //!
 //! Datagrams leave on a schedule of their own, whether or not answers come: a tunnel that stalls is asked as often while
-//! it stalls as before, so no sample is missing exactly when it is bad.
+//! it stalls as before. What does not come back is no round trip, and is counted beside them: percentiles say little
+//! without it.
 
 use std::io;
 use std::net::SocketAddr;

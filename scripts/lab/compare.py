@@ -64,7 +64,9 @@ def main() -> int:
         if options.self and not interrupted:
             return 0 if compare_report.print_self(result, _SELF_TOLERANCE) else 1
         compare_report.print_tables(result)
-        return 130 if interrupted else 0
+        if interrupted:
+            return 130
+        return 1 if any("error" in run for run in result["runs"]) else 0
     except KeyboardInterrupt:
         say("\ninterrupted; the lab is gone")
         return 130
