@@ -2,14 +2,13 @@
 
 use std::process::ExitCode;
 
-use ringway::control::Facts;
+use ringway::cli;
 
 fn main() -> ExitCode {
     if let Some(answered) = ringway::gateway::answer_check("ringway") {
         return answered;
     }
-    let up = |facts: &Facts| tracing::info!(name = facts.name, port = facts.listen_port, mtu = facts.mtu, "up");
-    let run = |config, file: &_| ringway::gateway::run(config, file, up);
-    let resume = |number| ringway::gateway::resume(number, up);
-    ringway::cli::main(run, resume, ringway::gateway::cleanup)
+    let run = |config, file: &_| ringway::gateway::run(config, file, cli::report_up);
+    let resume = |number| ringway::gateway::resume(number, cli::report_up);
+    cli::main(run, resume, ringway::gateway::cleanup)
 }

@@ -1,10 +1,13 @@
-//! Log lines, to standard error.
+//! Log lines, to standard error, or with fields to the journal behind it.
 
 use std::io::{self, IsTerminal as _};
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, fmt, registry};
 
+use super::journal::{self, Journal};
 use super::style;
 
 /// Log filter directives for development, e.g. "ringway::proto=trace,info".
@@ -33,7 +36,7 @@ impl Options {
     /// Starts logging for the rest of the process's life.
     pub(super) fn begin(&self) {
         let directives = std::env::var(FILTER_VARIABLE).ok();
-        begin(self.filter(directives.as_deref()), self.is_detailed());
+        begin("ringway", self.filter(directives.as_deref()), self.is_detailed());
     }
 
     fn filter(&self, directives: Option<&str>) -> EnvFilter {
@@ -59,19 +62,22 @@ impl Options {
     }
 }
 
-/// Starts logging what passes `filter` for the rest of the process's life; `with_targets` names the module with each line.
-pub(super) fn begin(filter: EnvFilter, with_targets: bool) {
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+/// Starts logging what passes `filter` for the rest of the process's life, under the name `program`; `with_targets` names
+/// the module with each line of text.
+pub(super) fn begin(program: &'static str, filter: EnvFilter, with_targets: bool) {
+    let log = registry().with(filter);
+    let text = fmt::layer()
         .with_writer(io::stderr)
         .with_target(with_targets)
         .with_ansi(style::wants_colour(io::stderr().is_terminal()));
-    // The journal has its own clock. systemd sets this variable when standard error leads there (systemd.exec(5)).
+    let in_journal = journal::is_stderr();
+    let journal = in_journal.then(|| Journal::open(program).ok()).flatten();
     // An error means that somebody, in tests, began before us.
-    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().try_init()
-    } else {
-        log.try_init()
+    let _ = match journal {
+        Some(journal) => log.with(journal).try_init(),
+        // The journal has its own clock.
+        None if in_journal => log.with(text.without_time()).try_init(),
+        None => log.with(text).try_init(),
     };
 }
 

@@ -10,6 +10,7 @@ mod doctor;
 mod drops;
 pub mod exit;
 mod explain;
+mod journal;
 mod keys;
 mod latency;
 mod leaktest;
@@ -36,6 +37,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, Config, LoadError, Loaded, Located};
+use crate::control::Facts;
 use exit::{Exit, Failure};
 
 /// An encrypted tunnel for IP packets, as fast as the machine can copy them
@@ -201,6 +203,13 @@ pub fn main<E: Error + 'static>(
     }
 }
 
+/// Says in the log that packets can pass.
+pub fn report_up(facts: &Facts) {
+    // One that goes on here after an upgrade has not been named yet.
+    journal::name_tunnel(&facts.name);
+    tracing::info!(name = facts.name, port = facts.listen_port, mtu = facts.mtu, "up");
+}
+
 fn carry_out<E: Error + 'static>(
     command: Command,
     run: impl FnOnce(Config, &Path) -> Result<(), E>,
@@ -209,6 +218,7 @@ fn carry_out<E: Error + 'static>(
     match command {
         Command::Run { config: file } => {
             let Loaded { config, warnings } = load(&file)?;
+            journal::name_tunnel(&config.interface.name);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             run(config, &file).map_err(|error| Failure::of(&error))
         }

@@ -8,7 +8,7 @@ use clap::{CommandFactory as _, Parser};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{Exit, Failure};
-use super::{log, resume};
+use super::{journal, log, resume};
 use crate::config::{Crypto, Io, Suite, WireGuard, Workers};
 use crate::control::Facts;
 use crate::sys::daemon;
@@ -95,7 +95,8 @@ fn carry_out<E: Error + 'static>(
         true => None,
         false => Some(daemon::detach()?),
     };
-    log::begin(EnvFilter::new(level.filter()), level == LogLevel::Verbose);
+    log::begin("ringway-wg", EnvFilter::new(level.filter()), level == LogLevel::Verbose);
+    journal::name_tunnel(&arguments.interface);
     let options = WireGuard {
         name: arguments.interface,
         suite: arguments.suite,

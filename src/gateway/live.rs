@@ -18,7 +18,7 @@ use super::RunError;
 use super::network::{Made, Network};
 use super::plan::{NeedsRestart, Plan};
 use super::upgrade::{self, Granted};
-use super::{End, PROGRAM, handover};
+use super::{End, PROGRAM, handover, service};
 use crate::config::edit::EditError;
 use crate::config::save::{self, SaveError};
 use crate::config::{self, Config, HostPort, LoadError, Loaded, Located};
@@ -224,6 +224,14 @@ impl<'a> Live<'a> {
     /// Reads the file again and makes it what runs.
     async fn reload(&mut self) -> Result<ChangeReport, Refused> {
         self.refuse_while_unconfirmed()?;
+        service::reloading();
+        let result = self.change_to_file().await;
+        // Also when nothing was changed.
+        service::ready(&self.running.interface.name);
+        result
+    }
+
+    async fn change_to_file(&mut self) -> Result<ChangeReport, Refused> {
         let (wanted, warnings) = load(self.file.clone()).await?;
         let changes = self.change(wanted).await?;
         Ok(ChangeReport {

@@ -3,8 +3,13 @@
 //! With `Type=notify` the unit counts as started when packets can pass. With `WatchdogSec=` the manager restarts it when
 //! the control thread or any worker stands still: all of them have to answer before it is told that all is well.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +39,14 @@ pub(super) fn ready(name: &str) {
 /// Tells the service manager that everything moves, before what may take its time.
 pub(super) fn alive() {
     tell(&[NotifyState::Watchdog]);
+}
+
+/// Tells the service manager that the configuration is read again, until it is told that packets can pass.
+pub(super) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "cannot tell the service manager"),
+    }
 }
 
 /// Tells the service manager that the tunnel goes down.
@@ -104,7 +117,24 @@ pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -
 }
 
 fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
+    let Some(socket) = manager() else { return };
+    let text: String = state.iter().map(|state| format!("{state}\n")).collect();
+    if let Err(error) = send(&socket, &text) {
         tracing::warn!(%error, "cannot tell the service manager");
     }
+}
+
+/// Where the service manager listens, if there is one.
+fn manager() -> Option<OsString> {
+    std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())
+}
+
+/// Sends to a socket in the file system, or to one in the abstract name space, which the crate does not know: "@NAME".
+fn send(socket: &OsStr, text: &str) -> io::Result<()> {
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(socket)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address)?;
+    Ok(())
 }

@@ -128,6 +128,11 @@ impl End {
             .open(&self.log)
             .expect("a log");
         command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
+        self.spawn(command);
+    }
+
+    /// Starts the daemon by a command that says what its standard streams are.
+    pub(crate) fn spawn(&mut self, mut command: Command) {
         self.child = Some(command.spawn().expect("setpriv and nsenter are installed"));
     }
 

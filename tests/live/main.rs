@@ -5,6 +5,7 @@ mod end;
 #[path = "../netns/lab.rs"]
 #[expect(dead_code, reason = "another program's tests use the rest of the lab")]
 mod lab;
+mod service;
 mod storm;
 mod system;
 #[path = "../netns/traffic.rs"]

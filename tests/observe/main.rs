@@ -3,6 +3,7 @@
 //!
 //! Run them one at a time: `cargo test --test observe -- --test-threads=1`.
 
+mod access;
 #[path = "../netns/lab.rs"]
 #[allow(dead_code)]
 mod lab;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::lab::{Lab, wait_until};
-use crate::tunnel::{GROUP_ID, INNER, METRICS, Tunnel, installed};
+use crate::tunnel::{INNER, METRICS, Tunnel, installed};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -399,42 +400,4 @@ fn doctor_finds_nothing_in_a_healthy_tunnel_and_the_faults_of_a_broken_one() {
         !is_healthy && found(&report, "problem", "configuration", "unknown key"),
         "{report:#}"
     );
-}
-
-#[test]
-fn only_root_and_the_group_may_use_the_control_socket() {
-    let Some(tunnel) = Lab::new().map(Tunnel::up) else {
-        return;
-    };
-    let daemon = tunnel.second_daemon();
-    let metadata = fs::metadata(&daemon.control).expect("it is there");
-    assert_eq!((metadata.mode() & 0o777, metadata.gid()), (0o660, GROUP_ID));
-    // The program lies where others may not go; a copy beside the socket is for everybody.
-    let program = daemon.control.with_file_name("ringway");
-    fs::copy(env!("CARGO_BIN_EXE_ringway"), &program).expect("a copy");
-    let as_nobody_with = |groups: &str, arguments: &[&str]| {
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--reuid=65534", "--regid=65534", groups])
-            .arg(&program)
-            .args(arguments)
-            .arg(&daemon.control);
-        let output = command.output().expect("setpriv is installed");
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )
-    };
-    let (code, message) = as_nobody_with("--clear-groups", &["status"]);
-    assert_eq!(code, Some(5), "{message}");
-    assert!(
-        message.contains("permission denied; run as root or as a member of the group ringway"),
-        "{message}"
-    );
-    let (code, message) = as_nobody_with(&format!("--groups={GROUP_ID}"), &["status"]);
-    assert_eq!(code, Some(0), "{message}");
-    // A file may hold commands, which the daemon would run.
-    let (code, message) = as_nobody_with(&format!("--groups={GROUP_ID}"), &["apply", "/etc/hostname"]);
-    assert_eq!(code, Some(5), "{message}");
-    assert!(message.contains("only root and the daemon's own user"), "{message}");
 }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::lab::{Lab, Namespace, UNDERLAY_V4, wait_until};
@@ -158,14 +160,27 @@ impl Tunnel {
         write(&self.lab, "invalid.toml", &text, 0o600)
     }
 
-    /// A daemon in b that knows a group "ringway", with its control socket where everybody may go.
-    pub(crate) fn second_daemon(&self) -> Daemon {
-        let directory = std::env::temp_dir().join(format!("ringway-observe-{}", std::process::id()));
+    /// A directory where everybody may go; it goes with the [`Tunnel::second_daemon`].
+    pub(crate) fn shared_directory(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("ringway-observe-{}", std::process::id()))
+    }
+
+    /// Somebody's public key.
+    pub(crate) fn key(&self) -> String {
+        let private = tool(&["genkey"], "").expect("a key");
+        tool(&["pubkey"], &private).expect("its public key")
+    }
+
+    /// A daemon in b that knows a group "ringway", with its control socket in the [`Tunnel::shared_directory`], and with
+    /// `further` sections in its file.
+    pub(crate) fn second_daemon(&self, further: &str) -> Daemon {
+        let directory = self.shared_directory();
         fs::create_dir_all(&directory).expect("a directory");
         fs::set_permissions(&directory, Permissions::from_mode(0o755)).expect("it is ours");
         let control = directory.join("rw9.sock");
         let text = format!(
-            "[interface]\nname = \"rw9\"\nprivate_key = \"{}\"\nworkers = 1\ncontrol_socket = \"{}\"\nstate_dir = \"{}.state\"\n",
+            "[interface]\nname = \"rw9\"\nprivate_key = \"{}\"\nworkers = 1\ncontrol_socket = \"{}\"\nstate_dir = \"{}.state\"\n\
+             {further}",
             self.keys[0],
             control.display(),
             control.display()
@@ -179,6 +194,12 @@ impl Tunnel {
         let mut daemon = Daemon::start(command, &self.lab.directory.join("second.log"), control);
         daemon.directory = Some(directory);
         daemon
+    }
+
+    /// What a daemon says of itself.
+    pub(crate) fn status(&self, daemon: &Daemon) -> Value {
+        let control = daemon.control.to_str().expect("text");
+        serde_json::from_str(&tool(&["status", control, "--json"], "").expect("the daemon answers")).expect("JSON")
     }
 }
 
@@ -197,6 +218,20 @@ impl Daemon {
             tool(&["status", daemon.control.to_str().expect("text")], "").is_ok()
         });
         daemon
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().expect("an i32")), signal).expect("it is our child");
+    }
+
+    /// Waits until it has ended, in good order.
+    pub(crate) fn wait_for_end(&mut self) {
+        let mut status = None;
+        wait_until("the daemon's end", PATIENCE, || {
+            status = self.child.try_wait().expect("it is our child");
+            status.is_some()
+        });
+        assert!(status.is_some_and(|status| status.success()), "{status:?}");
     }
 }
 

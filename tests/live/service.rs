@@ -1,0 +1,255 @@
+//! What systemd is told where it runs the daemon: its notification socket, and its journal. Both are the test's own here.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
+use std::net::Shutdown;
+use std::os::fd::AsFd as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+
+use nix::sys::signal::Signal;
+
+use crate::end::{End, RINGWAY};
+use crate::lab::{Lab, wait_until};
+use crate::{PATIENCE, Pair, inner};
+
+/// How often the manager wants to hear of the daemon, in microseconds: so seldom that a busy machine is no fault, and the
+/// daemon is to say it three times as often.
+const WATCHDOG_USEC: u32 = 600_000;
+
+/// Datagrams of a socket, one after the other. They are taken as they come: the kernel queues a few only, and then the
+/// sender waits.
+struct Mailbox {
+    socket: UnixDatagram,
+    datagrams: Receiver<Vec<u8>>,
+}
+
+impl Mailbox {
+    fn new(socket: UnixDatagram) -> Mailbox {
+        let (sender, datagrams) = mpsc::channel();
+        let ours = socket.try_clone().expect("a descriptor");
+        thread::spawn(move || {
+            let mut datagram = vec![0; 1 << 18];
+            // Nothing is what a socket gives that was shut down.
+            while let Ok(len @ 1..) = ours.recv(&mut datagram) {
+                let _ = sender.send(datagram[..len].to_vec());
+            }
+        });
+        Mailbox { socket, datagrams }
+    }
+
+    fn at(path: &Path) -> Mailbox {
+        Mailbox::new(UnixDatagram::bind(path).expect("the directory is ours"))
+    }
+
+    fn next(&self) -> Option<String> {
+        let datagram = self.datagrams.recv_timeout(PATIENCE).ok()?;
+        Some(String::from_utf8(datagram).expect("text"))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.datagrams.try_recv().is_err()
+    }
+
+    /// The next message to a service manager that is more than that all is well.
+    fn next_news(&self) -> BTreeMap<String, String> {
+        loop {
+            let message = self.message();
+            if message != BTreeMap::from([("WATCHDOG".into(), "1".into())]) {
+                return message;
+            }
+        }
+    }
+
+    /// Waits for the next sign of life.
+    fn wait_for_watchdog(&self) {
+        while self.message() != BTreeMap::from([("WATCHDOG".into(), "1".into())]) {}
+    }
+
+    fn message(&self) -> BTreeMap<String, String> {
+        let message = self.next().expect("a message");
+        let pairs = message.lines().map(|line| line.split_once('=').expect("a variable"));
+        pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    /// Entries of the journal until one has this message, which is the last of them.
+    fn entries_until(&self, message: &str) -> Vec<BTreeMap<String, String>> {
+        let mut entries = Vec::new();
+        loop {
+            let entry = self.next().unwrap_or_else(|| panic!("{message}: {entries:#?}"));
+            // Values of several lines have another form; none is among these.
+            let fields = entry.lines().filter_map(|line| line.split_once('='));
+            let entry: BTreeMap<_, _> = fields
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect();
+            let is_last = entry["MESSAGE"].starts_with(message);
+            entries.push(entry);
+            if is_last {
+                return entries;
+            }
+        }
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+fn pair(lab: &Lab) -> [End; 2] {
+    let [a, mut b] = [0, 1].map(|me| End::new(lab, me));
+    a.write("", &[b.as_peer_at_home()]);
+    b.write("", &[a.as_peer("")]);
+    b.start(&lab.b);
+    [a, b]
+}
+
+#[test]
+fn a_service_manager_is_told_when_packets_pass_that_all_moves_and_what_is_under_change() {
+    let Some(lab) = Lab::new() else { return };
+    let [a, b] = pair(&lab);
+    let mut pair = Pair { a, b, lab };
+    let start = |pair: &mut Pair, socket: &str| {
+        let environment = [
+            format!("NOTIFY_SOCKET={socket}"),
+            format!("WATCHDOG_USEC={WATCHDOG_USEC}"),
+        ];
+        pair.a
+            .start_under(&pair.lab.a, &["env", &environment[0], &environment[1]]);
+    };
+    let is_ready = |news: &BTreeMap<String, String>| news["READY"] == "1" && news["STATUS"] == "rw0 is up";
+
+    let path = pair.lab.directory.join("notify");
+    let manager = Mailbox::at(&path);
+    start(&mut pair, path.to_str().expect("plain"));
+    assert!(is_ready(&manager.next_news()));
+    assert!(pair.ip(&["address"]).contains("10.99.0.1"));
+    assert!(pair.lab.a.answers(inner(1), 56));
+    for _ in 0..3 {
+        manager.wait_for_watchdog();
+    }
+
+    // SIGHUP, which is what the unit's ExecReload= sends, the command, and a file that is wrong.
+    let mut last = 0;
+    for way in ["signal", "command", "refused"] {
+        match way {
+            "signal" => pair.a.signal(Signal::SIGHUP),
+            "command" => assert_eq!(pair.a.must(&["reload", "@"]), "nothing had to change"),
+            _ => {
+                pair.a.write("mtu = \"large\"\n", &[]);
+                pair.a.signal(Signal::SIGHUP);
+            }
+        }
+        let news = manager.next_news();
+        assert_eq!(news["RELOADING"], "1", "{way}");
+        let since: u64 = news["MONOTONIC_USEC"].parse().expect("a number");
+        assert!(since > last, "{way}: the manager tells reloads apart by it");
+        last = since;
+        assert!(is_ready(&manager.next_news()), "{way}");
+    }
+
+    // The process stays, so there is no other MAINPID to tell.
+    pair.a.must(&["upgrade", "@"]);
+    assert!(is_ready(&manager.next_news()));
+    for _ in 0..3 {
+        manager.wait_for_watchdog();
+    }
+    assert!(pair.a.end_by(Signal::SIGTERM).success());
+    assert_eq!(manager.next_news()["STOPPING"], "1");
+    assert!(manager.is_empty(), "that was the last word");
+
+    pair.a.write("", &[]);
+    // As in containers: a name that is in no file system, but in the network namespace.
+    let name = format!("ringway-test-{}", std::process::id());
+    let manager = pair.lab.a.enter(|| {
+        let address = SocketAddr::from_abstract_name(&name).expect("it is short");
+        Mailbox::new(UnixDatagram::bind_addr(&address).expect("the name is free"))
+    });
+    start(&mut pair, &format!("@{name}"));
+    assert!(is_ready(&manager.next_news()));
+    manager.wait_for_watchdog();
+    assert!(pair.a.end_by(Signal::SIGTERM).success());
+    assert_eq!(manager.next_news()["STOPPING"], "1");
+}
+
+#[test]
+fn the_journal_gets_entries_with_fields_instead_of_lines() {
+    let Some(lab) = Lab::new() else { return };
+    let [a, b] = pair(&lab);
+    let mut pair = Pair { a, b, lab };
+    let run = pair.lab.directory.join("run");
+    fs::create_dir_all(run.join("systemd/journal")).expect("the directory is ours");
+    let journal = Mailbox::at(&run.join("systemd/journal/socket"));
+    let (mut lines, stderr) = UnixStream::pair().expect("a pair of sockets");
+    lines.set_nonblocking(true).expect("a socket");
+    let start = |pair: &mut Pair, stream: &str| {
+        let mount = format!("mount --bind {} /run && exec \"$@\"", run.display());
+        let mut command = pair.lab.a.command("unshare");
+        command.args(["-m", "sh", "-c", &mount, "sh", RINGWAY, "-v", "run"]);
+        command.arg(&pair.a.file).env("JOURNAL_STREAM", stream);
+        let stderr = stderr.as_fd().try_clone_to_owned().expect("a descriptor");
+        command.stdout(Stdio::null()).stderr(stderr);
+        pair.a.spawn(command);
+    };
+    let file = File::from(stderr.as_fd().try_clone_to_owned().expect("a descriptor"));
+    let stream = file.metadata().expect("it is open");
+    start(&mut pair, &format!("{}:{}", stream.dev(), stream.ino()));
+    let entries = journal.entries_until("up name=");
+    let up = entries.last().expect("there is one");
+    for (name, value) in [
+        ("PRIORITY", "6"),
+        ("SYSLOG_IDENTIFIER", "ringway"),
+        ("TARGET", "ringway::cli"),
+        ("NAME", "rw0"),
+        ("PORT", "51820"),
+        ("TUNNEL", "rw0"),
+    ] {
+        assert_eq!(up.get(name).map(String::as_str), Some(value), "{up:?}");
+    }
+
+    // From here on the daemon is confined.
+    pair.wait_until_packets_pass();
+    let entries = journal.entries_until("handshake done peer=b");
+    let done = entries.last().expect("there is one");
+    assert_eq!((&*done["PEER"], &*done["SUITE"]), ("b", "Native"), "{done:?}");
+    let installed = entries.iter().find(|entry| entry.contains_key("SESSION"));
+    let installed = installed.unwrap_or_else(|| panic!("a session: {entries:#?}"));
+    assert_eq!(
+        (&*installed["PEER"], &*installed["PRIORITY"]),
+        ("b", "7"),
+        "{installed:?}"
+    );
+    pair.a.must(&["upgrade", "@"]);
+    journal.entries_until("up name=");
+    pair.a.write("mtu = \"large\"\n", &[]);
+    pair.a.signal(Signal::SIGHUP);
+    let entries = journal.entries_until("not reloaded");
+    let refused = entries.last().expect("there is one");
+    assert_eq!(
+        (&*refused["PRIORITY"], &*refused["TUNNEL"]),
+        ("3", "rw0"),
+        "{refused:?}"
+    );
+    assert!(pair.a.end_by(Signal::SIGTERM).success());
+    let no_line = lines.read(&mut [0]).expect_err("nothing came as a line");
+    assert_eq!(no_line.kind(), ErrorKind::WouldBlock);
+
+    // One whose standard error was led elsewhere since.
+    while !journal.is_empty() {}
+    pair.a.write("", &[]);
+    start(&mut pair, "1:1");
+    let (mut text, mut part) = (String::new(), [0; 4096]);
+    wait_until("a line", PATIENCE, || {
+        let len = lines.read(&mut part).unwrap_or(0);
+        text += &String::from_utf8_lossy(&part[..len]);
+        text.contains("up name=\"rw0\"")
+    });
+    assert!(journal.is_empty());
+}
