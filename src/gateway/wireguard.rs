@@ -61,7 +61,7 @@ fn run_open(
         control_socket: default_control_socket(&options.name),
         latency_log: None,
         offloads: OffloadSwitches::default(),
-        pin: true,
+        pin: false,
         sandbox: true,
         lane_ports: false,
         routing: Routing {
