@@ -40,6 +40,9 @@ pub(super) struct Options {
     /// Send super-packets that the kernel cuts (UDP_SEGMENT)
     #[arg(long)]
     gso: bool,
+    /// Send from this port, and the next ones with more flows; 0: from ports that the kernel chooses
+    #[arg(long, default_value_t = 0, value_name = "PORT")]
+    source_port: u16,
 }
 
 /// What was sent and what of it arrived.
@@ -80,8 +83,12 @@ pub(super) fn run(options: &Options) -> io::Result<Report> {
     let mut server = control::Client::connect(options.server)?;
     server.count(size)?;
     let sockets = (0..flows)
-        .map(|_| {
-            let fd = socket::connected(options.server)?;
+        .map(|flow| {
+            let source = match options.source_port {
+                0 => 0,
+                first => first.wrapping_add(flow as u16),
+            };
+            let fd = socket::connected(options.server, source)?;
             if options.gso {
                 setsockopt(&fd, sockopt::UdpGsoSegment, &i32::from(options.size))?;
             }

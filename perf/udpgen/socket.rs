@@ -1,7 +1,7 @@
 //! UDP sockets with the buffers and offloads of a load generator.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
@@ -25,9 +25,14 @@ pub(crate) fn bound(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A socket that sends to, and receives from, `address` only.
-pub(crate) fn connected(address: SocketAddr) -> io::Result<OwnedFd> {
+/// A socket that sends to, and receives from, `address` only, from port `source`; 0 lets the kernel choose.
+pub(crate) fn connected(address: SocketAddr, source: u16) -> io::Result<OwnedFd> {
     let fd = new(address)?;
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, source)))?;
     connect(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(fd)
 }

@@ -112,7 +112,10 @@ MEASUREMENTS = (
     Measurement(
         "rtt_bulk",
         "round trips under one bulk stream",
-        tuple(Metric(f"rtt_bulk_{key}", f"RTT under one bulk stream, {label}", "ns", False) for key, label in _RTT_BULK_PERCENTILES),
+        (
+            *(Metric(f"rtt_bulk_{key}", f"RTT under one bulk stream, {label}", "ns", False) for key, label in _RTT_BULK_PERCENTILES),
+            Metric("rtt_bulk_lost", "lost round trips under one bulk stream", "%", False),
+        ),
         1.5,
     ),
     Measurement("flood", "throughput under floods", _FLOOD, 6.0, runs=2 * len(flood.KINDS), everywhere=False),
@@ -169,4 +172,5 @@ def _rtt_bulk(tunnel: Tunnel, server: udpgen.Server, seconds: int, progress) -> 
     if not rtt["count"]:
         raise process.Failed("no round trip succeeded under load")
     metrics = {f"rtt_bulk_{key}": rtt[key] for key, _ in _RTT_BULK_PERCENTILES}
+    metrics["rtt_bulk_lost"] = 100 * rtt["lost"] / rtt["sent"]
     return Outcome(metrics, {"rtt": rtt, "bulk_bits_per_second": bulk.rate})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
 import os
 import signal
 import sys
@@ -63,7 +64,9 @@ def main() -> int:
         if options.self and not interrupted:
             return 0 if compare_report.print_self(result, _SELF_TOLERANCE) else 1
         compare_report.print_tables(result)
-        return 130 if interrupted else 0
+        if interrupted:
+            return 130
+        return 1 if any("error" in run for run in result["runs"]) else 0
     except KeyboardInterrupt:
         say("\ninterrupted; the lab is gone")
         return 130
@@ -198,6 +201,8 @@ def _run_tunnel(plan, case, contender, tunnel: Tunnel, measurements, programs: d
 
     say(f"  {contender.label}")
     try:
+        # The same flows through every tunnel of a round, because queues, and with them cores, go by a hash of the ports.
+        tunnel.ports = itertools.count(20_000 + 1_000 * turn, 10)
         with tunnel, udpgen.Server(tunnel, programs["udpgen"], plan.flows) as server:
             result["described"].setdefault(contender.name, tunnel.describe())
             for measurement in measurements:

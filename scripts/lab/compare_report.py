@@ -18,7 +18,7 @@ def value_text(value: float, unit: str) -> str:
     if unit == "s/GB":
         return f"{value:.2f} s"
     if unit == "%":
-        return f"{value:.0f} %"
+        return f"{value:.0f} %" if value >= 10 or not value else f"{value:.2g} %"
     if unit == "B":
         return terminal.mebibytes(round(value))
     return f"{value / 1e6:.2f} ms" if value >= 1e6 else f"{terminal.microseconds(value)} µs"
@@ -64,19 +64,29 @@ def print_tables(result: dict) -> None:
         for metric in view.metrics_of(case["key"]):
             terminal.heading(f"{case['label']}: {metric['label']}")
             terminal.table(_header(result), view.rows(case["key"], metric))
+    print_errors(view)
+
+
+def print_errors(view: View) -> None:
+    """What failed, a line each."""
     for (case, tunnel, measurement), error in view.errors.items():
         terminal.say(f"\nfailed: {tunnel}, {measurement}, {case}: {error.splitlines()[0]}")
 
 
 def print_self(result: dict, tolerance: float) -> bool:
-    """How far the second of two equal tunnels is from the first; true when no median is further off than `tolerance`."""
+    """How far the second of two equal tunnels is from the first; true when nothing failed, there is something to compare, and
+    no median is further off than `tolerance`."""
     view = View(result)
     first, second = (tunnel["key"] for tunnel in result["tunnels"])
-    rows, good = [], True
+    rows, good = [], not view.errors
     for case in result["cases"]:
         for metric in view.metrics_of(case["key"]):
             pair = [view.figures.get((case["key"], key, metric["key"])) for key in (first, second)]
-            if None in pair or not pair[0].median:
+            if None in pair:
+                good = False
+                continue
+            # Where nothing is lost there is no ratio.
+            if not pair[0].median:
                 continue
             ratio = pair[1].median / pair[0].median
             within = abs(ratio - 1) <= tolerance
@@ -85,7 +95,8 @@ def print_self(result: dict, tolerance: float) -> bool:
             rows.append([f"{case['label']}: {metric['label']}", *values, f"{ratio:.3f}", "" if within else "off"])
     terminal.heading("ringway against itself")
     terminal.table(["", "first", "second", "ratio", ""], rows)
-    return good
+    print_errors(view)
+    return good and bool(rows)
 
 
 def markdown(result: dict) -> str:
@@ -102,6 +113,8 @@ def markdown(result: dict) -> str:
         blocks.append("\n".join(lines))
     spent = f"{result['rounds']} rounds of {result['seconds']} s"
     note = f"Medians of {spent}; in brackets: times {result['reference']}. {machine.summary(result['machine'])}."
+    ciphers = dict.fromkeys(status["crypto"] for about in result["described"].values() for status in about.get("status", []))
+    note += "".join(f" ringway sealed with {cipher}." for cipher in ciphers)
     return "\n\n".join([*blocks, note]) + "\n"
 
 

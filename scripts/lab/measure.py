@@ -121,6 +121,8 @@ def _iperf3(tunnel: Tunnel, address: str, arguments, seconds: int, progress) -> 
         if os.path.exists(output):
             os.unlink(output)
         argv = ["iperf3", "-c", address, "-p", str(_PORT), "-J", "-t", str(seconds), *arguments]
+        if tunnel.ports:
+            argv += ["--cport", str(next(tunnel.ports))]
         client = tunnel.lab.a.start(*argv, log=output)
         _watch(client, tunnel.interfaces[0], seconds, progress)
         client.wait(10)

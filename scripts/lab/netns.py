@@ -99,6 +99,8 @@ class Lab:
             if self.has_ipv6:
                 end.ip("address", "add", f"{v6}/64", "dev", UNDERLAY, "nodad")
             end.ip("link", "set", UNDERLAY, "up")
+            # Ports are used again and again, see Tunnel.ports.
+            end.run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse")
 
     def _namespace(self, name: str) -> Namespace:
         namespace = Namespace(name)

@@ -1,5 +1,7 @@
 """What needs no network: `PYTHONPATH=scripts python3 -m unittest lab.test_lab`."""
 
+import contextlib
+import io
 import unittest
 
 from lab import chart, compare_report, contenders, figures
@@ -22,6 +24,27 @@ class Figures(unittest.TestCase):
     def test_values_are_shown_in_units_that_people_use(self):
         shown = [compare_report.value_text(value, unit) for value, unit in ((12.3e9, "bit/s"), (5e8, "packet/s"), (87_654, "ns"), (3.2e6, "ns"))]
         self.assertEqual(shown, ["12.30 Gbit/s", "500000 kpps", "87.7 µs", "3.20 ms"])
+
+
+class AgainstItself(unittest.TestCase):
+    def _is_good(self, runs, metric="tcp_1"):
+        result = {
+            "tunnels": [{"key": "one", "label": "one"}, {"key": "two", "label": "two"}],
+            "cases": [{"key": "plain", "label": "plain"}],
+            "metrics": [{"key": metric, "label": metric, "unit": "bit/s"}],
+            "figures": [figure.as_dict() for figure in figures.summarise(runs, "", "")],
+            "runs": runs,
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            return compare_report.print_self(result, 0.05)
+
+    def test_equal_figures_are_good_and_others_or_none_are_not(self):
+        self.assertTrue(self._is_good([_run("one", 0, 100.0), _run("two", 0, 104.0)]))
+        self.assertFalse(self._is_good([_run("one", 0, 100.0), _run("two", 0, 106.0)]))
+        self.assertFalse(self._is_good([]))
+        self.assertFalse(self._is_good([_run("one", 0, 100.0)]))
+        broken = {"case": "plain", "tunnel": "two", "round": 1, "measurement": "tcp_1", "error": "it broke"}
+        self.assertFalse(self._is_good([_run("one", 0, 100.0), _run("two", 0, 100.0), broken]))
 
 
 class Contenders(unittest.TestCase):

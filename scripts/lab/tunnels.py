@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import time
+from collections.abc import Iterator
 
 from lab import process
 from lab.netns import INNER_V4, INNER_V6, UNDERLAY, UNDERLAY_V4, UNDERLAY_V6, Lab
@@ -44,6 +45,7 @@ class Tunnel:
         self.logs = logs  # directory for the daemons' logs
         self.shape = shape
         self.daemons: list[Process] = []  # of a and of b
+        self.ports: Iterator[int] | None = None  # where flows from a begin; None: as the kernel likes
 
     def __enter__(self) -> Tunnel:
         try:

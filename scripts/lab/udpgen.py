@@ -62,6 +62,8 @@ class Server:
     @contextlib.contextmanager
     def _start(self, mode: str, *arguments: str):
         output = f"{self.tunnel.lab.directory}/udpgen.{mode}.{time.monotonic_ns()}"
+        if self.tunnel.ports:
+            arguments += (f"--source-port={next(self.tunnel.ports)}",)
         client = self.tunnel.lab.a.start(self.binary, mode, self.address, *arguments, log=output)
         try:
             yield client

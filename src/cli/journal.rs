@@ -6,7 +6,7 @@
 
 use std::fmt::{self, Debug};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixDatagram;
@@ -51,6 +51,19 @@ fn is_stream(variable: &str, stream: &fs::Metadata) -> bool {
     variable == format!("{}:{}", stream.dev(), stream.ino())
 }
 
+/// Writes a program's last word, why it failed, to standard error or to the journal behind it.
+pub(super) fn last_word(program: &'static str, why: &str) {
+    let journal = is_stderr().then(|| Journal::open(program).ok()).flatten();
+    for line in why.lines() {
+        let entry = Entry::new(program, priority(Level::ERROR), line);
+        let is_sent = journal.as_ref().is_some_and(|journal| journal.send(&entry).is_ok());
+        if !is_sent {
+            // Nobody is left to tell when standard error is gone.
+            let _ = writeln!(io::stderr(), "{program}: {line}");
+        }
+    }
+}
+
 /// Sends events to the journal.
 pub(super) struct Journal {
     socket: UnixDatagram,
@@ -77,16 +90,21 @@ impl Journal {
             program,
         })
     }
+
+    fn send(&self, entry: &Entry) -> io::Result<()> {
+        self.socket.send_to(&entry.0, &self.path).map(drop)
+    }
 }
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let priority = priority(*event.metadata().level());
         let message = message(event);
-        let entry = entry(event, priority, &message, self.program);
-        if self.socket.send_to(&entry, &self.path).is_err() {
+        let mut entry = Entry::new(self.program, priority, &message);
+        entry.describe(event);
+        if self.send(&entry).is_err() {
             // The journal reads levels of lines so (sd-daemon(3)). Nobody is left to tell when that is gone too.
-            let _ = io::Write::write_all(&mut io::stderr(), format!("<{priority}>{message}\n").as_bytes());
+            let _ = writeln!(io::stderr(), "<{priority}>{message}");
         }
     }
 }
@@ -109,27 +127,32 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-fn entry(event: &Event<'_>, priority: u8, message: &str, program: &str) -> Vec<u8> {
-    let metadata = event.metadata();
-    let mut entry = Entry(Vec::with_capacity(512));
-    entry.put("MESSAGE", message);
-    entry.put("PRIORITY", &priority.to_string());
-    entry.put("SYSLOG_IDENTIFIER", program);
-    entry.put("TARGET", metadata.target());
-    if let (Some(file), Some(line)) = (metadata.file(), metadata.line()) {
-        entry.put("CODE_FILE", file);
-        entry.put("CODE_LINE", &line.to_string());
-    }
-    if let Some(tunnel) = TUNNEL.get() {
-        entry.put("TUNNEL", tunnel);
-    }
-    event.record(&mut entry);
-    entry.0
-}
-
+/// An entry in the making: fields, each with its name.
 struct Entry(Vec<u8>);
 
 impl Entry {
+    fn new(program: &str, priority: u8, message: &str) -> Entry {
+        let mut entry = Entry(Vec::with_capacity(512));
+        entry.put("MESSAGE", message);
+        entry.put("PRIORITY", &priority.to_string());
+        entry.put("SYSLOG_IDENTIFIER", program);
+        if let Some(tunnel) = TUNNEL.get() {
+            entry.put("TUNNEL", tunnel);
+        }
+        entry
+    }
+
+    /// Where the event comes from, and its fields.
+    fn describe(&mut self, event: &Event<'_>) {
+        let metadata = event.metadata();
+        self.put("TARGET", metadata.target());
+        if let (Some(file), Some(line)) = (metadata.file(), metadata.line()) {
+            self.put("CODE_FILE", file);
+            self.put("CODE_LINE", &line.to_string());
+        }
+        event.record(self);
+    }
+
     fn put(&mut self, name: &str, value: &str) {
         let value = cut(value);
         self.0.extend_from_slice(name.as_bytes());

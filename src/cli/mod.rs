@@ -195,10 +195,7 @@ pub fn main<E: Error + 'static>(
     match done {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
-            for line in failure.message.lines() {
-                // Nobody is left to tell when standard error is gone.
-                let _ = writeln!(io::stderr(), "ringway: {line}");
-            }
+            journal::last_word("ringway", &failure.message);
             failure.exit.into()
         }
     }

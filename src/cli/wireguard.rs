@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser};
@@ -44,7 +44,7 @@ struct Arguments {
 
 const AFTER_HELP: &str = "\
 Environment:
-  LOG_LEVEL                verbose, error or silent [default: errors and warnings, until in the background]
+  LOG_LEVEL                verbose, error or silent [default: errors and warnings, until in the background unless to a journal]
   WG_PROCESS_FOREGROUND=1  as --foreground
 
 Exit codes:
@@ -69,10 +69,7 @@ pub fn main<E: Error + 'static>(
     match parsed.and_then(|(words, resumed)| carry_out(Arguments::parse_from(words), resumed, run)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            for line in failure.message.lines() {
-                // Nobody is left to tell when standard error is gone.
-                let _ = writeln!(io::stderr(), "ringway-wg: {line}");
-            }
+            journal::last_word("ringway-wg", &failure.message);
             failure.exit.into()
         }
     }

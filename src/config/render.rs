@@ -72,14 +72,15 @@ fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
         ("udp_gro", offloads.udp_gro),
         ("tun_tso", offloads.tun_tso),
         ("tun_uso", offloads.tun_uso),
-        ("pin", interface.pin),
         ("sandbox", interface.sandbox),
     ];
     for (key, _) in switches.iter().filter(|(_, on)| !on) {
         writeln!(out, "{key} = false")?;
     }
-    if interface.lane_ports {
-        writeln!(out, "lane_ports = true")?;
+    for (key, on) in [("pin", interface.pin), ("lane_ports", interface.lane_ports)] {
+        if on {
+            writeln!(out, "{key} = true")?;
+        }
     }
     write_routing(out, &interface.routing)?;
     write_dns(out, &interface.dns)?;

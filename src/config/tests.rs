@@ -75,7 +75,7 @@ fn every_key_is_read() {
         udp_gro = false
         tun_tso = false
         tun_uso = false
-        pin = false
+        pin = true
         sandbox = false
         lane_ports = true
         table = 51820
@@ -140,7 +140,7 @@ fn every_key_is_read() {
                 tun_tso: false,
                 tun_uso: false,
             },
-            pin: false,
+            pin: true,
             sandbox: false,
             lane_ports: true,
             routing: Routing {
@@ -355,7 +355,7 @@ fn what_is_not_given_has_its_documented_default() {
             tun_tso: true,
             tun_uso: true,
         },
-        pin: true,
+        pin: false,
         sandbox: true,
         lane_ports: false,
         routing: Routing::default(),

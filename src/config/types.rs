@@ -82,7 +82,7 @@ pub struct Interface {
     pub latency_log: Option<PathBuf>,
     /// Which kernel offloads may be used where the kernel has them.
     pub offloads: OffloadSwitches,
-    /// Pin each worker to a core.
+    /// Pin each worker to a core, in turn.
     pub pin: bool,
     /// Give up, once the tunnel runs, what it does not need: system calls and files.
     pub sandbox: bool,

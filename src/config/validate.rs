@@ -168,7 +168,7 @@ impl Validation<'_> {
                 tun_tso: flag(&raw.tun_tso),
                 tun_uso: flag(&raw.tun_uso),
             },
-            pin: flag(&raw.pin),
+            pin: raw.pin.as_ref().is_some_and(|at| at.value),
             sandbox: flag(&raw.sandbox),
             lane_ports: raw.lane_ports.as_ref().is_some_and(|at| at.value),
             routing,

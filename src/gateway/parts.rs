@@ -233,11 +233,7 @@ impl Parts {
         let plan = workers::Plan {
             uring: interface.io != Io::Syscall && refusal.is_none(),
             refusal: refusal.map(|refusal| refusal.to_string()),
-            cores: if interface.pin && count >= cores.len() {
-                cores
-            } else {
-                Vec::new()
-            },
+            cores: if interface.pin { cores } else { Vec::new() },
             offloads: device.offloads,
             gso: group.gso,
             sandbox: interface.sandbox,

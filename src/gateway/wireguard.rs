@@ -70,7 +70,7 @@ pub(super) fn interface(options: &WireGuard) -> Interface {
         control_socket: default_control_socket(&options.name),
         latency_log: None,
         offloads: OffloadSwitches::default(),
-        pin: true,
+        pin: false,
         sandbox: true,
         lane_ports: false,
         routing: Routing {

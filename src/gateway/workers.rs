@@ -39,7 +39,7 @@ pub(super) struct Plan {
     /// Why not, when it was wanted.
     pub(super) refusal: Option<String>,
     /// Cores to pin workers to, in turn; none leaves them where the scheduler likes, which knows better than a fixed
-    /// choice while there are fewer workers than cores.
+    /// choice wherever something else runs too.
     pub(super) cores: Vec<Core>,
     pub(super) offloads: tun::Offloads,
     pub(super) gso: bool,

@@ -63,6 +63,10 @@ pub trait Engine {
     /// When a part lies outside what arrived in its buffer, or the buffer is not held.
     fn write(&mut self, group: Group);
 
+    /// Groups that wait for earlier writes to end, in memory of the engine's: who writes from memory of his own, which no pool
+    /// bounds, has to look before he adds more.
+    fn writes_waiting(&self) -> usize;
+
     /// Receives from and sends on `socket` from here on. What the old socket has not delivered is lost; runs that were
     /// queued leave on either. The old socket is closed within a few turns, when the kernel has let go of it.
     ///

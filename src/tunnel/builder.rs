@@ -162,7 +162,7 @@ impl Builder {
         self
     }
 
-    /// Whether each of those threads stays on a core of its own, where there are as many as cores.
+    /// Whether each of those threads stays on one core, in turn: for machines that do little else.
     pub fn pin(mut self, pin: bool) -> Builder {
         self.pin = pin;
         self

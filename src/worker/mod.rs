@@ -237,7 +237,13 @@ impl<E: Engine> Worker<E> {
     }
 
     fn mailbox(&mut self, now: Time) -> io::Result<Turn> {
-        for mut handover in self.mailbox.handovers.try_iter().take(HANDOVERS_PER_PASS) {
+        // Their packets are in memory of their own: while writes wait they stay in the mailbox, which is bounded.
+        let most = if self.engine.writes_waiting() == 0 {
+            HANDOVERS_PER_PASS
+        } else {
+            0
+        };
+        for mut handover in self.mailbox.handovers.try_iter().take(most) {
             self.forwarder.handed_over(now, &mut handover, &mut self.slots);
         }
         if !self.mailbox.handovers.is_empty() {

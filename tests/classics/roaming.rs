@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::thread;
+use std::time::Duration;
 
 use crate::lab::{Lab, UNDERLAY, UNDERLAY_V4, wait_until};
 use crate::pair::{End, PATIENCE, Pair, SUITES, lab, status};
@@ -9,6 +10,9 @@ use crate::traffic::{Transfer, connect, echo_datagrams};
 
 const V6: [&str; 2] = ["2001:db8::1", "2001:db8::2"];
 const ELSEWHERE: &str = "192.0.2.11";
+
+/// Longer than a packet stays in a socket's queue.
+const IN_FLIGHT: Duration = Duration::from_millis(150);
 
 /// So many flows use every worker: all of 16 hash to one queue of two once in 2^15 times.
 const FLOWS: usize = 16;
@@ -43,10 +47,14 @@ fn a_peer_is_followed_to_other_addresses_families_and_ports_under_traffic() {
                 .ip(&["address", "delete", &format!("{}/24", UNDERLAY_V4[0]), "dev", UNDERLAY]);
             follows(ELSEWHERE);
             for (address, expected) in [(V6[1], "[2001:db8::1]:"), (UNDERLAY_V4[1], ELSEWHERE)] {
-                // What b still sends to the old address may come last, and is believed then.
-                wait_until("b to follow to the other family", PATIENCE, || {
+                // What b still sends to the old address may come last, and is believed then: both go back.
+                let settled = || {
+                    thread::sleep(IN_FLIGHT);
+                    pair.endpoint(End::A).contains(address) && pair.endpoint(End::B).starts_with(expected)
+                };
+                wait_until("both to use the other family", PATIENCE, || {
                     pair.point(End::A, address);
-                    pair.endpoint(End::B).starts_with(expected)
+                    settled() && settled()
                 });
                 follows(expected);
             }

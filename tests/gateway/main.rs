@@ -3,6 +3,7 @@
 //!
 //! Run them one at a time: `cargo test --test gateway -- --test-threads=1`.
 
+mod by_hand;
 mod capture;
 mod hosts;
 #[path = "../netns/lab.rs"]

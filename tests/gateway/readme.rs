@@ -35,6 +35,14 @@ pub(crate) fn blocks<const N: usize>(section: &str, languages: [&str; N]) -> [St
         .expect("as many as languages")
 }
 
+/// The sections that have code blocks of a language, in their order.
+pub(crate) fn sections_with(language: &str) -> Vec<&'static str> {
+    let sections = include_str!("../../README.md").split("\n## ").skip(1);
+    let has_block = |section: &&str| section.contains(&format!("\n```{language}\n"));
+    let names = sections.filter(has_block).filter_map(|section| section.lines().next());
+    names.collect()
+}
+
 /// A host with an /etc, /run and /var/lib of its own.
 pub(crate) struct Machine<'a> {
     pub(crate) network: &'a Namespace,
@@ -91,7 +99,19 @@ impl<'a> Machine<'a> {
     }
 
     pub(crate) fn write_config(&self, text: &str) {
-        fs::write(self.root.join("etc/ringway/rw0.toml"), text).expect("it can be written");
+        self.write("rw0.toml", text);
+    }
+
+    /// Writes a file in /etc/ringway, or beside it.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.root.join("etc/ringway").join(name);
+        fs::create_dir_all(path.parent().expect("it has one")).expect("it can be made");
+        fs::write(path, text).expect("it can be written");
+    }
+
+    /// A file in /etc/ringway, or beside it.
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.root.join("etc/ringway").join(name)).expect("it is there")
     }
 
     /// Runs a daemon's script, until it is ended.

@@ -200,7 +200,8 @@ fn the_journal_gets_entries_with_fields_instead_of_lines() {
     };
     let file = File::from(stderr.as_fd().try_clone_to_owned().expect("a descriptor"));
     let stream = file.metadata().expect("it is open");
-    start(&mut pair, &format!("{}:{}", stream.dev(), stream.ino()));
+    let stream = format!("{}:{}", stream.dev(), stream.ino());
+    start(&mut pair, &stream);
     let entries = journal.entries_until("up name=");
     let up = entries.last().expect("there is one");
     for (name, value) in [
@@ -238,6 +239,13 @@ fn the_journal_gets_entries_with_fields_instead_of_lines() {
         "{refused:?}"
     );
     assert!(pair.a.end_by(Signal::SIGTERM).success());
+
+    // What keeps a tunnel from coming up is no line either.
+    pair.a.write("bind_interface = \"nope0\"\n", &[]);
+    start(&mut pair, &stream);
+    let entries = journal.entries_until("bind_interface = \"nope0\"");
+    let failed = entries.last().expect("there is one");
+    assert_eq!((&*failed["PRIORITY"], &*failed["TUNNEL"]), ("3", "rw0"), "{failed:?}");
     let no_line = lines.read(&mut [0]).expect_err("nothing came as a line");
     assert_eq!(no_line.kind(), ErrorKind::WouldBlock);
 

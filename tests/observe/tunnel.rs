@@ -52,7 +52,7 @@ impl Tunnel {
             let metrics = if me == 0 { format!("[metrics]\nlisten = \"{METRICS}\"\n") } else { String::new() };
             let text = format!(
                 "[interface]\nname = \"rw0\"\nprivate_key = \"{}\"\nlisten_port = {LISTEN_PORT}\naddresses = [\"{}/24\"]\n\
-                 workers = 2\npin = false\ncontrol_socket = \"{}\"\nstate_dir = \"{}.state\"\n{metrics}\n\
+                 workers = 2\ncontrol_socket = \"{}\"\nstate_dir = \"{}.state\"\n{metrics}\n\
                  [[peer]]\nname = \"other\"\npublic_key = \"{}\"\nendpoint = \"{}:{LISTEN_PORT}\"\nallowed_ips = [\"{}/32\"]\n\
                  suite = \"native\"\n",
                 keys[me],

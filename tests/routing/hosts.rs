@@ -47,7 +47,7 @@ pub(crate) struct Hosts {
     _server: Daemon,
     pub(crate) client_key: String,
     server_public: String,
-    _router: Namespace,
+    pub(crate) router: Namespace,
     /// What the listeners live by.
     _alive: Arc<()>,
     pub(crate) lab: Lab,
@@ -104,7 +104,7 @@ impl Hosts {
             _server: server_daemon,
             client_key,
             server_public,
-            _router: router,
+            router,
             _alive: alive,
             lab,
         })

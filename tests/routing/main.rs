@@ -8,6 +8,7 @@ mod hosts;
 #[expect(dead_code, reason = "another program's tests use the rest of the lab")]
 mod lab;
 mod names;
+mod resolved;
 
 use nix::sys::signal::Signal;
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -23,7 +23,7 @@ pub(crate) fn with_etc(hosts: &Hosts, resolv_conf: &str) -> Command {
 }
 
 /// As [`with_etc`] with what is in /etc already, and further environment.
-fn isolated(hosts: &Hosts, environment: &[String]) -> Command {
+pub(crate) fn isolated(hosts: &Hosts, environment: &[String]) -> Command {
     let run = hosts.lab.directory.join("run");
     fs::create_dir_all(&run).expect("it can be made");
     let script = format!(
@@ -47,7 +47,7 @@ fn isolated(hosts: &Hosts, environment: &[String]) -> Command {
 }
 
 /// The directory that stands in for /etc.
-fn etc(hosts: &Hosts) -> PathBuf {
+pub(crate) fn etc(hosts: &Hosts) -> PathBuf {
     let etc = hosts.lab.directory.join("etc");
     fs::create_dir_all(&etc).expect("it can be made");
     for file in ["passwd", "group"] {
@@ -210,6 +210,38 @@ fn resolvconf_is_called_as_wg_quick_calls_it() {
     assert_eq!(resolv_conf(&hosts), BEFORE, "that is resolvconf's to write");
 }
 
+/// A message bus of the test's own that lets everybody do everything. `None`, with a printed line, where there is no
+/// dbus-daemon.
+pub(crate) fn start_bus(hosts: &Hosts, socket: &Path) -> Option<Child> {
+    if Command::new("dbus-daemon").arg("--version").output().is_err() {
+        println!("skipped: dbus-daemon is not installed");
+        return None;
+    }
+    let config = hosts.lab.directory.join("bus.conf");
+    let text = format!(
+        "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
+         \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\"><busconfig><listen>unix:path={}</listen><policy context=\"default\"><allow send_destination=\"*\" eavesdrop=\"true\"/>\
+         <allow eavesdrop=\"true\"/><allow own=\"*\"/><allow user=\"*\"/></policy></busconfig>",
+        socket.display()
+    );
+    fs::write(&config, text).expect("it can be written");
+    let arguments = [
+        format!("--config-file={}", config.display()),
+        "--nofork".into(),
+        "--nopidfile".into(),
+    ];
+    let bus = spawn(hosts.client(), "dbus-daemon", &arguments);
+    wait_until("the bus", PATIENCE, || socket.exists());
+    Some(bus)
+}
+
+/// Starts a program that says nothing.
+pub(crate) fn spawn(namespace: &Namespace, program: &str, arguments: &[String]) -> Child {
+    let mut command = namespace.command(program);
+    command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("nsenter is installed")
+}
+
 /// A message bus of the test's own with a resolve1 on it that writes down what it is told.
 struct Resolve1 {
     children: Vec<Child>,
@@ -221,40 +253,11 @@ impl Resolve1 {
     /// `None`, with a printed line, where there is no dbus-daemon.
     fn start(hosts: &Hosts) -> Option<Resolve1> {
         let directory = &hosts.lab.directory;
-        let (socket, config, calls) = (
-            directory.join("bus"),
-            directory.join("bus.conf"),
-            directory.join("resolve1.calls"),
-        );
-        let text = format!(
-            "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
-             \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\"><busconfig><listen>unix:path={}</listen><policy context=\"default\"><allow send_destination=\"*\" eavesdrop=\"true\"/>\
-             <allow eavesdrop=\"true\"/><allow own=\"*\"/><allow user=\"*\"/></policy></busconfig>",
-            socket.display()
-        );
-        fs::write(&config, text).expect("it can be written");
-        let spawn = |namespace: &Namespace, program: &str, arguments: &[String]| {
-            let mut command = namespace.command(program);
-            command
-                .args(arguments)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-        };
-        if Command::new("dbus-daemon").arg("--version").output().is_err() {
-            println!("skipped: dbus-daemon is not installed");
-            return None;
-        }
-        let arguments = [
-            format!("--config-file={}", config.display()),
-            "--nofork".into(),
-            "--nopidfile".into(),
-        ];
-        let mut children = vec![spawn(hosts.client(), "dbus-daemon", &arguments).expect("nsenter is installed")];
-        wait_until("the bus", PATIENCE, || socket.exists());
+        let (socket, calls) = (directory.join("bus"), directory.join("resolve1.calls"));
+        let mut children = vec![start_bus(hosts, &socket)?];
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/routing/resolve1.py");
         let arguments = [script.into(), socket.display().to_string(), calls.display().to_string()];
-        children.push(spawn(hosts.client(), "python3", &arguments).expect("nsenter is installed"));
+        children.push(spawn(hosts.client(), "python3", &arguments));
         wait_until("the resolver", PATIENCE, || calls.exists());
         Some(Resolve1 {
             children,

@@ -29,7 +29,7 @@ pub struct Uring {
     udp: Outlets,
     wake: Wake,
     resender: Resender,
-    /// Groups whose write waits for a free slot.
+    /// Groups whose write waits for a free slot: as many as the receive buffers hold, and one pass's hand-overs.
     deferred: VecDeque<Group>,
     /// Events that did not come out of the ring; the next turn delivers them.
     ready: Vec<Event>,
@@ -264,6 +264,10 @@ impl Engine for Uring {
             self.counters.writes_deferred += 1;
             self.deferred.push_back(group);
         }
+    }
+
+    fn writes_waiting(&self) -> usize {
+        self.deferred.len()
     }
 
     fn replace_udp(&mut self, socket: UdpSocket) -> io::Result<()> {
