@@ -452,9 +452,11 @@ impl Control {
 
     async fn run_on(&mut self, orders: &mut mpsc::Receiver<Order>, signals: &mut Signals) -> Result<(), ControlError> {
         let news = self.reports.news.clone();
-        self.routes = RouteReporter::start()
-            .inspect_err(|error| tracing::warn!(%error, "peers follow to new links only after a silence"))
-            .ok();
+        if self.routes.is_none() {
+            self.routes = RouteReporter::start()
+                .inspect_err(|error| tracing::warn!(%error, "peers follow to new links only after a silence"))
+                .ok();
+        }
         loop {
             self.act()?;
             let deadline = self

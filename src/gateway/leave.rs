@@ -78,6 +78,11 @@ pub(super) async fn rehearsed(orders: &mpsc::Sender<Order>) -> io::Result<contro
     state.ok_or_else(|| io::Error::other("the tunnel is going down"))
 }
 
+/// Says what could not be got ready.
+pub(super) fn unready<T>(what: &str, result: io::Result<T>) -> io::Result<T> {
+    result.map_err(|error| io::Error::other(format!("{what}: {error}")))
+}
+
 /// Everything but the control thread's part, ready to go.
 pub(super) struct Luggage {
     pub(super) about: Option<About>,

@@ -519,8 +519,8 @@ impl Tunnel<'_> {
                 let about = live.about().await;
                 Ok(Luggage {
                     ifindex: self.ifindex,
-                    listeners: self.listeners()?,
-                    guard: Guard::post(&about.traces())?,
+                    listeners: leave::unready("cannot take the listeners along", self.listeners())?,
+                    guard: leave::unready("cannot post a guard", Guard::post(&about.traces()))?,
                     about: Some(about),
                 })
             };

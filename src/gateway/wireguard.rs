@@ -186,22 +186,26 @@ fn run_open(
                 () = answer_status => return Ok(None),
                 granted = upgrade => granted,
             };
+            let listeners = || {
+                Ok(Listeners {
+                    control: status.as_ref().ok().map(Server::duplicate).transpose()?,
+                    wg: Some(uapi.duplicate()?),
+                    metrics: None,
+                })
+            };
+            let traces = Traces {
+                name: name.clone(),
+                sockets: vec![path.clone(), uapi_path.clone()],
+                owns_network: false,
+                lockdown: false,
+                post_down: Vec::new(),
+            };
             let pack = async || {
                 Ok(Luggage {
                     about: None,
                     ifindex,
-                    listeners: Listeners {
-                        control: status.as_ref().ok().map(Server::duplicate).transpose()?,
-                        wg: Some(uapi.duplicate()?),
-                        metrics: None,
-                    },
-                    guard: Guard::post(&Traces {
-                        name: name.clone(),
-                        sockets: vec![path.clone(), uapi_path.clone()],
-                        owns_network: false,
-                        lockdown: false,
-                        post_down: Vec::new(),
-                    })?,
+                    listeners: leave::unready("cannot take the listeners along", listeners())?,
+                    guard: leave::unready("cannot post a guard", Guard::post(&traces))?,
                 })
             };
             match leave::depart(control, (&mut *signals, None), granted, pack).await {

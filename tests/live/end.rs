@@ -141,6 +141,12 @@ impl End {
         kill(Pid::from_raw(id.try_into().expect("an i32")), signal).expect("it is our child");
     }
 
+    /// Runs `program ARGUMENTS... PID` on the daemon's process.
+    pub(crate) fn run_on_it(&self, program: &str, arguments: &[&str]) {
+        let id = self.child.as_ref().expect("it was started").id().to_string();
+        crate::lab::run(&[&[program], arguments, &[&id]].concat());
+    }
+
     /// Sends a signal and waits for the end.
     pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
         self.signal(signal);

@@ -9,9 +9,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::end::{End, RINGWAY};
-use crate::lab::Lab;
+use crate::lab::{Lab, wait_until};
 use crate::traffic::{Transfer, connect};
-use crate::{Pair, inner};
+use crate::{PATIENCE, Pair, inner};
 
 /// What must be the same after an upgrade.
 pub(crate) fn unchanged(end: &End, peer: &str) -> (Value, Value, Value) {
@@ -44,6 +44,12 @@ pub(crate) fn upgrade(end: &End, times: u64) {
         counts.into_iter().all(|(before, after)| after >= before),
         "counters go on"
     );
+    // Neither the program that was asked nor the guard is left, not even for somebody to take note of their ends.
+    let pid = after["pid"].as_u64().expect("a number");
+    let children = format!("/proc/{pid}/task/{pid}/children");
+    wait_until("no children", PATIENCE, || {
+        fs::read_to_string(&children).unwrap_or_default().is_empty()
+    });
     let drops = after["workers"].to_string();
     for never in ["forged", "replayed", "expired", "unknown_index"] {
         assert!(!drops.contains(never), "{drops}");

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::end::{End, INTERFACE, RINGWAY};
 use crate::lab::{Lab, wait_until};
-use crate::upgrade::{program, script};
+use crate::traffic::{connect, under_traffic};
+use crate::upgrade::{program, script, unchanged, upgrade};
 use crate::{PATIENCE, Pair, inner};
 
 /// A program that takes what is handed over, lets these lines of Python change it, and goes on as `ringway`. They have
@@ -53,6 +54,31 @@ fn around(lab: &Lab, etc: &Path) -> String {
     let names = fs::read_to_string(etc.join("resolv.conf")).expect("there is always one");
     let interface = lab.a.has_interface(INTERFACE);
     format!("{tables:?}\n{lines:#?}\n{forwarding}{names}{interface}")
+}
+
+#[test]
+fn a_tunnel_that_cannot_leave_goes_on_as_before() {
+    let Some(pair) = Pair::up() else { return };
+    let Pair { a, lab, .. } = &pair;
+    let before = unchanged(a, "b");
+    // Once it was asked there is no descriptor left for anything.
+    let starving = script(
+        &lab.directory.join("starving"),
+        &format!("[ \"$1\" = --resume-check ] && prlimit --pid $PPID --nofile=4:; exec {RINGWAY} \"$@\""),
+    );
+    let connection = connect(lab, inner(1));
+    under_traffic(connection, || {
+        let (code, text) = a
+            .ringway(&["upgrade", "@", "--binary", &starving])
+            .expect_err("it is refused");
+        let expected =
+            "cannot take the listeners along: Too many open files (os error 24); the tunnel goes on as before";
+        assert!(code == 1 && text.contains(expected), "{text}");
+        a.run_on_it("prlimit", &["--nofile=1024:", "--pid"]);
+        assert_eq!(unchanged(a, "b"), before);
+    });
+    upgrade(a, 1);
+    assert_eq!(unchanged(a, "b"), before);
 }
 
 #[test]
