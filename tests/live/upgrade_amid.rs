@@ -283,12 +283,13 @@ fn no_datagram_is_lost_in_an_upgrade_but_what_is_counted() {
         scope.spawn(|| {
             let mut datagram = [0; 600];
             while !stop.load(Ordering::Relaxed) {
-                for _ in 0..8 {
+                // More than fits, so that workers always have something in their hands.
+                for _ in 0..64 {
                     let number = sent.fetch_add(1, Ordering::Relaxed);
                     datagram[..8].copy_from_slice(&number.to_be_bytes());
                     from.send_to(&datagram, address).expect("a may send");
                 }
-                thread::sleep(Duration::from_micros(500));
+                thread::sleep(Duration::from_micros(50));
             }
         });
         scope.spawn(|| {
