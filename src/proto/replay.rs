@@ -30,13 +30,19 @@ pub enum ReplayError {
     TooOld,
 }
 
+/// The windows of a session's lanes are made one after the other, by one thread, for many cores: none shares a cache line
+/// with another, nor the next one, which the CPU fetches with it.
+#[derive(Debug, Clone)]
+#[repr(align(128))]
+struct Words([u64; WORDS]);
+
 /// The counters of one key that were seen.
 #[derive(Debug, Clone)]
 pub struct ReplayWindow {
     /// The number above the highest counter seen: 0 while there is none.
     edge: u64,
     /// Bit `counter % 8192` of the ring belongs to `counter` while it is within the window.
-    seen: Box<[u64; WORDS]>,
+    seen: Box<Words>,
 }
 
 /// Where a counter lies.
@@ -54,7 +60,7 @@ impl ReplayWindow {
     pub fn new() -> ReplayWindow {
         ReplayWindow {
             edge: 0,
-            seen: Box::new([0; WORDS]),
+            seen: Box::new(Words([0; WORDS])),
         }
     }
 
@@ -63,7 +69,7 @@ impl ReplayWindow {
         let mut words = bitmap.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
         ReplayWindow {
             edge,
-            seen: Box::new(std::array::from_fn(|_| words.next().unwrap_or_default())),
+            seen: Box::new(Words(std::array::from_fn(|_| words.next().unwrap_or_default()))),
         }
     }
 
@@ -76,7 +82,7 @@ impl ReplayWindow {
     /// window.
     pub(super) fn bitmap(&self) -> [u8; BITMAP_LEN] {
         let mut bitmap = [0; BITMAP_LEN];
-        for (bytes, word) in bitmap.as_chunks_mut().0.iter_mut().zip(self.seen.iter()) {
+        for (bytes, word) in bitmap.as_chunks_mut().0.iter_mut().zip(self.seen.0.iter()) {
             *bytes = word.to_le_bytes();
         }
         bitmap
@@ -90,7 +96,7 @@ impl ReplayWindow {
     pub fn check(&self, counter: u64) -> Result<(), ReplayError> {
         match self.position(counter) {
             Position::Left => Err(ReplayError::TooOld),
-            Position::Within(word, mask) if self.seen[word] & mask != 0 => Err(ReplayError::Replayed),
+            Position::Within(word, mask) if self.seen.0[word] & mask != 0 => Err(ReplayError::Replayed),
             Position::Within(..) | Position::Right => Ok(()),
         }
     }
@@ -101,11 +107,11 @@ impl ReplayWindow {
     pub fn mark(&mut self, counter: u64) {
         match self.position(counter) {
             Position::Left => {}
-            Position::Within(word, mask) => self.seen[word] |= mask,
+            Position::Within(word, mask) => self.seen.0[word] |= mask,
             Position::Right => {
                 self.clear_words_up_to(counter);
                 let (word, mask) = slot(counter);
-                self.seen[word] |= mask;
+                self.seen.0[word] |= mask;
                 self.edge = counter.saturating_add(1);
             }
         }
@@ -133,7 +139,7 @@ impl ReplayWindow {
         };
         let entered = (counter / WORD_BITS - newest_word).min(WORDS as u64);
         for word in newest_word + 1..=newest_word + entered {
-            self.seen[(word % WORDS as u64) as usize] = 0;
+            self.seen.0[(word % WORDS as u64) as usize] = 0;
         }
     }
 }
