@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// From the read of a packet from the TUN to its submission to the UDP socket.
+    /// From the end of the wait in which a packet was read from the TUN until what its pass has sealed is handed to the engine. The
+    /// system call that sends it comes after that, and time in the TUN's queue before.
     TunToUdp,
     /// From the kernel's receive timestamp of a datagram to the completion of its write to the TUN.
     UdpToTun,

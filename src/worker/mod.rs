@@ -36,7 +36,7 @@ const BUSY_EVENTS_MIN: usize = 8;
 /// Mean bytes per completion below which a busy pass had small packets: batching completions then pays more
 /// than answering each at once.
 const SMALL_EVENT_BYTES: usize = 2048;
-/// How to wait for more of the same when a busy pass had small packets (both figures measured, see ARCHITECTURE.md).
+/// How to wait for more of the same when a busy pass had small packets (as many as a batch needs to pay; the window bounds what it costs a lone packet).
 const SMALL_PACKETS_WAIT: Wait = Wait::Batch {
     events: 16,
     window: Duration::from_micros(50),

@@ -95,7 +95,7 @@ impl Products {
     ///
     /// Up to eight products of limbs below 2^45 by limbs below 2^45, or 2^49 where they are 20 times as large, leave
     /// `low` below 2^57, `high` below 2^47 and its last limb below 2^42. So no sum here exceeds 2^58 and no carry 2^14,
-    /// and the result is below 2^44 + 2^19: less than 2^45 even with a block added.
+    /// and the result is below 2^44 + 2^19: 2^45 + 2^19 at most with a block added, which the sums above have room for.
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     #[inline]
     pub(super) fn reduce(self) -> Element {
@@ -298,7 +298,7 @@ pub(super) mod tests {
             0..8u64,
             LOW_42 - 4..LOW_42 + 5,
             LOW_44 - 8..LOW_44 + 9,
-            MOST - 4..MOST,
+            MOST - 4..MOST + (1 << 19),
             0..MOST
         ]
         // Unoptimised, sixteen unboxed ones do not fit a test's stack.
