@@ -59,7 +59,7 @@ fn carries_everything(setup: Setup) {
         for address in tunnel.addresses_of_b() {
             for _ in 0..2 {
                 let connection = connect(lab, address);
-                scope.spawn(|| exchange_files(connection, scaled(24 * MIB)));
+                scope.spawn(|| exchange_files(connection, scaled(10 * MIB)));
             }
         }
     });
