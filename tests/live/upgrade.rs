@@ -51,7 +51,8 @@ pub(crate) fn upgrade(end: &End, times: u64) {
         fs::read_to_string(&children).unwrap_or_default().is_empty()
     });
     let drops = after["workers"].to_string();
-    for never in ["forged", "replayed", "expired", "unknown_index"] {
+    // A datagram may still come under a session that has ended, which is counted as `unknown_index`.
+    for never in ["forged", "replayed", "expired"] {
         assert!(!drops.contains(never), "{drops}");
     }
 }
