@@ -2,7 +2,10 @@
 
 use std::ptr;
 
-use ringway::crypto::{Aead, Algorithm, Choice, Record, TAG_LEN, self_test};
+use ringway::crypto::{Aead, Algorithm, Record, TAG_LEN};
+
+#[path = "crypto/choices.rs"]
+mod choices;
 
 /// Memory whose neighbours on both sides cannot be accessed.
 struct Guarded {
@@ -45,7 +48,7 @@ fn no_backend_reaches_beyond_a_record() {
     let mut memory = Guarded::new(2);
     let memory = memory.bytes();
     let nonce = [3; 12];
-    for choice in Choice::ALL.into_iter().filter(|&choice| self_test(choice).is_ok()) {
+    for choice in choices::choices() {
         for algorithm in [Algorithm::Aes256Gcm, Algorithm::ChaCha20Poly1305] {
             let aead = Aead::new(algorithm, choice, &[8; 32]);
             for len in (0..2100)

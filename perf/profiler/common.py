@@ -7,10 +7,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 from lab import build, contenders, isolate, machine, measure, netns, process, tunnels, udpgen
 from lab.process import Failed, Process
@@ -27,6 +29,8 @@ _IPERF3 = {
 _UDPGEN = {"udp_64": (64, False), "udp_1300": (1300, False), "udp_64_gso": (64, True), "udp_1300_gso": (1300, True)}
 LOADS = (*_IPERF3, *_UDPGEN)
 _RAMP_UP_S = 1.0
+# How long perf may take to attach to every thread with every event; then it answers at once.
+_ANSWER_S = 30.0
 _UDP_HEADERS = 28  # IPv4 and UDP
 
 
@@ -84,6 +88,25 @@ class Carried:
         rates = " and ".join(f"{count / self.seconds / 1e3:,.0f}" for count in self.packets)
         about = "" if self.counted else " (by its size)"
         return f"{self.bits_per_second / 1e9:.2f} Gbit/s, {rates} kpacket/s{about} at a and b"
+
+
+@dataclasses.dataclass
+class Window:
+    """What the daemons carried while something counted in them, and for how long each was counted.
+
+    The times differ a little: counting begins and ends around the two readings of what is carried, which take a while.
+    """
+
+    carried: Carried
+    seconds: list[float]  # of a, of b
+
+    def per_packet(self, end: int, total: float) -> float:
+        """A total counted at an end, per packet that it carried: events per counted second over packets per metered second."""
+        return (total / self.seconds[end]) / (self.carried.packets[end] / self.carried.seconds)
+
+    def report(self) -> dict:
+        """For a tool's JSON."""
+        return {"carried": dataclasses.asdict(self.carried), "counted_seconds": self.seconds}
 
 
 class Meter:
@@ -180,34 +203,101 @@ def mount_tracefs() -> bool:
     return True
 
 
-def perf_stat(daemons: list[tuple[str, Process]], events: list[str], seconds: float) -> dict[str, dict[str, float | None]]:
+class Perf:
+    """A perf that is attached, and counts from `enable` to `disable`.
+
+    Attaching may take a second, in which packets are carried and nothing is counted.
+    """
+
+    def __init__(self, command: str, arguments: list[str], at: str):
+        """`perf command arguments`; files begin with the path `at`."""
+        self._fifos = [f"{at}.control", f"{at}.ack"]
+        for fifo in self._fifos:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(fifo)
+            os.mkfifo(fifo)
+        # For both ways, so that nobody waits for the other to open them.
+        self._control, self._ack = (os.open(fifo, os.O_RDWR | os.O_CLOEXEC) for fifo in self._fifos)
+        self._enabled_at, self.seconds = 0.0, 0.0
+        # Disabled to begin with.
+        argv = ["perf", command, "-D", "-1", "--control", f"fifo:{','.join(self._fifos)}", *arguments]
+        self._process = Process(argv, log=f"{at}.log")
+
+    def enable(self) -> None:
+        """Returns when it counts."""
+        self._tell("enable")
+        self._enabled_at = time.monotonic()
+
+    def disable(self) -> None:
+        """Returns when it has stopped counting; `seconds` says for how long it did."""
+        self._tell("disable")
+        self.seconds = time.monotonic() - self._enabled_at
+
+    def finish(self) -> None:
+        """Makes it write down what it has counted."""
+        os.kill(self._process.pid, signal.SIGINT)
+        # It reports what it has, then ends by the signal.
+        if self._process.wait(60) not in (0, -signal.SIGINT, 128 + signal.SIGINT):
+            raise Failed(f"perf: {self._process.output()}")
+
+    def close(self) -> None:
+        """Ends it, however far it has come."""
+        self._process.stop()
+        os.close(self._control)
+        os.close(self._ack)
+
+    def _tell(self, order: str) -> None:
+        os.write(self._control, f"{order}\n".encode())
+        deadline = time.monotonic() + _ANSWER_S
+        while not select.select([self._ack], [], [], 0.1)[0]:
+            self._process.check_alive()
+            if time.monotonic() > deadline:
+                raise Failed(f"perf does not {order}: {self._process.output()}")
+        os.read(self._ack, 64)
+
+
+def count(bench: Bench, perfs: list[Perf]) -> Window:
+    """Lets every end's perf count for the seconds that were asked for, and notes what is carried meanwhile."""
+    for perf in perfs:
+        perf.enable()
+    meter = Meter(bench, bench.options.load)
+    time.sleep(bench.options.seconds)
+    carried = meter.read()
+    for perf in perfs:
+        perf.disable()
+    for perf in perfs:
+        perf.finish()
+    return Window(carried, [perf.seconds for perf in perfs])
+
+
+def perf_stat(bench: Bench, events: list[str]) -> tuple[dict[str, dict[str, float | None]], Window]:
     """Counts `events` in every daemon at the same time: end -> event -> count; None: not counted by this machine."""
-    running = []
-    try:
-        for end, daemon in daemons:
-            log = f"/run/lab/perf-stat.{end}"
-            argv = ["perf", "stat", "-j", "-o", log, "-e", ",".join(events), "-p", str(daemon.pid), "--", "sleep", str(seconds)]
-            running.append((end, log, Process(argv, log=f"{log}.log")))
-        for _, _, perf in running:
-            if perf.wait(seconds + 30) != 0:
-                raise Failed(f"perf stat: {perf.output()}")
-    finally:
-        for _, _, perf in running:
-            perf.stop()
-    return {end: _parse_stat(log) for end, log, _ in running}
+    logs = {end: f"/run/lab/perf-stat.{end}" for end, _ in bench.daemons}
+    with contextlib.ExitStack() as stack:
+        perfs = []
+        for end, daemon in bench.daemons:
+            arguments = ["-j", "-o", logs[end], "-e", ",".join(events), "-p", str(daemon.pid)]
+            perfs.append(Perf("stat", arguments, logs[end]))
+            stack.callback(perfs[-1].close)
+        window = count(bench, perfs)
+    counts = {}
+    for end, log in logs.items():
+        with open(log, encoding="utf-8") as file:
+            counts[end] = parse_stat(file)
+    return counts, window
 
 
-def _parse_stat(path: str) -> dict[str, float | None]:
+def parse_stat(lines: Iterable[str]) -> dict[str, float | None]:
+    """What `perf stat -j` writes: event -> count; None: not counted by this machine."""
     counts: dict[str, float | None] = {}
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not line.startswith("{"):
-                continue
-            entry = json.loads(line)
-            try:
-                counts[entry["event"]] = float(entry["counter-value"])
-            except ValueError:  # "<not supported>", "<not counted>"
-                counts[entry["event"]] = None
+    for line in lines:
+        if not line.startswith("{"):
+            continue
+        entry = json.loads(line)
+        try:
+            counts[entry["event"]] = float(entry["counter-value"])
+        except ValueError:  # "<not supported>", "<not counted>"
+            counts[entry["event"]] = None
     return counts
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 from collections import Counter
 
 from lab import terminal
-from lab.process import Failed, Process
 from lab.terminal import heading, say
 from profiler import common, flamegraph, groups, samples
 
@@ -28,21 +28,17 @@ def _record(bench: common.Bench) -> None:
     data = f"{bench.options.output}/perf.data"
     pids = ",".join(str(daemon.pid) for _, daemon in bench.daemons)
     with bench.load(bench.options.load):
-        meter = common.Meter(bench, bench.options.load)
-        argv = ["perf", "record", "-q", "-e", event, "-F", str(_FREQUENCY), "--call-graph", "fp", "-p", pids, "-o", data]
-        perf = Process([*argv, "--", "sleep", str(bench.options.seconds)], log=f"{bench.options.output}/perf.log")
-        try:
-            if perf.wait(bench.options.seconds + 60) != 0:
-                raise Failed(f"perf record: {perf.output()}")
-        finally:
-            perf.stop()
-        carried = meter.read()
+        arguments = ["-q", "-e", event, "-F", str(_FREQUENCY), "--call-graph", "fp", "-p", pids, "-o", data]
+        with contextlib.closing(common.Perf("record", arguments, "/run/lab/perf-record")) as perf:
+            window = common.count(bench, [perf])
+    # It counts both ends.
+    window.seconds = [perf.seconds for _ in bench.daemons]
     programs = {daemon.pid: os.readlink(f"/proc/{daemon.pid}/exe") for _, daemon in bench.daemons}
     profiles = _read(data, programs)
     in_order = [profiles[daemon.pid] for _, daemon in bench.daemons]
-    _print_groups(bench, in_order, carried)
+    _print_groups(bench, in_order, window)
     for (end, _), profile in zip(bench.daemons, in_order):
-        rate = f"{carried.bits_per_second / 1e9:.1f} Gbit/s"
+        rate = f"{window.carried.bits_per_second / 1e9:.1f} Gbit/s"
         title = f"{bench.tunnel.label}, end {end}, {bench.options.load}, {rate}: {profile.samples:,} samples of {event}"
         with open(f"{bench.options.output}/{end}.svg", "w", encoding="utf-8") as file:
             file.write(flamegraph.draw(title, profile.stacks, groups.NAMES))
@@ -54,7 +50,7 @@ def _record(bench: common.Bench) -> None:
         end: {"samples": profile.samples, "groups": profile.groups, "functions": profile.top(50)}
         for (end, _), profile in zip(bench.daemons, in_order)
     }
-    report = {"load": bench.options.load, "event": event, "frequency": _FREQUENCY, "carried": dataclasses.asdict(carried), "ends": ends}
+    report = {"load": bench.options.load, "event": event, "frequency": _FREQUENCY, **window.report(), "ends": ends}
     common.write_json(bench, "report.json", report)
     common.say_where(bench, "a.svg, b.svg (flame graphs: open in a browser), report.json, perf.data")
 
@@ -92,15 +88,15 @@ def _read(data: str, programs: dict[int, str]) -> dict[int, Profile]:
     return profiles
 
 
-def _print_groups(bench: common.Bench, profiles: list[Profile], carried: common.Carried) -> None:
+def _print_groups(bench: common.Bench, profiles: list[Profile], window: common.Window) -> None:
     """Shares of each daemon's time, and what each kind of work costs per packet."""
-    heading(f"Where the time goes. {bench.options.load}: {carried.describe()}")
+    heading(f"Where the time goes. {bench.options.load}: {window.carried.describe()}")
 
     def cells(counts: list[int]) -> list[str]:
         made = []
-        for count, profile, packets in zip(counts, profiles, carried.packets):
+        for end, (count, profile) in enumerate(zip(counts, profiles)):
             share = 100 * count / max(profile.samples, 1)
-            made += [f"{share:.1f} %", f"{count / _FREQUENCY * 1e9 / packets:.0f} ns"]
+            made += [f"{share:.1f} %", f"{window.per_packet(end, count / _FREQUENCY * 1e9):.0f} ns"]
         return made
 
     rows = [[name, *cells([profile.groups[name] for profile in profiles])] for name in groups.NAMES]

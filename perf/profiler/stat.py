@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 
 from lab import terminal
@@ -29,20 +28,18 @@ def _stat(bench: common.Bench) -> None:
     else:
         say("The kernel's trace points are out of reach: system calls are not counted.")
     with bench.load(bench.options.load):
-        meter = common.Meter(bench, bench.options.load)
-        counts = common.perf_stat(bench.daemons, events, bench.options.seconds)
-        carried = meter.read()
-    heading(f"Per packet. {bench.options.load}: {carried.describe()}")
+        counts, window = common.perf_stat(bench, events)
+    heading(f"Per packet. {bench.options.load}: {window.carried.describe()}")
     rows = []
     for event in events:
         totals = [counts[end].get(event) for end, _ in bench.daemons]
         scale = 1e6 if event == "task-clock" else 1  # perf counts it in milliseconds
-        cells = ["-" if total is None else _number(total * scale / count) for total, count in zip(totals, carried.packets)]
+        cells = ["-" if total is None else _number(window.per_packet(end, total * scale)) for end, total in enumerate(totals)]
         rows.append([_LABELS.get(event, event), *cells])
     terminal.table(["", "a", "b"], rows)
     if not hardware:
         say("  This machine counts no cycles, instructions and cache misses (a virtual machine?): times are the CPU clock's.")
-    report = {"load": bench.options.load, "carried": dataclasses.asdict(carried), "counts": counts}
+    report = {"load": bench.options.load, **window.report(), "counts": counts}
     common.write_json(bench, "report.json", {**report, "hardware_counters": hardware})
     common.say_where(bench, "report.json")
 

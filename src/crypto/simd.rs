@@ -270,6 +270,7 @@ impl Avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::Backend;
 
     #[test]
     fn a_partial_load_and_store_touch_the_bytes_of_their_slice_alone() {
@@ -278,7 +279,7 @@ mod tests {
             store_partial(to, load_partial(from));
         }
         if Avx512::detect().is_none() {
-            return;
+            return println!("{}", Backend::Avx512.skipped());
         }
         let from: Vec<u8> = (1..=100).collect();
         for (loaded, stored) in (0..=70).flat_map(|loaded| (0..=70).map(move |stored| (loaded, stored))) {

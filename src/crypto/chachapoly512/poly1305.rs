@@ -13,7 +13,7 @@ pub(super) const CLAMP: [u64; 2] = [0x0fff_fffc_0fff_ffff, 0x0fff_fffc_0fff_fffc
 const LOW_44: u64 = (1 << 44) - 1;
 const LOW_42: u64 = (1 << 42) - 1;
 
-/// A field element in eight lanes. Limbs are at most a little above 44 bits.
+/// A field element in eight lanes. Limbs are at most a little above 44 bits, or 45 with a block added.
 pub(super) type Element = [__m512i; 3];
 /// A field element, likewise.
 pub(super) type Limbs = [u64; 3];
@@ -93,9 +93,10 @@ impl Products {
 
     /// Carries once, in all limbs at the same time.
     ///
-    /// Up to eight products of limbs below 2^45 by limbs below 2^45, or 2^49 where they are 20 times as large, leave
-    /// `low` below 2^57, `high` below 2^47 and its last limb below 2^42. So no sum here exceeds 2^58 and no carry 2^14,
-    /// and the result is below 2^44 + 2^19: 2^45 + 2^19 at most with a block added, which the sums above have room for.
+    /// Up to eight products of limbs below 2^46 by limbs below 2^45, or 2^50 where they are 20 times as large, leave
+    /// `low` below 2^57, `high` below 2^48 and its last limb below 2^44. So no sum here exceeds 2^58 and no carry 2^14,
+    /// and the result is below 2^44 + 2^19. With a block added, whose limbs are below 2^44, it is below 2^45 + 2^19 and
+    /// so may be multiplied again.
     #[target_feature(enable = "avx512bw,avx512ifma,avx512vbmi2,bmi2")]
     #[inline]
     pub(super) fn reduce(self) -> Element {
@@ -250,6 +251,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::crypto::Backend;
     use crate::crypto::simd::{Avx512, load_u64, store_u64};
 
     /// A number below 2^131 as `.1` * 2^128 + `.0`.
@@ -290,16 +292,22 @@ pub(super) mod tests {
         add(add(low, shift(middle, 44)), shift(high, 88))
     }
 
-    /// Limbs as they may occur, mostly at the edges.
-    fn any_limbs() -> impl Strategy<Value = Limbs> {
-        const MOST: u64 = 1 << 45;
+    /// What the limbs of [`Products::reduce`] stay below.
+    const REDUCED: u64 = (1 << 44) + (1 << 19);
+    /// The same with a block added.
+    const WITH_BLOCK: u64 = REDUCED + (1 << 44);
+    /// The same for the sum of eight lanes.
+    const SUM_WITH_BLOCK: u64 = 8 * REDUCED + (1 << 44);
+
+    /// Limbs below `most`, mostly at the edges.
+    fn any_limbs(most: u64) -> impl Strategy<Value = Limbs> {
         let limb = prop_oneof![
             Just(0),
             0..8u64,
             LOW_42 - 4..LOW_42 + 5,
             LOW_44 - 8..LOW_44 + 9,
-            MOST - 4..MOST + (1 << 19),
-            0..MOST
+            most - 4..most,
+            0..most
         ]
         // Unoptimised, sixteen unboxed ones do not fit a test's stack.
         .boxed();
@@ -344,26 +352,35 @@ pub(super) mod tests {
         }
     }
 
+    #[test]
+    fn lanes_compute_in_the_field() {
+        let Some(cpu) = Avx512::detect() else {
+            return println!("{}", Backend::Avx512.skipped());
+        };
+        let limbs = |most| prop::array::uniform8(any_limbs(most));
+        proptest!(|(a in limbs(WITH_BLOCK), b in limbs(1 << 45), pads: [u128; 8])| {
+            let (products, tags) = cpu.poly1305_in_lanes(&a, &b, &pads);
+            for lane in 0..8 {
+                prop_assert_eq!(number(products[lane]), product(number(a[lane]), number(b[lane])));
+                prop_assert!(products[lane].into_iter().all(|limb| limb < REDUCED));
+                prop_assert_eq!(tags[lane], finish(a[lane], pads[lane]));
+            }
+        });
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
         #[test]
-        fn words_and_lanes_compute_in_the_field(
-            a in prop::array::uniform8(any_limbs()),
-            b in prop::array::uniform8(any_limbs()),
-            pads: [u128; 8],
+        fn words_compute_in_the_field(
+            a in any_limbs(SUM_WITH_BLOCK),
+            b in any_limbs(WITH_BLOCK),
+            h in any_limbs(WITH_BLOCK),
+            pad: u128,
         ) {
-            for ((a, b), pad) in a.into_iter().zip(b).zip(pads) {
-                prop_assert_eq!(number(multiply_limbs(a, b)), product(number(a), number(b)));
-                prop_assert!(multiply_limbs(a, b).into_iter().all(|limb| limb < 1 << 45));
-                prop_assert_eq!(finish(a, pad), number(a).0.wrapping_add(pad));
-            }
-            if let Some(cpu) = Avx512::detect() {
-                let (products, tags) = cpu.poly1305_in_lanes(&a, &b, &pads);
-                for lane in 0..8 {
-                    prop_assert_eq!(number(products[lane]), product(number(a[lane]), number(b[lane])));
-                    prop_assert!(products[lane].into_iter().all(|limb| limb < (1 << 44) + (1 << 19)));
-                    prop_assert_eq!(tags[lane], finish(a[lane], pads[lane]));
-                }
-            }
+            prop_assert_eq!(number(multiply_limbs(a, b)), product(number(a), number(b)));
+            prop_assert!(multiply_limbs(a, b).into_iter().all(|limb| limb < REDUCED));
+            prop_assert_eq!(finish(h, pad), number(h).0.wrapping_add(pad));
         }
     }
 }
