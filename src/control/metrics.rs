@@ -222,8 +222,7 @@ fn write_drops(out: &mut Exposition, interface: &str, totals: &Totals) {
 
 fn write_stages(out: &mut Exposition, interface: &str, stages: &StageBuckets) {
     let labels = |stage: Stage| [("interface", interface), ("stage", stage.name())];
-    let help =
-        "How long packets take inside: from the TUN's read to the UDP send, from the UDP receive to the TUN's write.";
+    let help = "How long packets take inside: from the TUN's read until the UDP send is due, from the UDP receive to the TUN's write.";
     let mut family = out.histogram("ringway_stage_seconds", help);
     for stage in [Stage::TunToUdp, Stage::UdpToTun] {
         family.buckets(&labels(stage), stages.stage(stage), NS);
