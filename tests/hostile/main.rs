@@ -114,10 +114,6 @@ fn lab_with_forged_sources() -> Option<Lab> {
     Some(lab)
 }
 
-/// Genuine datagrams that may be refused because they come late: on a busy machine an initiation is repeated, and the answer to the
-/// first one, or what was sealed under it, finds nobody who waits for it.
-const LATE: u64 = 4;
-
 #[test]
 fn a_man_in_the_middle_can_neither_change_nor_repeat_anything() {
     for suite in Suite::ALL {
@@ -146,8 +142,7 @@ fn a_man_in_the_middle_can_neither_change_nor_repeat_anything() {
                     drops = end.drops();
                     refused(&drops) >= forged
                 });
-                let most = forged + lost(&drops) + LATE;
-                assert!(refused(&drops) <= most, "{forged} {drops:?}");
+                assert!(refused(&drops) - lost(&drops) <= forged, "{forged} {drops:?}");
                 assert!(
                     done.genuine.load(Ordering::Relaxed) > forged,
                     "most of the traffic is genuine"

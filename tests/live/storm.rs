@@ -67,10 +67,7 @@ fn a_storm_of_changes_stops_no_traffic_and_leaves_what_the_last_one_says() {
     assert!(longest <= STALL_MAX, "nothing passed for {longest:?}");
     let bytes = report["end"]["sum_received"]["bytes"].as_u64().expect("a number");
     assert!(bytes > 1 << 20, "{bytes} bytes");
-    // A connection that asked for the status may not have been closed yet at the first count.
-    wait_until("no more descriptors than before", PATIENCE, || {
-        descriptors(pid) <= before
-    });
+    wait_until("descriptors as before", PATIENCE, || descriptors(pid) == before);
     let grown_kib = resident(pid).saturating_sub(resident_kib);
     assert!(
         grown_kib <= GROWTH_MAX_KIB,

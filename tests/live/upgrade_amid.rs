@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::end::{End, INNER, INTERFACE, Keys, PORT, RINGWAY, write};
 use crate::lab::{Lab, Namespace, UNDERLAY_V4, wait_until};
-use crate::upgrade::{self, rounds, unchanged, upgrade};
+use crate::upgrade::{self, ROUNDS, unchanged, upgrade};
 use crate::{PATIENCE, Pair, inner};
 
 /// `ringway upgrade` beside the test.
@@ -320,7 +320,7 @@ fn no_datagram_is_lost_in_an_upgrade_but_what_is_counted() {
             });
         };
         wait_for_progress();
-        for times in 1..=rounds() {
+        for times in 1..=ROUNDS {
             for end in [a, b] {
                 upgrade(end, times);
                 wait_for_progress();
