@@ -15,7 +15,7 @@ from html import escape
 from lab import chart, hlog, machine, terminal
 
 _STAGES = {
-    "tun_to_udp": "TUN read → UDP send",
+    "tun_to_udp": "TUN read → sealed, before the UDP send",
     "udp_to_tun": "kernel receive → TUN write",
     "rtt": "tunnel round trip",
 }
