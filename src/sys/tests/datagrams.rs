@@ -152,6 +152,48 @@ fn a_run_takes_one_receive_with_gro_and_many_without() {
 }
 
 #[test]
+fn the_kernel_has_more_buffers_for_datagrams_that_nobody_merged_than_for_runs() {
+    with_each_engine(|kind| {
+        if kind == Kind::Plain {
+            return;
+        }
+        let mut a = Station::new(kind);
+        for (gro, runs, runs_out) in [(false, 8, false), (true, 200, true)] {
+            let mut b = Station::with(
+                kind,
+                UdpOptions {
+                    gro,
+                    ..UdpOptions::default()
+                },
+            );
+            let to = Endpoint {
+                remote: SocketAddr::from(([127, 0, 0, 1], b.port)),
+                local: None,
+            };
+            // The first ones tell what the others will be like.
+            let mut ran_out = [0; 2];
+            for ran_out in &mut ran_out {
+                for run in 0..runs {
+                    assert!(queue(&mut a, to, run, 30, 1000, 1000));
+                    assert_eq!(a.wait_sent().result, Ok(()));
+                }
+                let mut arrived = 0;
+                while arrived < runs * 30 {
+                    let mut events = Vec::new();
+                    b.turn_until(&mut events, |events| !events.is_empty());
+                    for mut buffer in events.into_iter().filter_map(as_udp) {
+                        let (received, bytes) = b.engine.datagrams(&mut buffer);
+                        arrived += bytes.len().div_ceil(received.segment) as u32;
+                    }
+                }
+                *ran_out = b.engine.counters().udp_enobufs;
+            }
+            assert_eq!(ran_out[1] > ran_out[0], runs_out, "merged: {gro}, {ran_out:?}");
+        }
+    });
+}
+
+#[test]
 fn without_gso_a_run_still_arrives() {
     with_each_engine(|kind| {
         let mut a = Station::with(
@@ -224,7 +266,8 @@ fn a_single_datagram_may_be_as_large_as_udp_allows() {
 #[test]
 fn datagrams_wait_in_the_kernel_while_the_worker_has_all_buffers() {
     with_each_engine(|kind| {
-        const DATAGRAMS: usize = 200;
+        const DATAGRAMS: u16 = 500;
+        let buffers = if kind == Kind::Uring { 256 } else { 32 };
         let mut b = Station::with(
             kind,
             UdpOptions {
@@ -234,28 +277,33 @@ fn datagrams_wait_in_the_kernel_while_the_worker_has_all_buffers() {
         );
         let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         for number in 0..DATAGRAMS {
-            sender
-                .send_to(&[u8::try_from(number).unwrap()], ("127.0.0.1", b.port))
-                .unwrap();
+            sender.send_to(&number.to_le_bytes(), ("127.0.0.1", b.port)).unwrap();
         }
         let mut held = Vec::new();
-        b.turn_until(&mut held, |events| events.len() == 32);
+        b.turn_until(&mut held, |events| events.len() == buffers);
         // Nothing to receive into: the engine must neither lose datagrams nor run hot.
         let turns = b.engine.counters().turns;
         let started = Instant::now();
         while started.elapsed() < Duration::from_millis(50) {
             b.engine.turn(Wait::For(Duration::from_millis(10)), &mut held).unwrap();
         }
-        assert_eq!(held.len(), 32);
+        assert_eq!(held.len(), buffers);
         assert!(b.engine.counters().turns - turns < 20, "the wait was not a wait");
         let mut arrived = Vec::new();
-        while arrived.len() < DATAGRAMS {
+        while arrived.len() < usize::from(DATAGRAMS) {
             for mut buffer in held.drain(..).filter_map(as_udp) {
-                arrived.push(b.engine.datagrams(&mut buffer).1[0]);
+                arrived.extend(
+                    b.engine
+                        .datagrams(&mut buffer)
+                        .1
+                        .first_chunk()
+                        .copied()
+                        .map(u16::from_le_bytes),
+                );
             }
             b.engine.turn(Wait::For(Duration::from_secs(1)), &mut held).unwrap();
         }
-        let expected: Vec<u8> = (0..u8::try_from(DATAGRAMS).unwrap()).collect();
+        let expected: Vec<u16> = (0..DATAGRAMS).collect();
         assert_eq!(arrived, expected);
     });
 }

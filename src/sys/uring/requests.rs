@@ -26,7 +26,13 @@ const SUBMISSIONS: u32 = 1024;
 pub(super) const COMPLETIONS: u32 = 4096;
 /// Frames have up to 64 KiB, and TCP at full speed keeps a few dozen of them in the TUN's queue.
 const TUN_BUFFERS: u16 = 64;
-const UDP_BUFFERS: u16 = 32;
+const UDP_BUFFERS: u16 = 256;
+/// Receive buffers that the kernel has at a time: runs of datagrams that were merged on their way (UDP_GRO) fill one each, and few
+/// stay in the cache.
+const UDP_BUFFERS_LENT: usize = 32;
+/// Mean bytes of a receive below which they were not merged: then the kernel gets all buffers, since a turn whose receives
+/// use them up ends without the next receive being armed.
+const SMALL_RECEIVE_BYTES: usize = 4096;
 /// Two per TUN buffer: a frame of 64 KiB and its records' overhead don't fit one.
 const SEND_SLOTS: u16 = 2 * TUN_BUFFERS;
 /// Small packets that can't be merged make many: 32 receives of up to 64 datagrams. The others wait a turn.
@@ -125,6 +131,10 @@ pub(super) struct Requests {
     poll_armed: bool,
     sends_in_flight: usize,
     writes_in_flight: usize,
+    /// Receives since buffers were last provided, and their bytes.
+    receives: (usize, usize),
+    /// How many receive buffers the kernel is to have.
+    udp_buffers_wanted: usize,
 }
 
 struct Memory {
@@ -172,6 +182,8 @@ impl Requests {
             poll_armed: false,
             sends_in_flight: 0,
             writes_in_flight: 0,
+            receives: (0, 0),
+            udp_buffers_wanted: UDP_BUFFERS_LENT,
         })
     }
 
@@ -187,8 +199,17 @@ impl Requests {
 
     /// Gives free receive buffers to the kernel.
     pub(super) fn provide(&mut self) {
+        let (receives, bytes) = std::mem::take(&mut self.receives);
+        if receives >= UDP_BUFFERS_LENT / 2 {
+            let is_small = bytes < receives * SMALL_RECEIVE_BYTES;
+            self.udp_buffers_wanted = if is_small {
+                usize::from(UDP_BUFFERS)
+            } else {
+                UDP_BUFFERS_LENT
+            };
+        }
         let memory = &mut *self.memory;
-        while memory.udp_ring.provide(memory.arrived.pool()) {}
+        while memory.udp_ring.provided() < self.udp_buffers_wanted && memory.udp_ring.provide(memory.arrived.pool()) {}
         memory.udp_ring.publish();
         // Backpressure: every frame that the kernel may deliver is to find two send slots.
         while 2 * (memory.tun_ring.provided() + 1) <= memory.send_pool.free_count() {
@@ -375,6 +396,10 @@ impl Requests {
                 let buffer = completion
                     .buffer
                     .map(|index| memory.udp_ring.take(memory.arrived.pool(), index));
+                if buffer.is_some() {
+                    self.receives.0 += 1;
+                    self.receives.1 += result.unwrap_or(0);
+                }
                 Outcome::Datagrams(buffer, result)
             }
             Request::PollWake => {
