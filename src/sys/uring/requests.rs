@@ -27,11 +27,11 @@ pub(super) const COMPLETIONS: u32 = 4096;
 /// Frames have up to 64 KiB, and TCP at full speed keeps a few dozen of them in the TUN's queue.
 const TUN_BUFFERS: u16 = 64;
 const UDP_BUFFERS: u16 = 256;
-/// Receive buffers that the kernel has at a time: runs of datagrams that were merged on their way (UDP_GRO) fill one each, and few
-/// stay in the cache.
-const UDP_BUFFERS_LENT: usize = 32;
-/// Mean bytes of a receive below which they were not merged: then the kernel gets all buffers, since a turn whose receives
-/// use them up ends without the next receive being armed.
+/// Receive buffers in use by the kernel and by writes: runs of datagrams that were merged on their way (UDP_GRO) fill one each,
+/// and few stay in the cache.
+const UDP_BUFFERS_USED: usize = 32;
+/// Mean bytes of a receive below which they were not merged: then all buffers are used, since a turn whose receives use them
+/// up ends without the next receive being armed.
 const SMALL_RECEIVE_BYTES: usize = 4096;
 /// Two per TUN buffer: a frame of 64 KiB and its records' overhead don't fit one.
 const SEND_SLOTS: u16 = 2 * TUN_BUFFERS;
@@ -133,8 +133,8 @@ pub(super) struct Requests {
     writes_in_flight: usize,
     /// Receives since buffers were last provided, and their bytes.
     receives: (usize, usize),
-    /// How many receive buffers the kernel is to have.
-    udp_buffers_wanted: usize,
+    /// How many receive buffers are to be used.
+    udp_buffers_used: usize,
 }
 
 struct Memory {
@@ -183,7 +183,7 @@ impl Requests {
             sends_in_flight: 0,
             writes_in_flight: 0,
             receives: (0, 0),
-            udp_buffers_wanted: UDP_BUFFERS_LENT,
+            udp_buffers_used: UDP_BUFFERS_USED,
         })
     }
 
@@ -200,16 +200,17 @@ impl Requests {
     /// Gives free receive buffers to the kernel.
     pub(super) fn provide(&mut self) {
         let (receives, bytes) = std::mem::take(&mut self.receives);
-        if receives >= UDP_BUFFERS_LENT / 2 {
+        if receives >= UDP_BUFFERS_USED / 2 {
             let is_small = bytes < receives * SMALL_RECEIVE_BYTES;
-            self.udp_buffers_wanted = if is_small {
+            self.udp_buffers_used = if is_small {
                 usize::from(UDP_BUFFERS)
             } else {
-                UDP_BUFFERS_LENT
+                UDP_BUFFERS_USED
             };
         }
         let memory = &mut *self.memory;
-        while memory.udp_ring.provided() < self.udp_buffers_wanted && memory.udp_ring.provide(memory.arrived.pool()) {}
+        let pool = memory.arrived.pool();
+        while pool.count() - pool.free_count() < self.udp_buffers_used && memory.udp_ring.provide(pool) {}
         memory.udp_ring.publish();
         // Backpressure: every frame that the kernel may deliver is to find two send slots.
         while 2 * (memory.tun_ring.provided() + 1) <= memory.send_pool.free_count() {
