@@ -216,6 +216,12 @@ fn in_one_line(error: &clap::Error) -> String {
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
+/// Begins the log of a guard of the tunnel `name`, as that of a daemon without options.
+pub fn begin_guards_log(name: &str) {
+    log::Options::default().begin();
+    journal::name_tunnel(name);
+}
+
 /// Says in the log that packets can pass.
 pub fn report_up(facts: &Facts) {
     // One that goes on here after an upgrade has not been named yet.

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use super::guard::{Guard, Traces};
 use super::handover::{self, Descriptors, Handover};
 use super::network;
-use super::upgrade::Granted;
-use super::{Listeners, RunError};
+use super::upgrade::{Granted, HUNG_UP};
+use super::{Listeners, RunError, service};
 use crate::config::{Config, MetricsListen};
 use crate::control::handover::HandedOver;
 use crate::control::server::ask;
@@ -125,15 +125,16 @@ pub(super) async fn depart(
 
 async fn try_to_depart(
     control: &mut Control,
-    (signals, hangups): (&mut Signals, Option<&mut Hangups>),
+    (signals, mut hangups): (&mut Signals, Option<&mut Hangups>),
     granted: Granted,
     pack: impl AsyncFnOnce() -> io::Result<Luggage>,
 ) -> Departure {
-    let stays = |granted: Granted, error: &dyn std::error::Error| {
+    let stays = |granted: Granted, error: &dyn std::fmt::Display| {
         granted.refuse(&format!("{error}; the tunnel goes on as before"));
         Departure::Stays
     };
-    match signals.hold(hangups).await {
+    service::alive();
+    match signals.hold(hangups.as_deref_mut()).await {
         Ok(false) => {}
         Ok(true) => {
             granted.refuse("the tunnel is going down");
@@ -145,6 +146,9 @@ async fn try_to_depart(
         Ok(luggage) => luggage,
         Err(error) => return stays(granted, &error),
     };
+    control.settle().await;
+    // Nobody watches meanwhile whether all moves; each step takes less than the manager's patience.
+    service::alive();
     let paused = match control.pause().await {
         Ok(paused) => paused,
         Err(error) => {
@@ -152,12 +156,25 @@ async fn try_to_depart(
             return stays(granted, &error);
         }
     };
+    service::alive();
+    // The last moment at which nothing has happened yet.
+    if granted.is_forsaken() {
+        luggage.guard.dismiss();
+        return match control.go_on() {
+            Ok(()) => stays(granted, &HUNG_UP),
+            Err(error) => Departure::Down(Err(error.into())),
+        };
+    }
     match control.hand_over(paused).await {
-        Ok(control) => Departure::Leaves(Box::new(Leaving {
-            granted,
-            luggage,
-            control,
-        })),
+        Ok(control) => {
+            signals.pass_on(hangups).await;
+            service::alive();
+            Departure::Leaves(Box::new(Leaving {
+                granted,
+                luggage,
+                control,
+            }))
+        }
         Err(error) => {
             luggage.guard.dismiss();
             granted.refuse(&format!("{error}; the tunnel goes down"));

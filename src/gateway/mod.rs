@@ -164,6 +164,7 @@ pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(),
 ///
 /// Where that fails, all that the tunnel had in the system is put back by the guard that was posted before.
 pub fn resume(number: RawFd, ready: impl FnMut(&Facts)) -> Result<(), RunError> {
+    service::alive();
     let mut handover = Handover::take(number)?;
     match handover.config() {
         Ok((config, file)) => run_on(config, file, Some(handover), ready),
@@ -171,7 +172,7 @@ pub fn resume(number: RawFd, ready: impl FnMut(&Facts)) -> Result<(), RunError> 
             let guard = handover.guard();
             // The interface goes with its last descriptor.
             drop(handover);
-            guard.into_iter().for_each(Guard::alarm);
+            raise_alarm(guard);
             Err(error.into())
         }
     }
@@ -200,7 +201,7 @@ fn run_on(
         }
     };
     // It came here, and did not run again.
-    guard.take().into_iter().for_each(Guard::alarm);
+    raise_alarm(guard.take());
     let interface = &config.interface;
     match (&interface.lockdown, &result) {
         (None, _) => {}
@@ -213,6 +214,15 @@ fn run_on(
         ),
     }
     result
+}
+
+/// Has a guard that is still at its post put things right, which may take longer than a service manager waits for a sign of life
+/// from a service that runs.
+fn raise_alarm(guard: Option<Guard>) {
+    if let Some(guard) = guard {
+        service::stopping();
+        guard.alarm();
+    }
 }
 
 /// As [`run`], whatever the kill switch does. Leaves in `config` what ran last. Where the tunnel is to go on, comes back with
@@ -239,6 +249,7 @@ fn run_open(
         }) => {
             let sockets = (descriptors.sockets, descriptors.lane_sockets);
             let parts = Parts::resume(interface, &state, descriptors.queues, sockets)?;
+            service::alive();
             listeners = Listeners {
                 control: descriptors.control,
                 wg: descriptors.wg,
@@ -514,7 +525,6 @@ impl Tunnel<'_> {
                 Ok(End::Down) => break Ok(()),
                 Err(error) => break Err(error),
             };
-            service::alive();
             let pack = async || {
                 let about = live.about().await;
                 Ok(Luggage {

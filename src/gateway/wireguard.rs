@@ -171,7 +171,7 @@ fn run_open(
                         let control = rehearsed(&orders_in).await?;
                         handover::rehearsal(&handover::State::of_wireguard(ifindex, control), None)
                     };
-                    if let Some(granted) = upgrade::examine(PROGRAM, asked, rehearsal).await {
+                    if let Some(granted) = upgrade::examine(PROGRAM, asked, rehearsal, upgrade::deadline()).await {
                         return granted;
                     }
                 }
