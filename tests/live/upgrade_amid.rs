@@ -16,6 +16,9 @@ use crate::lab::{Lab, Namespace, UNDERLAY_V4, wait_until};
 use crate::upgrade::{self, ROUNDS, unchanged, upgrade};
 use crate::{PATIENCE, Pair, inner};
 
+/// SIGHUP, SIGINT and SIGTERM, as proc_pid_status(5) has them.
+const SIGNALS: u64 = 1 | 1 << 1 | 1 << 14;
+
 /// `ringway upgrade` beside the test.
 fn upgrade_beside(end: &End, program: &str) -> std::process::Child {
     let mut command = Command::new(RINGWAY);
@@ -83,6 +86,83 @@ fn handshakes_requests_and_changes_go_on_while_a_program_is_asked_which_then_get
     assert_eq!(pair.a.status()["upgrades"], 1);
     assert!(pair.a.must(&["peer", "list", "@"]).contains("guest"));
     assert!(pair.lab.a.answers(inner(1), 56));
+}
+
+#[test]
+fn an_upgrade_that_nobody_waits_for_any_more_does_not_happen() {
+    let Some(mut pair) = Pair::up() else { return };
+    restart_without_sandbox(&mut pair);
+    let before = unchanged(&pair.a, "b");
+    let lines = || pair.a.log().matches("whoever asked for it has hung up").count();
+    let forsaken = |child: std::process::Child, times: usize| {
+        wait_until("a line in the log", PATIENCE, || lines() == times);
+        let output = child.wait_with_output().expect("it is our child");
+        assert!(!output.status.success(), "{output:?}");
+        assert!(pair.lab.a.answers(inner(1), 56));
+        assert_eq!(unchanged(&pair.a, "b"), before);
+        assert!(pair.a.status()["upgrades"].is_null(), "there was none");
+    };
+
+    // While the program is asked.
+    let (program, asked, _) = waiting(&pair.lab, true);
+    let mut child = upgrade_beside(&pair.a, &program);
+    wait_until("the question", PATIENCE, || asked() == 1);
+    child.kill().expect("it is our child");
+    forsaken(child, 1);
+
+    // Just before it answers.
+    let file = pair.lab.directory.join("client");
+    let answer = r#"{"program":"ringway","version":"9.9.9","formats":[1,2,3,4,5,6,7,8,9],"capabilities":18446744073709551615,"problem":null}"#;
+    let lines = format!(
+        "[ \"$1\" = --resume-check ] || exec {RINGWAY} \"$@\"
+         until [ -s {file} ]; do sleep 0.02; done
+         read -r client <{file}
+         kill -9 $client
+         while [ -e /proc/$client/fd/0 ]; do :; done
+         echo '{answer}'",
+        file = file.display()
+    );
+    let program = upgrade::script(&pair.lab.directory.join("killing"), &lines);
+    let child = upgrade_beside(&pair.a, &program);
+    write(&file, &format!("{}\n", child.id()));
+    forsaken(child, 2);
+
+    // None of it stands in the way of one that somebody waits for.
+    pair.a.must(&["upgrade", "@"]);
+    assert_eq!(pair.a.status()["upgrades"], 1);
+    assert_eq!(unchanged(&pair.a, "b"), before);
+}
+
+#[test]
+fn signals_come_to_the_control_thread_alone() {
+    let Some(lab) = Lab::new() else { return };
+    let mut a = End::new(&lab, 0);
+    for io in ["auto", "syscall"] {
+        a.write(&format!("io = \"{io}\"\n"), &[]);
+        a.start(&lab.a);
+        for again in [false, true] {
+            if again {
+                a.must(&["upgrade", "@"]);
+            }
+            // Reads the file on a thread that stays for a while.
+            a.must(&["reload", "@"]);
+            let pid = a.status()["pid"].to_string();
+            let mut deaf = 0;
+            for thread in fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").flatten() {
+                let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+                // One that has ended meanwhile takes no signal either.
+                let Some(mask) = status.lines().find_map(|line| line.strip_prefix("SigBlk:")) else {
+                    continue;
+                };
+                let held = u64::from_str_radix(mask.trim(), 16).expect("a mask") & SIGNALS;
+                let is_control = thread.file_name().to_str() == Some(&pid);
+                assert_eq!(held, if is_control { 0 } else { SIGNALS }, "{status}");
+                deaf += usize::from(!is_control);
+            }
+            assert!(deaf >= 2, "the door and a worker");
+        }
+        a.end_by(Signal::SIGTERM);
+    }
 }
 
 fn restart_without_sandbox(pair: &mut Pair) {
