@@ -3,8 +3,13 @@
 
 mod end;
 #[path = "../netns/lab.rs"]
+#[expect(dead_code, reason = "another program's tests use the rest of the lab")]
 mod lab;
+#[path = "../netns/says.rs"]
+mod says;
 mod service;
+#[path = "../netns/set_on_drop.rs"]
+mod set_on_drop;
 mod storm;
 mod system;
 #[path = "../netns/traffic.rs"]
