@@ -10,18 +10,13 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
 use std::{fs, thread};
 
-use serde::{Deserialize, Serialize};
-
 use super::hooks;
-use super::network;
+use super::leftovers::Traces;
 use crate::control::runtime::Runtime;
 use crate::sys::exec;
-use crate::sys::tun;
 
 /// The one argument of the program as a guard.
 const GUARD: &str = "--resume-guard";
@@ -29,25 +24,6 @@ const GUARD: &str = "--resume-guard";
 const THIS_PROGRAM: &str = "/proc/self/exe";
 /// What says that all is well.
 const WELL: &[u8] = b".";
-/// How long the interface may outlive the process that had it: the kernel lets go of a ring's files some time after its end.
-const INTERFACE_TIME_MAX: Duration = Duration::from_secs(10);
-/// Between two looks at it.
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// What a tunnel has in the system, by names.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Traces {
-    /// The interface.
-    pub(super) name: String,
-    /// Its first name is that of the control socket.
-    pub(super) sockets: Vec<PathBuf>,
-    /// Rules, filters and name servers are the daemon's, and not somebody else's as with `wg-quick`.
-    pub(super) owns_network: bool,
-    /// There is a kill switch.
-    pub(super) lockdown: bool,
-    pub(super) post_down: Vec<String>,
-}
-
 /// A guard at its post. Dropping it is its alarm.
 #[derive(Debug)]
 pub(super) struct Guard {
@@ -132,43 +108,27 @@ fn keep(line: &mut BufReader<impl io::Read>) -> io::Result<Option<Traces>> {
 }
 
 fn put_right(traces: &Traces) {
-    let Traces { name, sockets, .. } = traces;
-    say(&format!(
-        "{name}: the program that was to go on with the tunnel has not; what is left of it is put right"
-    ));
-    let deadline = std::time::Instant::now() + INTERFACE_TIME_MAX;
-    while tun::index_of(name).is_some() {
-        if std::time::Instant::now() > deadline {
-            say(&format!(
-                "{name}: the interface is still there, so nothing was removed; see: ringway cleanup {name}"
-            ));
+    let name = &traces.name;
+    let say = |text: &str| say(&format!("{name}: {text}"));
+    let see = format!("see: ringway cleanup {name}");
+    say("the program that was to go on with the tunnel has not; what is left of it is put right");
+    let result = Runtime::Tokio.block_on(async |_| {
+        if let Err(error) = traces.wait_until_gone().await {
+            say(&format!("{error}, so nothing was removed; {see}"));
             return;
         }
-        thread::sleep(PAUSE);
-    }
-    let result = Runtime::Tokio.block_on(async |_| {
-        if let Some(control_socket) = sockets.first().filter(|_| traces.owns_network) {
-            match network::remove_leftovers(name, control_socket).await {
-                Ok(removed) => removed.iter().for_each(|what| say(&format!("{name}: removed {what}"))),
-                Err(error) => say(&format!(
-                    "{name}: something is left: {error}; see: ringway cleanup {name}"
-                )),
-            }
+        let mut tell = |what: String| say(&format!("removed {what}"));
+        if let Err(error) = traces.remove(&mut tell).await {
+            say(&format!("something is left: {error}; {see}"));
         }
-        for what in network::remove_sockets(sockets.iter().cloned()).await {
-            say(&format!("{name}: removed {what}"));
-        }
+        traces.remove_sockets(&mut tell).await;
         hooks::run_down("post_down", &traces.post_down, name).await;
     });
     if let Err(error) = result {
-        say(&format!(
-            "{name}: something is left: {error}; see: ringway cleanup {name}"
-        ));
+        say(&format!("something is left: {error}; {see}"));
     }
     if traces.lockdown {
-        say(&format!(
-            "{name}: the kill switch holds; lift it with: ringway unblock {name}"
-        ));
+        say(&format!("the kill switch holds; lift it with: ringway unblock {name}"));
     }
 }
 
