@@ -135,7 +135,8 @@ fn hub(peers: usize, suite: SuiteChoice) -> Hub {
                 match action {
                     Action::Transmit { datagram, .. } => to_spoke.push(datagram),
                     Action::Install { opens, seals, .. } => {
-                        forwarder.install(now.mono, id, seals.into_iter().next(), opens, false, &mut NoSlots);
+                        forwarder.open_with(id, opens);
+                        forwarder.seal_with(now.mono, id, seals.into_iter().next(), false, &mut NoSlots);
                     }
                     _ => {}
                 }

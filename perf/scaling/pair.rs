@@ -221,9 +221,10 @@ impl Host {
                         Suite::WireGuard => vec![seals[0].clone(); count],
                     };
                     for ((worker, seal), open) in self.workers.iter_mut().zip(seals).zip(open) {
+                        worker.forwarder.open_with(peer, open);
                         worker
                             .forwarder
-                            .install(NOW.mono, peer, Some(seal), open, sending, &mut worker.slots);
+                            .seal_with(NOW.mono, peer, Some(seal), sending, &mut worker.slots);
                     }
                 }
                 Action::Promote { peer, session } => {

@@ -37,16 +37,14 @@ impl Control {
                     for half in opens {
                         open[usize::from(half.local_index() as u8) % workers].push(half);
                     }
-                    for (worker, (seal, open)) in self.workers.iter().zip(seals.into_iter().zip(open)) {
-                        self.tell(
-                            worker,
-                            Command::Install {
-                                peer,
-                                seal,
-                                open,
-                                sending,
-                            },
-                        )?;
+                    // First all that opens: whatever one worker seals may be answered to another.
+                    for (worker, open) in self.workers.iter().zip(open) {
+                        if !open.is_empty() {
+                            self.tell(worker, Command::Open(peer, open))?;
+                        }
+                    }
+                    for (worker, seal) in self.workers.iter().zip(seals) {
+                        self.tell(worker, Command::Seal { peer, seal, sending })?;
                     }
                     self.next_sample.get_or_insert(worker::time_now() + SAMPLE_INTERVAL);
                     self.follow_mtu()?;

@@ -175,6 +175,12 @@ impl UdpBuffer {
 pub struct SendSlots(pub(super) Rc<Pool>);
 
 impl SendSlots {
+    /// One slot of no engine's.
+    #[cfg(test)]
+    pub(crate) fn one() -> SendSlots {
+        SendSlots(Pool::new(1, SLOT_BYTES).expect("a little memory"))
+    }
+
     /// How many are left.
     pub fn free(&self) -> usize {
         self.0.free_count()

@@ -392,7 +392,8 @@ impl Core {
                 ..
             } => {
                 let seal = seals.into_iter().next();
-                self.forwarder.install(now.mono, peer, seal, opens, sending, slots);
+                self.forwarder.open_with(peer, opens);
+                self.forwarder.seal_with(now.mono, peer, seal, sending, slots);
                 self.traffic_passes(now);
             }
             Action::Promote { peer, session } => self.forwarder.promote(now.mono, peer, session, slots),

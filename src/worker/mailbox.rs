@@ -21,7 +21,7 @@ use crate::sys::udp::UdpSocket;
 use crate::sys::wake::Waker;
 
 /// Commands that may wait in one worker's mailbox.
-const COMMANDS_MAX: usize = 1024;
+pub(super) const COMMANDS_MAX: usize = 1024;
 /// Batches of mis-steered datagrams that may wait; each is at most one receive buffer.
 const HANDOVERS_MAX: usize = 64;
 /// Handshake messages that may wait for the control thread.
@@ -39,15 +39,16 @@ pub enum Command {
     RemovePeer(PeerId),
     /// New allowed IPs of all peers.
     Routes(Arc<RouteTable<PeerId>>),
-    /// Keys of a new session.
-    Install {
+    /// Open the lanes of a new session that this worker owns.
+    Open(PeerId, Vec<OpenHalf>),
+    /// Seal on this worker's lane of a new session: at once if `sending`. Comes when all workers have been told what they
+    /// are to open, since the peer may answer to another worker than the one that it heard from.
+    Seal {
         /// Whose.
         peer: PeerId,
-        /// Seals on this worker's lane.
+        /// None: this worker has no lane.
         seal: Option<Box<SealHalf>>,
-        /// Open the lanes that this worker owns.
-        open: Vec<OpenHalf>,
-        /// Seal with them at once.
+        /// Else from the first authentic datagram of the session on.
         sending: bool,
     },
     /// Seal with the next session's keys from now on.
@@ -276,6 +277,11 @@ pub fn connect(wakers: &[Waker], door: &Waker) -> (Vec<WorkerPort>, Vec<Mailbox>
 }
 
 impl Mailbox {
+    /// Whether nothing waits. What somebody put in before he did what this thread has seen by now is not overlooked.
+    pub fn is_empty(&self) -> bool {
+        self.commands.is_empty() && self.handovers.is_empty()
+    }
+
     /// Hands datagrams to their owner; false when its mailbox is full.
     pub fn hand_over(&self, handover: Handover) -> bool {
         self.peers[usize::from(handover.owner)].hand_over(handover)

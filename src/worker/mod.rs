@@ -12,13 +12,15 @@
 mod captures;
 pub mod door;
 pub mod mailbox;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use captures::Captures;
-use mailbox::{Command, Mailbox};
+use mailbox::{COMMANDS_MAX, Command, Mailbox};
 use tokio::sync::mpsc;
 
 use crate::path::coalesce::Group;
@@ -52,8 +54,6 @@ pub const HANDSHAKE_TOS: u8 = 0x88;
 /// How long a worker that gives its keys away waits for the last sends and writes, which take no time unless something is
 /// wrong with the kernel.
 const LAST_PASSES_TIME_MAX: Duration = Duration::from_secs(1);
-/// Commands taken in one pass, so that a long list of them does not stop the packets.
-const COMMANDS_PER_PASS: usize = 64;
 
 /// One core's share of the tunnel.
 pub struct Worker<E: Engine> {
@@ -128,8 +128,9 @@ impl<E: Engine> Worker<E> {
             self.engine.turn(self.wait, &mut events)?;
             self.counters.loops.add(1);
             let now = time_now();
-            // Keys before the datagrams that are sealed with them.
-            if events.iter().any(|event| matches!(event, Event::Woken)) {
+            // Keys before the datagrams that are sealed with them. Those may have come without the ring for the keys, which were
+            // put into the mailbox after this turn had looked for rings and before it received.
+            if !self.mailbox.is_empty() {
                 match self.mailbox(now)? {
                     Turn::Continue => {}
                     Turn::Stop => {
@@ -237,6 +238,16 @@ impl<E: Engine> Worker<E> {
     }
 
     fn mailbox(&mut self, now: Time) -> io::Result<Turn> {
+        // No more than may wait at one time. Before hand-overs, which may need the keys that are among them.
+        for _ in 0..COMMANDS_MAX {
+            match self.mailbox.commands.try_recv() {
+                Ok(Command::Stop) => return Ok(Turn::Stop),
+                Ok(Command::HandOver(to)) => return Ok(Turn::HandOver(to)),
+                Ok(Command::ReplaceUdp(socket)) => self.engine.replace_udp(socket)?,
+                Ok(command) => self.obey(now, command),
+                Err(_) => break,
+            }
+        }
         // Their packets are in memory of their own: while writes wait they stay in the mailbox, which is bounded.
         let most = if self.engine.writes_waiting() == 0 {
             HANDOVERS_PER_PASS
@@ -246,19 +257,9 @@ impl<E: Engine> Worker<E> {
         for mut handover in self.mailbox.handovers.try_iter().take(most) {
             self.forwarder.handed_over(now, &mut handover, &mut self.slots);
         }
-        if !self.mailbox.handovers.is_empty() {
+        if !self.mailbox.is_empty() {
             self.mailbox.ring_self(self.number);
         }
-        for _ in 0..COMMANDS_PER_PASS {
-            match self.mailbox.commands.try_recv() {
-                Ok(Command::Stop) => return Ok(Turn::Stop),
-                Ok(Command::HandOver(to)) => return Ok(Turn::HandOver(to)),
-                Ok(Command::ReplaceUdp(socket)) => self.engine.replace_udp(socket)?,
-                Ok(command) => self.obey(now, command),
-                Err(_) => return Ok(Turn::Continue),
-            }
-        }
-        self.mailbox.ring_self(self.number);
         Ok(Turn::Continue)
     }
 
@@ -273,13 +274,9 @@ impl<E: Engine> Worker<E> {
                 self.unsent.retain(|report| report.peer() != Some(peer));
             }
             Command::Routes(routes) => forwarder.set_routes(routes),
-            Command::Install {
-                peer,
-                seal,
-                open,
-                sending,
-            } => {
-                forwarder.install(now, peer, seal.map(|seal| *seal), open, sending, slots);
+            Command::Open(peer, halves) => forwarder.open_with(peer, halves),
+            Command::Seal { peer, seal, sending } => {
+                forwarder.seal_with(now, peer, seal.map(|seal| *seal), sending, slots);
             }
             Command::Promote(peer, session) => forwarder.promote(now, peer, session, slots),
             Command::Retire(peer, session) => forwarder.retire(peer, session),

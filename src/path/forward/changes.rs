@@ -30,14 +30,22 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         self.reports.retain(|report| report.peer() != Some(id));
     }
 
-    /// Takes a new session's keys: `open` are the lanes that this worker owns. `sending`: seal with them at once,
-    /// else from the first authentic datagram on.
-    pub fn install(
+    /// Takes the keys of a new session that open the lanes that this worker owns.
+    pub fn open_with(&mut self, id: PeerId, halves: Vec<OpenHalf>) {
+        if self.peers.get_mut(id).is_some() {
+            for half in halves {
+                self.openers.insert(id, half);
+            }
+        }
+    }
+
+    /// Takes the key of a new session that seals on this worker's lane. `sending`: seal with it at once, else from the
+    /// session's first authentic datagram on.
+    pub fn seal_with(
         &mut self,
         now: Time,
         id: PeerId,
         seal: Option<SealHalf>,
-        open: Vec<OpenHalf>,
         sending: bool,
         slots: &mut impl Slots<Slot = S>,
     ) {
@@ -48,14 +56,9 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         if sending {
             peer.current = seal;
             peer.session_wanted = None;
+            self.send_pending(now, id, slots);
         } else {
             peer.next = seal;
-        }
-        for half in open {
-            self.openers.insert(id, half);
-        }
-        if sending {
-            self.send_pending(now, id, slots);
         }
     }
 

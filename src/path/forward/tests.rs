@@ -257,7 +257,8 @@ impl Host {
                     Suite::WireGuard => vec![seals[0].clone(); count],
                 };
                 for ((worker, seal), open) in each.zip(seals).zip(open) {
-                    worker.install(now.mono, peer, Some(seal), open, sending, &mut self.memory);
+                    worker.open_with(peer, open);
+                    worker.seal_with(now.mono, peer, Some(seal), sending, &mut self.memory);
                 }
             }
             Action::Promote { peer, session } => {
