@@ -4,7 +4,7 @@
 //! latency log is written without blocking the thread that answers handshakes. Where the kernel refuses io_uring, the
 //! same futures run on plain tokio and the file is written by its blocking pool.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -55,6 +55,24 @@ pub fn create_anew(path: &Path) -> io::Result<File> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => File::options().write(true).create_new(true).mode(0o600).open(path),
+    }
+}
+
+/// Opens a regular file in a folder that may be another user's: what else that user has put there, a link or a pipe, leads
+/// nowhere and keeps nobody waiting.
+///
+/// # Errors
+/// What open(2) says; that something else is in the way.
+pub fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let in_the_way = || io::Error::other(format!("{}: is in the way and is no file; remove it", path.display()));
+    match options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(_) => Err(in_the_way()),
+        // A link; a socket or a pipe without a reader; a directory.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO | libc::EISDIR)) => {
+            Err(in_the_way())
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -10,19 +10,14 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
 use std::{fs, thread};
 
-use serde::{Deserialize, Serialize};
-
 use super::hooks;
-use super::network;
+use super::leftovers::Traces;
 use crate::control::runtime::Runtime;
 use crate::control::signals::{Hangups, Signals};
 use crate::sys::exec;
-use crate::sys::tun;
 
 /// The one argument of the program as a guard.
 const GUARD: &str = "--resume-guard";
@@ -30,25 +25,6 @@ const GUARD: &str = "--resume-guard";
 const THIS_PROGRAM: &str = "/proc/self/exe";
 /// What says that all is well.
 const WELL: &[u8] = b".";
-/// How long the interface may outlive the process that had it: the kernel lets go of a ring's files some time after its end.
-const INTERFACE_TIME_MAX: Duration = Duration::from_secs(10);
-/// Between two looks at it.
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// What a tunnel has in the system, by names.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Traces {
-    /// The interface.
-    pub(super) name: String,
-    /// Its first name is that of the control socket.
-    pub(super) sockets: Vec<PathBuf>,
-    /// Rules, filters and name servers are the daemon's, and not somebody else's as with `wg-quick`.
-    pub(super) owns_network: bool,
-    /// There is a kill switch.
-    pub(super) lockdown: bool,
-    pub(super) post_down: Vec<String>,
-}
-
 /// A guard at its post. Dropping it is its alarm.
 #[derive(Debug)]
 pub(super) struct Guard {
@@ -134,33 +110,26 @@ fn keep(line: &mut BufReader<impl io::Read>) -> io::Result<Option<Traces>> {
 }
 
 fn put_right(traces: &Traces) {
-    let Traces { name, sockets, .. } = traces;
+    let name = &traces.name;
+    let see = format!("see: ringway cleanup {name}");
     tracing::warn!("the program that was to go on with the tunnel has not; what is left of it is put right");
-    let deadline = std::time::Instant::now() + INTERFACE_TIME_MAX;
-    while tun::index_of(name).is_some() {
-        if std::time::Instant::now() > deadline {
-            tracing::error!("the interface is still there, so nothing was removed; see: ringway cleanup {name}");
-            return;
-        }
-        thread::sleep(PAUSE);
-    }
     let result = Runtime::Tokio.block_on(async |_| {
         // As long as they are there, a signal does not end this.
         let _heard = let_commands_hear()
             .inspect_err(|error| tracing::warn!(%error, "no signal but SIGKILL ends commands of post_down"));
-        if let Some(control_socket) = sockets.first().filter(|_| traces.owns_network) {
-            match network::remove_leftovers(name, control_socket).await {
-                Ok(removed) => removed.iter().for_each(|what| tracing::info!("removed {what}")),
-                Err(error) => tracing::error!("something is left: {error}; see: ringway cleanup {name}"),
-            }
+        if let Err(error) = traces.wait_until_gone().await {
+            tracing::error!("{error}, so nothing was removed; {see}");
+            return;
         }
-        for what in network::remove_sockets(sockets.iter().cloned()).await {
-            tracing::info!("removed {what}");
+        let mut tell = |what: String| tracing::info!("removed {what}");
+        if let Err(error) = traces.remove(&mut tell).await {
+            tracing::error!("something is left: {error}; {see}");
         }
+        traces.remove_sockets(&mut tell).await;
         hooks::run_down("post_down", &traces.post_down, name).await;
     });
     if let Err(error) = result {
-        tracing::error!("something is left: {error}; see: ringway cleanup {name}");
+        tracing::error!("something is left: {error}; {see}");
     }
     if traces.lockdown {
         tracing::warn!("the kill switch holds; lift it with: ringway unblock {name}");

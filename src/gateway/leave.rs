@@ -6,19 +6,19 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
-use super::guard::{Guard, Traces};
+use super::guard::Guard;
 use super::handover::{self, Descriptors, Handover};
+use super::leftovers::Traces;
 use super::network;
 use super::upgrade::{Granted, HUNG_UP};
 use super::{Listeners, RunError, service};
-use crate::config::{Config, MetricsListen};
+use crate::config::Config;
 use crate::control::handover::HandedOver;
 use crate::control::server::ask;
 use crate::control::signals::{Hangups, Signals};
 use crate::control::{Control, Order, handover as control_handover};
 use crate::firewall::gateway;
 use crate::sys::exec;
-use crate::uapi;
 
 /// What a tunnel is, beside what the control thread knows of it.
 pub(super) struct About {
@@ -41,21 +41,7 @@ impl About {
 
     /// By what a guard finds what there is to be put right.
     pub(super) fn traces(&self) -> Traces {
-        let interface = &self.config.interface;
-        let mut sockets = vec![interface.control_socket.clone()];
-        if self.file.extension().is_some_and(|extension| extension == "conf") {
-            sockets.push(uapi::server::path_of(&interface.name));
-        }
-        if let Some(MetricsListen::Unix(path)) = &self.config.metrics {
-            sockets.push(path.clone());
-        }
-        Traces {
-            name: interface.name.clone(),
-            sockets,
-            owns_network: true,
-            lockdown: interface.lockdown.is_some(),
-            post_down: interface.hooks.post_down.clone(),
-        }
+        Traces::of(&self.config, &self.file)
     }
 
     fn state(self, control: control_handover::State) -> handover::State {

@@ -527,7 +527,7 @@ fn refuse(asked: Asked, error: &Refused) {
 /// Reads and checks a file, off the control thread; the configuration, and what is unwise about it.
 async fn load(path: PathBuf) -> Result<(Config, Vec<String>), Refused> {
     let at = path.clone();
-    let Loaded { config, warnings } = runtime::blocking(move || config::load(&path)).await??;
+    let Loaded { config, warnings, .. } = runtime::blocking(move || config::load_to_run(&path)).await??;
     let located = Located {
         path: &at,
         problems: &warnings,

@@ -12,6 +12,7 @@ mod guard;
 mod handover;
 mod hooks;
 mod leave;
+mod leftovers;
 mod live;
 mod network;
 mod parts;
@@ -34,12 +35,12 @@ pub(crate) use embed::{Wish, embed};
 pub use guard::keep_guard;
 pub use handover::HandoverError;
 pub use hooks::HookError;
-pub use network::cleanup;
-pub(crate) use network::sweep;
+pub use leftovers::cleanup;
+pub(crate) use leftovers::sweep;
 pub use upgrade::answer_check;
 pub use wireguard::run_wireguard;
 
-use crate::config::{Config, Interface, Suite};
+use crate::config::{Config, Foreign, Interface, LoadError, Suite};
 use crate::control::api::Response;
 use crate::control::changes::ChangeError;
 use crate::control::exporter::{Exporter, ExporterError};
@@ -128,6 +129,25 @@ pub enum RunError {
     /// A command of the configuration.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// Somebody has the control socket of what was to be cleaned up after.
+    #[error("{}: a daemon answers on this socket, so its tunnel runs; end that first: ringway down", .0.display())]
+    Runs(PathBuf),
+    /// What root was to do on the word of others.
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    /// Where root was to remove something on the word of others.
+    #[error(
+        "{}: root removes nothing at a place that others can have chosen ({}), and runs no commands of theirs: {foreign}",
+        file.display(), socket.display()
+    )]
+    StrangeSocket {
+        /// Whose word it is.
+        file: PathBuf,
+        /// The place.
+        socket: PathBuf,
+        /// By what they can.
+        foreign: Foreign,
+    },
     /// A peer could not be added.
     #[error(transparent)]
     Change(#[from] ChangeError),
@@ -181,15 +201,39 @@ pub fn resume(number: RawFd, ready: impl FnMut(&Facts)) -> Result<(), RunError> 
 fn run_on(
     config: Config,
     file: PathBuf,
-    mut from: Option<Handover>,
+    from: Option<Handover>,
     mut ready: impl FnMut(&Facts),
 ) -> Result<(), RunError> {
     // It changes as the tunnel does, and the end is as the last one says.
     let mut config = config;
+    let result = run_here(from, |from, guard| {
+        run_open(&mut config, file.clone(), from, guard, &mut ready)
+    });
+    let interface = &config.interface;
+    match (&interface.lockdown, &result) {
+        (None, _) => {}
+        (Some(lockdown), Ok(())) if !lockdown.keep => {
+            Runtime::Tokio.block_on(async |_| lockdown::lift(&interface.name).await)??;
+        }
+        (Some(_), _) => tracing::warn!(
+            "the kill switch holds; lift it with: ringway unblock {}",
+            interface.name
+        ),
+    }
+    result
+}
+
+/// Runs a tunnel by `run_open` until it is down, or another program has it; also again, where that program could not be executed.
+/// What `run_open` takes is where to go on and the guard, to be dismissed once it runs; what it gives is a tunnel that is to
+/// go on, and the program that is to have it.
+fn run_here(
+    mut from: Option<Handover>,
+    mut run_open: impl FnMut(Option<Handover>, &Cell<Option<Guard>>) -> Result<Option<(Handover, PathBuf)>, RunError>,
+) -> Result<(), RunError> {
     let guard = Cell::new(None);
     let result = loop {
         guard.set(from.as_mut().and_then(Handover::guard));
-        let next = match run_open(&mut config, file.clone(), from.take(), &guard, &mut ready) {
+        let next = match run_open(from.take(), &guard) {
             Ok(None) => break Ok(()),
             Ok(Some((handover, program))) => handover.go_on_in(&program),
             Err(error) => break Err(error),
@@ -202,17 +246,6 @@ fn run_on(
     };
     // It came here, and did not run again.
     raise_alarm(guard.take());
-    let interface = &config.interface;
-    match (&interface.lockdown, &result) {
-        (None, _) => {}
-        (Some(lockdown), Ok(())) if !lockdown.keep => {
-            Runtime::Tokio.block_on(async |_| lockdown::lift(&interface.name).await)??;
-        }
-        (Some(_), _) => tracing::warn!(
-            "the kill switch holds; lift it with: ringway unblock {}",
-            interface.name
-        ),
-    }
     result
 }
 
