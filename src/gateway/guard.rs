@@ -112,7 +112,7 @@ fn keep(line: &mut BufReader<impl io::Read>) -> io::Result<Option<Traces>> {
 fn put_right(traces: &Traces) {
     let name = &traces.name;
     let see = format!("see: ringway cleanup {name}");
-    tracing::warn!("the program that was to go on with the tunnel has not; what is left of it is put right");
+    tracing::error!("the program that was to go on with the tunnel has not; what is left of it is put right");
     let result = Runtime::Tokio.block_on(async |_| {
         // As long as they are there, a signal does not end this.
         let _heard = let_commands_hear()

@@ -132,8 +132,9 @@ async fn try_to_depart(
         Ok(luggage) => luggage,
         Err(error) => return stays(granted, &error),
     };
+    // Nobody watches meanwhile whether all moves: each step has the manager's patience for itself.
+    service::alive();
     control.settle().await;
-    // Nobody watches meanwhile whether all moves; each step takes less than the manager's patience.
     service::alive();
     let paused = match control.pause().await {
         Ok(paused) => paused,

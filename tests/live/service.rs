@@ -198,8 +198,9 @@ fn a_service_manager_hears_at_each_step_of_an_upgrade_that_all_moves() {
     assert_eq!(manager.message()["READY"], "1");
     pair.wait_until_packets_pass();
     pair.a.must(&["upgrade", "@"]);
-    // Before it leaves, when it has settled, when workers rest, when all is packed, when it comes, and when workers are there.
-    for step in 1..=6 {
+    // Before it packs and before it settles, when it has, when workers rest and when they have ended; when it comes, and when
+    // workers are there.
+    for step in 1..=7 {
         assert_eq!(manager.message(), alive, "step {step}");
     }
     assert_eq!(manager.message()["READY"], "1");

@@ -103,7 +103,9 @@ fn an_upgrade_that_nobody_waits_for_any_more_does_not_happen() {
         assert!(!output.status.success(), "{output:?}");
         assert!(pair.lab.a.answers(inner(1), 56));
         assert_eq!(unchanged(&pair.a, "b"), before);
-        assert!(pair.a.status()["upgrades"].is_null(), "there was none");
+        let status = pair.a.status();
+        assert!(status["upgrades"].is_null(), "there was none");
+        upgrade::wait_for_no_children(&status);
     };
 
     // While the program is asked.
