@@ -6,7 +6,7 @@ use ringway::cli;
 
 fn main() -> ExitCode {
     let check = || ringway::gateway::answer_check("ringway", |words| cli::understands(words).map(|()| None));
-    if let Some(done) = ringway::gateway::keep_guard().or_else(check) {
+    if let Some(done) = ringway::gateway::keep_guard(cli::begin_guards_log).or_else(check) {
         return done;
     }
     let run = |config, file: &_| ringway::gateway::run(config, file, cli::report_up);

@@ -17,11 +17,12 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::{Exit, Failure};
-use super::load;
-use crate::config::default_control_socket;
+use super::{load, load_to_run};
 use crate::config::values::check_interface_name;
+use crate::config::{Loaded, default_control_socket};
 use crate::control::api::Request;
 use crate::control::client::{Client, ClientError};
+use crate::control::runtime::open_file;
 
 /// Where configurations are found by their names.
 const CONFIG_DIR: &str = "/etc/ringway";
@@ -43,7 +44,7 @@ pub(super) struct Down {
 pub(super) fn up(options: &Up) -> Result<(), Failure> {
     let file = find(&options.name)?;
     // What is wrong with the file is told here, and not in the daemon's log.
-    let interface = load(&file)?.config.interface;
+    let interface = load_to_run(&file)?.config.interface;
     let (name, socket) = (interface.name, interface.control_socket);
     match Client::connect(&socket) {
         Err(ClientError::NoDaemon { .. }) => {}
@@ -59,15 +60,11 @@ pub(super) fn up(options: &Up) -> Result<(), Failure> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(folder);
         made.map_err(|error| failed(folder, error))?;
     }
-    let messages = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        // The folder may be the service's, whose user could lead us elsewhere.
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&log)
-        .map_err(|error| failed(&log, error))?;
+    let messages = open_file(
+        File::options().write(true).create(true).truncate(true).mode(0o600),
+        &log,
+    )
+    .map_err(|error| failed(&log, error))?;
     let mut daemon = Command::new(std::env::current_exe()?)
         .arg("run")
         .arg(std::path::absolute(&file)?)
@@ -113,20 +110,17 @@ fn wait_until_ready(daemon: &mut Child, socket: &Path, log: &Path) -> Result<(),
 /// `cleanup`: removes what a daemon that was killed has left of a tunnel, and tells what that was.
 pub(super) fn down<E: Error + 'static>(
     options: &Down,
-    cleanup: impl FnOnce(&str, &Path) -> Result<Vec<String>, E>,
+    cleanup: impl FnOnce(&str, Option<(&Path, &Loaded)>, &mut dyn FnMut(String)) -> Result<(), E>,
 ) -> Result<(), Failure> {
-    let (name, socket) = running(&options.name)?;
-    let mut client = match Client::connect(&socket) {
+    let known = Known::find(&options.name)?;
+    let name = &known.name;
+    let mut client = match Client::connect(&known.control_socket()) {
         Ok(client) => client,
         Err(error @ ClientError::NoDaemon { .. }) => {
-            let removed = cleanup(&name, &socket).map_err(|error| Failure::of(&error))?;
-            if removed.is_empty() {
-                return Err(error.into());
-            }
-            for what in removed {
-                writeln!(io::stdout(), "{name} was killed; removed {what}")?;
-            }
-            return Ok(());
+            return match known.clean_up(cleanup, &format!("{name} was killed; removed"))? {
+                0 => Err(error.into()),
+                _ => Ok(()),
+            };
         }
         Err(error) => return Err(error.into()),
     };
@@ -168,12 +162,63 @@ fn find(name: &str) -> Result<PathBuf, Failure> {
     })
 }
 
-/// The interface and the control socket of the tunnel that `name` means. The file may have gone or become wrong since it was
-/// read.
-pub(super) fn running(name: &str) -> Result<(String, PathBuf), Failure> {
-    match find(name).and_then(|file| load(&file)) {
-        Ok(loaded) => Ok((loaded.config.interface.name, loaded.config.interface.control_socket)),
-        Err(error) if name.contains('/') || error.exit == Exit::Usage => Err(error),
-        Err(_) => Ok((name.to_owned(), default_control_socket(name))),
+/// `cleanup`: removes what a daemon that was killed has left of a tunnel, and tells what that was.
+pub(super) fn clean_up<E: Error + 'static>(
+    name: &str,
+    cleanup: impl FnOnce(&str, Option<(&Path, &Loaded)>, &mut dyn FnMut(String)) -> Result<(), E>,
+) -> Result<(), Failure> {
+    let known = Known::find(name)?;
+    if known.clean_up(cleanup, "removed")? == 0 {
+        writeln!(io::stdout(), "nothing is left of {}", known.name)?;
+    }
+    Ok(())
+}
+
+/// What is known of a tunnel. The file may have gone or become wrong since it was read.
+struct Known {
+    name: String,
+    file: Option<(PathBuf, Loaded)>,
+}
+
+impl Known {
+    /// Of the tunnel that `name` means.
+    fn find(name: &str) -> Result<Known, Failure> {
+        match find(name).and_then(|file| Ok((load(&file)?, file))) {
+            Ok((loaded, file)) => Ok(Known {
+                name: loaded.config.interface.name.clone(),
+                file: Some((file, loaded)),
+            }),
+            Err(error) if name.contains('/') || error.exit == Exit::Usage => Err(error),
+            Err(_) => Ok(Known {
+                name: name.to_owned(),
+                file: None,
+            }),
+        }
+    }
+
+    fn control_socket(&self) -> PathBuf {
+        match &self.file {
+            Some((_, loaded)) => loaded.config.interface.control_socket.clone(),
+            None => default_control_socket(&self.name),
+        }
+    }
+
+    /// Removes what is left of it; writes each behind `words`, and gives their number.
+    fn clean_up<E: Error + 'static>(
+        &self,
+        cleanup: impl FnOnce(&str, Option<(&Path, &Loaded)>, &mut dyn FnMut(String)) -> Result<(), E>,
+        words: &str,
+    ) -> Result<usize, Failure> {
+        let (mut count, mut written) = (0, Ok(()));
+        let from = self.file.as_ref().map(|(file, loaded)| (file.as_path(), loaded));
+        let cleaned = cleanup(&self.name, from, &mut |what| {
+            count += 1;
+            let line = writeln!(io::stdout(), "{words} {what}");
+            // The first failure is told, and keeps nothing from being removed.
+            written = std::mem::replace(&mut written, Ok(())).and(line);
+        });
+        cleaned.map_err(|error| Failure::of(&error))?;
+        written?;
+        Ok(count)
     }
 }

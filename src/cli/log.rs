@@ -13,7 +13,7 @@ use super::style;
 /// Log filter directives for development, e.g. "ringway::proto=trace,info".
 const FILTER_VARIABLE: &str = "RINGWAY_LOG";
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct Options {
     /// Log more: debug messages; twice: everything short of single packets
     #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "log_level")]

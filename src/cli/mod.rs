@@ -110,8 +110,9 @@ enum Command {
     Leaktest(leaktest::Options),
     /// Remove what a daemon that was killed has left: routing rules, packet filters, name servers, sockets
     ///
-    /// The next start of the tunnel does so too. Nothing is done while an interface of that name exists. A kill switch holds:
-    /// see "ringway unblock". Needs root or CAP_NET_ADMIN.
+    /// The next start of the tunnel does so too. Waits for the interface of a daemon that has just died, and runs the commands
+    /// that it has not come to (post_down). Nothing is done while the tunnel runs. A kill switch holds: see "ringway unblock".
+    /// Needs root or CAP_NET_ADMIN; root does nothing on the word of a file that others can have written.
     Cleanup {
         /// The tunnel, or with a "/" the path of its file
         name: String,
@@ -175,12 +176,13 @@ pub fn command() -> clap::Command {
 }
 
 /// The whole program: reads the command line, carries it out, and gives its exit code. `run` runs a tunnel until it is
-/// ended from outside, `resume` one that another program has left under a descriptor, `cleanup` removes what is left of one with
-/// this control socket and says what that was; when the operating system denied something, the source chain of an error should have the `io::Error` that says so.
+/// ended from outside, `resume` one that another program has left under a descriptor, `cleanup` removes what is left of one,
+/// by its name and the file that describes it, and says what that was; when the operating system denied something, the source
+/// chain of an error should have the `io::Error` that says so.
 pub fn main<E: Error + 'static>(
     run: impl FnOnce(Config, &Path) -> Result<(), E>,
     resume: impl FnOnce(i32) -> Result<(), E>,
-    cleanup: impl FnOnce(&str, &Path) -> Result<Vec<String>, E>,
+    cleanup: impl FnOnce(&str, Option<(&Path, &Loaded)>, &mut dyn FnMut(String)) -> Result<(), E>,
 ) -> ExitCode {
     // Prints help and usage errors by itself and ends with 0 or 2.
     let parsed = resume::split(std::env::args_os());
@@ -216,6 +218,12 @@ fn in_one_line(error: &clap::Error) -> String {
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
+/// Begins the log of a guard of the tunnel `name`, as that of a daemon without options.
+pub fn begin_guards_log(name: &str) {
+    log::Options::default().begin();
+    journal::name_tunnel(name);
+}
+
 /// Says in the log that packets can pass.
 pub fn report_up(facts: &Facts) {
     // One that goes on here after an upgrade has not been named yet.
@@ -226,11 +234,11 @@ pub fn report_up(facts: &Facts) {
 fn carry_out<E: Error + 'static>(
     command: Command,
     run: impl FnOnce(Config, &Path) -> Result<(), E>,
-    cleanup: impl FnOnce(&str, &Path) -> Result<Vec<String>, E>,
+    cleanup: impl FnOnce(&str, Option<(&Path, &Loaded)>, &mut dyn FnMut(String)) -> Result<(), E>,
 ) -> Result<(), Failure> {
     match command {
         Command::Run { config: file } => {
-            let Loaded { config, warnings } = load(&file)?;
+            let Loaded { config, warnings, .. } = load_to_run(&file)?;
             journal::name_tunnel(&config.interface.name);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             run(config, &file).map_err(|error| Failure::of(&error))
@@ -244,17 +252,7 @@ fn carry_out<E: Error + 'static>(
         Command::Genpsk => keys::genpsk(),
         Command::Unblock { name } => unblock::unblock(name.as_deref()),
         Command::Leaktest(options) => leaktest::leaktest(&options),
-        Command::Cleanup { name } => {
-            let (name, control_socket) = background::running(&name)?;
-            let removed = cleanup(&name, &control_socket).map_err(|error| Failure::of(&error))?;
-            if removed.is_empty() {
-                writeln!(io::stdout(), "nothing is left of {name}")?;
-            }
-            for what in removed {
-                writeln!(io::stdout(), "removed {what}")?;
-            }
-            Ok(())
-        }
+        Command::Cleanup { name } => background::clean_up(&name, cleanup),
         Command::Status(options) => status::status(&options),
         Command::Latency(options) => latency::latency(&options),
         Command::Upgrade(options) => change::upgrade(&options),
@@ -274,7 +272,7 @@ fn carry_out<E: Error + 'static>(
 }
 
 fn check(path: &Path) -> Result<(), Failure> {
-    let Loaded { config, warnings } = load(path)?;
+    let Loaded { config, warnings, .. } = load(path)?;
     if !warnings.is_empty() {
         let shown = Located {
             path,
@@ -312,13 +310,22 @@ fn convert(path: &Path) -> Result<(), Failure> {
 }
 
 fn load(path: &Path) -> Result<Loaded, Failure> {
-    config::load(path).map_err(|error| {
+    config::load(path).map_err(Failure::from)
+}
+
+/// As [`load`], for who does what the file says, its commands too.
+fn load_to_run(path: &Path) -> Result<Loaded, Failure> {
+    config::load_to_run(path).map_err(Failure::from)
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Failure {
         let exit = match &error {
             LoadError::Read { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
-            LoadError::Read { .. } | LoadError::Invalid { .. } => Exit::Invalid,
+            LoadError::Read { .. } | LoadError::Invalid { .. } | LoadError::Commands { .. } => Exit::Invalid,
         };
         Failure::new(exit, error.to_string())
-    })
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::exit::{Exit, Failure};
 use super::{journal, log, resume};
 use crate::config::{Crypto, Io, Suite, WireGuard, Workers};
 use crate::control::Facts;
-use crate::sys::daemon;
+use crate::sys::daemon::{self, Output};
 
 /// Create a WireGuard interface, to be configured by wg(8) and wg-quick(8)
 ///
@@ -75,6 +75,11 @@ pub fn main<E: Error + 'static>(
     }
 }
 
+/// Begins the log of a guard of the tunnel `name`.
+pub fn begin_guards_log(name: &str) {
+    begin_log(LogLevel::of_environment(), name);
+}
+
 /// What these words, a whole command line, ask for.
 ///
 /// # Errors
@@ -109,23 +114,27 @@ fn carry_out<E: Error + 'static>(
         return Err(Failure::new(Exit::Usage, message));
     }
     let foreground = arguments.foreground || variable("WG_PROCESS_FOREGROUND") == "1";
-    let level = LogLevel::named(&variable("LOG_LEVEL"));
+    let level = LogLevel::of_environment();
     daemon::make_new_files_private();
     // Before anything that may start a thread.
     let mut detached = match foreground || resumed.is_some() {
         true => None,
         false => Some(daemon::detach()?),
     };
-    log::begin("ringway-wg", EnvFilter::new(level.filter()), level == LogLevel::Verbose);
-    journal::name_tunnel(&arguments.interface);
+    begin_log(level, &arguments.interface);
     let options = arguments.options();
     let mut ready = |facts: &Facts| {
         tracing::info!(name = facts.name, port = facts.listen_port, "ready");
         detached
             .take()
-            .map_or(Ok(()), |detached| detached.ready(level.outlives_start()))
+            .map_or(Ok(()), |detached| detached.ready(level.kept(journal::is_stderr())))
     };
     run(&options, resumed, &mut ready).map_err(|error| Failure::of(&error))
+}
+
+fn begin_log(level: LogLevel, name: &str) {
+    log::begin("ringway-wg", EnvFilter::new(level.filter()), level == LogLevel::Verbose);
+    journal::name_tunnel(name);
 }
 
 /// What wireguard-go's LOG_LEVEL asks for.
@@ -138,6 +147,10 @@ enum LogLevel {
 }
 
 impl LogLevel {
+    fn of_environment() -> LogLevel {
+        LogLevel::named(&std::env::var("LOG_LEVEL").unwrap_or_default())
+    }
+
     /// Unknown levels are errors, as there.
     fn named(name: &str) -> LogLevel {
         match name {
@@ -157,9 +170,14 @@ impl LogLevel {
         }
     }
 
-    /// Whether the log goes on in the background.
-    fn outlives_start(self) -> bool {
-        matches!(self, LogLevel::Verbose | LogLevel::Error)
+    /// Where the log goes on in the background. `in_journal`: standard error leads to the journal, which it has to for as long as
+    /// the process lives: that is how the program of an upgrade and a last word know where to go.
+    fn kept(self, in_journal: bool) -> Output {
+        match self {
+            LogLevel::Verbose | LogLevel::Error => Output::All,
+            LogLevel::Unset if in_journal => Output::Errors,
+            LogLevel::Unset | LogLevel::Silent => Output::Nothing,
+        }
     }
 }
 
@@ -208,16 +226,16 @@ mod tests {
     #[test]
     fn log_levels_are_those_of_wireguard_go() {
         let cases = [
-            ("", LogLevel::Unset, false),
-            ("verbose", LogLevel::Verbose, true),
-            ("debug", LogLevel::Verbose, true),
-            ("error", LogLevel::Error, true),
-            ("what", LogLevel::Error, true),
-            ("silent", LogLevel::Silent, false),
+            ("", LogLevel::Unset, [Output::Nothing, Output::Errors]),
+            ("verbose", LogLevel::Verbose, [Output::All; 2]),
+            ("debug", LogLevel::Verbose, [Output::All; 2]),
+            ("error", LogLevel::Error, [Output::All; 2]),
+            ("what", LogLevel::Error, [Output::All; 2]),
+            ("silent", LogLevel::Silent, [Output::Nothing; 2]),
         ];
-        for (name, level, outlives_start) in cases {
+        for (name, level, kept) in cases {
             assert_eq!(LogLevel::named(name), level);
-            assert_eq!(level.outlives_start(), outlives_start, "{name}");
+            assert_eq!([false, true].map(|in_journal| level.kept(in_journal)), kept, "{name}");
         }
     }
 }

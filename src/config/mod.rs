@@ -18,6 +18,7 @@ pub mod render;
 pub mod routing;
 pub mod save;
 pub mod toml;
+pub mod trust;
 pub mod types;
 pub mod validate;
 pub mod values;
@@ -27,7 +28,7 @@ pub mod wgquick_text;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -42,10 +43,13 @@ pub use lockdown::Lockdown;
 pub use metrics::MetricsListen;
 pub use problem::{LoadError, Located, Problem};
 pub use routing::{Routing, Table};
+pub use trust::Foreign;
 pub use types::{
     Config, Crypto, Hooks, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, Suite, UnknownWord, WireGuard, Workers,
     default_control_socket, default_state_dir,
 };
+
+use crate::sys::exec;
 
 /// A configuration that is right, and what is unwise about it.
 #[derive(Debug)]
@@ -54,15 +58,50 @@ pub struct Loaded {
     pub config: Config,
     /// What works, but is probably not meant; in the order of the file.
     pub warnings: Vec<Problem>,
+    /// By what others than root can have written it.
+    pub foreign: Option<Foreign>,
 }
 
 /// Reads and checks the configuration file at `path`, and the key files that it names.
 pub fn load(path: &Path) -> Result<Loaded, LoadError> {
-    let (text, mode) = read(path).map_err(|error| LoadError::Read {
+    let (text, metadata) = read(path).map_err(|error| LoadError::Read {
         path: path.to_owned(),
         error,
     })?;
-    check(path, &text, mode)
+    let mode = if metadata.is_file() {
+        metadata.mode() & 0o7777
+    } else {
+        0
+    };
+    let mut loaded = check(path, &text, mode)?;
+    loaded.foreign = Foreign::of(path, &metadata);
+    Ok(loaded)
+}
+
+/// As [`load`], for who is to do what the file says, its commands too: root does not run those that others can have written.
+pub fn load_to_run(path: &Path) -> Result<Loaded, LoadError> {
+    let loaded = load(path)?;
+    match loaded.forbidden_commands(path) {
+        Some(error) => Err(error),
+        None => Ok(loaded),
+    }
+}
+
+impl Loaded {
+    /// Why this process must not run the commands of the file, which was at `path`; `None`: it may, or there are none.
+    pub fn forbidden_commands(&self, path: &Path) -> Option<LoadError> {
+        let hook = self.config.interface.hooks.first()?;
+        self.distrusted().map(|foreign| LoadError::Commands {
+            path: path.to_owned(),
+            hook,
+            foreign: foreign.clone(),
+        })
+    }
+
+    /// By what others can have written the file, where this process is root and must not be led by them.
+    pub fn distrusted(&self) -> Option<&Foreign> {
+        self.foreign.as_ref().filter(|_| exec::effective_user() == 0)
+    }
 }
 
 /// Checks the text of a configuration file, which is at `path` and has the permission bits `mode` (0: they do not count),
@@ -87,7 +126,11 @@ pub fn check(path: &Path, text: &str, mode: u32) -> Result<Loaded, LoadError> {
     problems.sort_by_key(|problem| problem.line);
     warnings.sort_by_key(|warning| warning.line);
     match config {
-        Some(config) => Ok(Loaded { config, warnings }),
+        Some(config) => Ok(Loaded {
+            config,
+            warnings,
+            foreign: None,
+        }),
         None => Err(LoadError::Invalid {
             path: path.to_owned(),
             problems,
@@ -95,19 +138,14 @@ pub fn check(path: &Path, text: &str, mode: u32) -> Result<Loaded, LoadError> {
     }
 }
 
-/// The text, and the permission bits of the file; 0 for what is no regular file.
-fn read(path: &Path) -> io::Result<(Zeroizing<String>, u32)> {
+/// The text, and what the open file is: nobody can exchange it in between.
+fn read(path: &Path) -> io::Result<(Zeroizing<String>, Metadata)> {
     let mut file = File::open(path)?;
     let metadata = file.metadata()?;
-    let mode = if metadata.is_file() {
-        metadata.mode() & 0o7777
-    } else {
-        0
-    };
     // Room for everything from the start: a growing String would leave copies of keys behind.
     let mut text = Zeroizing::new(String::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1));
     file.read_to_string(&mut text)?;
-    Ok((text, mode))
+    Ok((text, metadata))
 }
 
 /// As wg-quick: a file with keys in it should be its owner's alone.

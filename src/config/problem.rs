@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::trust::Foreign;
+
 /// One finding: where, which key, what stands there, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -49,6 +51,16 @@ pub enum LoadError {
         path: PathBuf,
         /// At least one.
         problems: Vec<Problem>,
+    },
+    /// Root would run commands of it.
+    #[error("{}: root runs no commands ({hook}) that others can have written: {foreign}", path.display())]
+    Commands {
+        /// The file.
+        path: PathBuf,
+        /// The key that has some.
+        hook: &'static str,
+        /// By what they can.
+        foreign: Foreign,
     },
 }
 

@@ -31,7 +31,11 @@ fn read_text(path: &str, text: &str) -> Result<Loaded, String> {
     problems.sort_by_key(|problem| problem.line);
     assert_eq!(config.is_none(), !problems.is_empty(), "{problems:?}");
     match config {
-        Some(config) => Ok(Loaded { config, warnings }),
+        Some(config) => Ok(Loaded {
+            config,
+            warnings,
+            foreign: None,
+        }),
         None => Err(Located {
             path: Path::new("f"),
             problems: &problems,
@@ -117,7 +121,7 @@ fn every_key_is_read() {
         listen = "unix:metrics.sock"
         "#
     );
-    let Loaded { config, warnings } = read_text("/etc/rw/rw0.toml", &text).unwrap();
+    let Loaded { config, warnings, .. } = read_text("/etc/rw/rw0.toml", &text).unwrap();
     assert_eq!(warnings, []);
     let expected = Config {
         interface: Interface {

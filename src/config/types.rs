@@ -116,6 +116,28 @@ pub struct Hooks {
     pub post_down: Vec<String>,
 }
 
+impl Hooks {
+    /// The first key that has commands.
+    pub fn first(&self) -> Option<&'static str> {
+        let Hooks {
+            pre_up,
+            post_up,
+            pre_down,
+            post_down,
+        } = self;
+        let lists = [
+            ("pre_up", pre_up),
+            ("post_up", post_up),
+            ("pre_down", pre_down),
+            ("post_down", post_down),
+        ];
+        lists
+            .iter()
+            .find(|(_, commands)| !commands.is_empty())
+            .map(|(key, _)| *key)
+    }
+}
+
 /// One peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {

@@ -84,6 +84,8 @@ pub enum ClientError {
 pub struct Client {
     stream: BufReader<UnixStream>,
     path: PathBuf,
+    /// How long an answer is waited for.
+    patience: Duration,
 }
 
 impl Client {
@@ -95,10 +97,11 @@ impl Client {
             stream.set_write_timeout(Some(ANSWER_TIME_MAX))?;
             Ok(stream)
         };
-        let stream = connect().map_err(|error| failed(path, error))?;
+        let stream = connect().map_err(|error| failed(path, error, ANSWER_TIME_MAX))?;
         Ok(Client {
             stream: BufReader::new(stream),
             path: path.to_owned(),
+            patience: ANSWER_TIME_MAX,
         })
     }
 
@@ -134,8 +137,9 @@ impl Client {
     /// Has another process go on with the tunnel: the program at `binary`, or the one that is where the running one was
     /// started from.
     pub fn upgrade(&mut self, binary: Option<PathBuf>) -> Result<ChangeReport, ClientError> {
-        let patience = self.stream.get_ref().set_read_timeout(Some(UPGRADE_TIME_MAX));
-        patience.map_err(|error| failed(&self.path, error))?;
+        self.patience = UPGRADE_TIME_MAX;
+        let patience = self.stream.get_ref().set_read_timeout(Some(self.patience));
+        patience.map_err(|error| self.failed(error))?;
         match self.change(&Request::Upgrade { binary }) {
             Err(ClientError::Protocol { path, reason }) if reason == HUNG_UP => Err(ClientError::UpgradeLost { path }),
             result => result,
@@ -167,13 +171,13 @@ impl Client {
         // Packets come when they come.
         match self.stream.get_ref().set_read_timeout(None) {
             Ok(()) => Ok(self.stream),
-            Err(error) => Err(failed(&self.path, error)),
+            Err(error) => Err(failed(&self.path, error, ANSWER_TIME_MAX)),
         }
     }
 
     /// Sends one request and waits for its response; an error response is an `Err`.
     pub fn request(&mut self, request: &Request) -> Result<Response, ClientError> {
-        let line = self.exchange(request).map_err(|error| failed(&self.path, error))?;
+        let line = self.exchange(request).map_err(|error| self.failed(error))?;
         let protocol = |reason| ClientError::Protocol {
             path: self.path.clone(),
             reason,
@@ -201,6 +205,10 @@ impl Client {
         let mut line = String::new();
         (&mut self.stream).take(RESPONSE_LEN_MAX).read_line(&mut line)?;
         Ok(line)
+    }
+
+    fn failed(&self, error: io::Error) -> ClientError {
+        failed(&self.path, error, self.patience)
     }
 
     fn mismatch(&self, response: &Response) -> ClientError {
@@ -238,7 +246,7 @@ pub fn sockets_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(sockets)
 }
 
-fn failed(path: &Path, error: io::Error) -> ClientError {
+fn failed(path: &Path, error: io::Error, patience: Duration) -> ClientError {
     let path = path.to_owned();
     match error.kind() {
         io::ErrorKind::NotFound
@@ -248,7 +256,7 @@ fn failed(path: &Path, error: io::Error) -> ClientError {
         io::ErrorKind::PermissionDenied => ClientError::Permission { path },
         // SO_RCVTIMEO and SO_SNDTIMEO end in EAGAIN, whose own text ("temporarily unavailable") misleads.
         io::ErrorKind::WouldBlock => {
-            let text = format!("no answer within {} s", ANSWER_TIME_MAX.as_secs());
+            let text = format!("no answer within {} s", patience.as_secs());
             ClientError::Io {
                 path,
                 error: io::Error::new(io::ErrorKind::TimedOut, text),

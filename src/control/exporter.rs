@@ -27,7 +27,11 @@ const HEAD_LEN_MAX: usize = 8 * 1024;
 const HEADERS_MAX: usize = 64;
 
 /// Serves metrics.
-pub struct Exporter(Listener);
+pub struct Exporter {
+    listener: Listener,
+    /// Of connections. They keep theirs also where [`Exporter::serve`] is ended and called again.
+    seats: Arc<Semaphore>,
+}
 
 enum Listener {
     Tcp(TcpListener),
@@ -54,7 +58,7 @@ pub enum ExporterError {
 impl Exporter {
     /// Listens.
     pub async fn bind(listen: &MetricsListen) -> Result<Exporter, ExporterError> {
-        Ok(Exporter(match listen {
+        Ok(Exporter::on(match listen {
             MetricsListen::Tcp(listen) => Listener::Tcp(
                 TcpListener::bind(listen)
                     .await
@@ -66,7 +70,7 @@ impl Exporter {
 
     /// The listener of an earlier process. Needs a tokio runtime.
     pub fn inherited(listen: &MetricsListen, listener: OwnedFd) -> Result<Exporter, ExporterError> {
-        Ok(Exporter(match listen {
+        Ok(Exporter::on(match listen {
             MetricsListen::Tcp(listen) => Listener::Tcp(
                 TcpListener::from_std(listener.into())
                     .map_err(|error| ExporterError::Tcp { listen: *listen, error })?,
@@ -75,9 +79,16 @@ impl Exporter {
         }))
     }
 
+    fn on(listener: Listener) -> Exporter {
+        Exporter {
+            listener,
+            seats: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        }
+    }
+
     /// The listener, for a program that is to go on with it.
     pub fn duplicate(&self) -> io::Result<OwnedFd> {
-        match &self.0 {
+        match &self.listener {
             Listener::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
             Listener::Unix(socket) => socket.duplicate(),
         }
@@ -85,19 +96,18 @@ impl Exporter {
 
     /// Has a socket's name stay when this goes.
     pub fn leave_behind(&mut self) {
-        if let Listener::Unix(socket) = &mut self.0 {
+        if let Listener::Unix(socket) = &mut self.listener {
             socket.leave_behind();
         }
     }
 
     /// Answers for ever, with what the control thread says.
     pub async fn serve(&self, orders: mpsc::Sender<Order>) {
-        let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
-            let Ok(seat) = seats.clone().acquire_owned().await else {
+            let Ok(seat) = self.seats.clone().acquire_owned().await else {
                 return;
             };
-            let accepted = match &self.0 {
+            let accepted = match &self.listener {
                 Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                     let orders = orders.clone();
                     tokio::task::spawn_local(async move {

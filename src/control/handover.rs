@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::api::OffloadReport;
 use super::changes::{AllowedIp, ChangeError, Changes, PeerChanges};
@@ -27,9 +28,12 @@ use crate::sys::udp::UdpSocket;
 use crate::worker;
 use crate::worker::mailbox::Command;
 
-/// How long workers and the door may take to carry what they have read to its end. It is a matter of microseconds, unless
-/// the machine is very busy.
+/// How long workers may take to carry what they have read to its end. It is a matter of microseconds, unless the machine is
+/// very busy.
 const AT_REST_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long a tunnel may take to leave, from when its workers are told to pause: less than the 10 s in which the service's manager wants
+/// a sign of life.
+const LEAVE_TIME_MAX: Duration = Duration::from_secs(9);
 /// Turns in which handshake messages are answered that had been let in: what a flood has left may take no longer.
 const LAST_TURNS: usize = 4;
 
@@ -97,6 +101,8 @@ pub struct HandedOver {
 pub struct Paused {
     /// Another descriptor of the door's socket.
     door: UdpSocket,
+    /// When all that is left to be done has to be done.
+    deadline: Instant,
 }
 
 impl State {
@@ -170,6 +176,13 @@ impl Control {
         state
     }
 
+    /// Ends what may take its time before a tunnel leaves, a disk's for example: captures, and the file of what must outlive this
+    /// process. Packets pass meanwhile.
+    pub async fn settle(&mut self) {
+        self.end_captures().await;
+        self.finish_state().await;
+    }
+
     /// Has the workers carry what they have read to its end, and read nothing more. All other things go on, and packets wait
     /// in the kernel.
     ///
@@ -177,16 +190,22 @@ impl Control {
     /// Some don't come to rest: the machine is too busy, or one has ended. Then all read on.
     pub async fn pause(&mut self) -> Result<Paused, ControlError> {
         let door = self.door.socket.socket.try_clone()?;
-        self.end_captures().await;
-        // While packets still pass, for it may take a disk's time.
-        self.finish_state().await;
+        let deadline = Instant::now() + LEAVE_TIME_MAX;
         let at_rest = self.ask_workers_within(AT_REST_TIME_MAX, Command::Pause).gather().await;
         if at_rest.by_all().is_err() {
-            self.broadcast(|| Command::GoOn)?;
+            self.go_on()?;
             let busy = "a worker does not come to rest within the time that an upgrade takes";
             return Err(ControlError::Worker(busy.into()));
         }
-        Ok(Paused { door })
+        Ok(Paused { door, deadline })
+    }
+
+    /// Has workers read on that were to come to rest.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub fn go_on(&self) -> Result<(), ControlError> {
+        self.broadcast(|| Command::GoOn)
     }
 
     /// Ends the workers and gives away all that there is. Nothing but dropping it may be done with this afterwards.
@@ -194,16 +213,16 @@ impl Control {
     /// # Errors
     /// A worker has ended by itself, or does not come to its end.
     pub async fn hand_over(&mut self, paused: Paused) -> Result<HandedOver, ControlError> {
-        let Paused { door } = paused;
+        let Paused { door, deadline } = paused;
         // The door may have ended by itself; then there is nobody to stop.
         let _ = self.door.port.stop();
-        self.door.port.wait_for_end(AT_REST_TIME_MAX);
+        self.door.port.wait_for_end((deadline - Instant::now()) / 2);
         // Sessions that are about to be made come to the workers before they end.
         for _ in 0..LAST_TURNS {
             self.take_reports();
             self.act()?;
         }
-        let sessions = self.stop_workers().await?;
+        let sessions = self.stop_workers(deadline).await?;
         self.take_last_reports();
         self.count_socket_drops();
         let state = self.state_with(|id| self.device.peer_state(self.now(), id, &sessions));
@@ -223,8 +242,8 @@ impl Control {
     }
 
     /// All keys, which no worker has any more.
-    async fn stop_workers(&self) -> Result<Sessions, ControlError> {
-        let answers = self.ask_workers_within(AT_REST_TIME_MAX, Command::HandOver);
+    async fn stop_workers(&self, deadline: Instant) -> Result<Sessions, ControlError> {
+        let answers = self.ask_workers_within(deadline - Instant::now(), Command::HandOver);
         let slow = |_| ControlError::Worker("a worker does not hand its sessions over".into());
         let of_worker: Vec<Halves> = answers.gather().await.by_all().map_err(slow)?;
         let mut sessions = Sessions::default();

@@ -45,13 +45,13 @@ impl Lookups {
     pub(super) fn begin(&self, question: Question) {
         let (resolve, answers) = (self.resolve.clone(), self.answers_in.clone());
         let unasked = question.clone();
-        let thread = thread::Builder::new().name("look-up".into()).spawn(move || {
-            // The control thread's: an upgrade has them wait there.
-            let _ = exec::hold_signals();
+        let look_up = move || {
             let result = resolve(&question.host);
             // The tunnel may have ended in the meantime.
             let _ = answers.send((question, result));
-        });
+        };
+        // Signals are the control thread's: an upgrade has them wait there.
+        let thread = exec::with_signals_held(|| thread::Builder::new().name("look-up".into()).spawn(look_up));
         if let Err(error) = thread {
             let _ = self.answers_in.send((unasked, Err(error)));
         }

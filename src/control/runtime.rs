@@ -4,10 +4,12 @@
 //! latency log is written without blocking the thread that answers handshakes. Where the kernel refuses io_uring, the
 //! same futures run on plain tokio and the file is written by its blocking pool.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use crate::sys::exec;
 
 /// Which runtime the control thread runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,17 @@ impl Runtime {
     }
 }
 
+/// Runs what waits for a disk on a thread of its own. It gets none of the signals that the control thread acts on: after an upgrade
+/// nobody would ask for one that came to it.
+///
+/// # Errors
+/// `work` has panicked.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    #[expect(clippy::disallowed_methods, reason = "this is what is to be called instead")]
+    let task = exec::with_signals_held(|| tokio::task::spawn_blocking(work));
+    task.await.map_err(io::Error::other)
+}
+
 /// Creates a file that only we may read, in the place of one that a killed process may have left. A link is not followed: the
 /// folder may be another user's.
 ///
@@ -42,6 +55,24 @@ pub fn create_anew(path: &Path) -> io::Result<File> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => File::options().write(true).create_new(true).mode(0o600).open(path),
+    }
+}
+
+/// Opens a regular file in a folder that may be another user's: what else that user has put there, a link or a pipe, leads
+/// nowhere and keeps nobody waiting.
+///
+/// # Errors
+/// What open(2) says; that something else is in the way.
+pub fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let in_the_way = || io::Error::other(format!("{}: is in the way and is no file; remove it", path.display()));
+    match options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(_) => Err(in_the_way()),
+        // A link; a socket or a pipe without a reader; a directory.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO | libc::EISDIR)) => {
+            Err(in_the_way())
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -77,8 +108,7 @@ pub async fn replace_file(runtime: Runtime, path: &Path, bytes: Vec<u8>) -> io::
                 file.sync_all()?;
                 std::fs::rename(new, path)
             };
-            let written = tokio::task::spawn_blocking(write).await;
-            written.map_err(io::Error::other).flatten()
+            blocking(write).await.flatten()
         }
     };
     if written.is_err() {
@@ -127,9 +157,7 @@ impl LogFile {
             Handle::Uring(file) => file.write_all_at(bytes, self.len).await.0?,
             Handle::Tokio(file) => {
                 let mut file = file.try_clone()?;
-                tokio::task::spawn_blocking(move || file.write_all(&bytes))
-                    .await
-                    .map_err(io::Error::other)??;
+                blocking(move || file.write_all(&bytes)).await??;
             }
         }
         self.len += len;
@@ -155,6 +183,23 @@ mod tests {
                 })
                 .expect("a runtime starts");
             std::fs::remove_dir_all(&path).expect("it can be removed");
+        }
+    }
+
+    #[test]
+    fn no_signal_that_ends_the_daemon_comes_to_a_thread_that_waits_for_a_disk() {
+        // SIGHUP, SIGINT and SIGTERM, as proc_pid_status(5) has them.
+        const OURS: u64 = 1 | 1 << 1 | 1 << 14;
+        for runtime in [Runtime::Uring, Runtime::Tokio] {
+            let held = runtime.block_on(async |_| {
+                let status = blocking(|| std::fs::read_to_string("/proc/thread-self/status")).await;
+                let status = status.expect("no panic").expect("every thread has one");
+                let mask = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("SigBlk:").map(str::trim));
+                u64::from_str_radix(mask.expect("every thread has one"), 16).expect("a mask")
+            });
+            assert_eq!(held.expect("a runtime starts") & OURS, OURS, "{runtime:?}");
         }
     }
 

@@ -48,39 +48,49 @@ pub struct Desks {
 }
 
 /// The control socket.
-pub struct Server(SocketFile);
+pub struct Server {
+    socket: SocketFile,
+    /// Of clients. They keep theirs also where [`Server::serve`] is ended and called again.
+    seats: Arc<Semaphore>,
+}
 
 impl Server {
     /// Creates the socket, for its owner and the group [`GROUP`], in place of one that a dead daemon left.
     pub async fn bind(path: &Path) -> Result<Server, SocketError> {
-        SocketFile::bind(path, Access::Group(GROUP)).await.map(Server)
+        SocketFile::bind(path, Access::Group(GROUP)).await.map(Server::on)
     }
 
     /// The socket at `path` that an earlier process has made. Needs a tokio runtime.
     pub fn inherited(path: &Path, listener: OwnedFd) -> Result<Server, SocketError> {
-        SocketFile::inherited(path, listener).map(Server)
+        SocketFile::inherited(path, listener).map(Server::on)
+    }
+
+    fn on(socket: SocketFile) -> Server {
+        Server {
+            socket,
+            seats: Arc::new(Semaphore::new(CLIENTS_MAX)),
+        }
     }
 
     /// The listener, for a program that is to go on with it.
     pub fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.0.duplicate()
+        self.socket.duplicate()
     }
 
     /// Has the name stay when this goes.
     pub fn leave_behind(&mut self) {
-        self.0.leave_behind();
+        self.socket.leave_behind();
     }
 
     /// Accepts clients for ever and sends their requests to `desks`.
     pub async fn serve(&self, desks: Desks) {
-        let seats = Arc::new(Semaphore::new(CLIENTS_MAX));
         // Not the socket's owner: the folder may belong to somebody who can put another file in its place.
         let owner = exec::effective_user();
         loop {
-            let Ok(seat) = seats.clone().acquire_owned().await else {
+            let Ok(seat) = self.seats.clone().acquire_owned().await else {
                 return;
             };
-            match self.0.accept().await {
+            match self.socket.accept().await {
                 Ok(stream) => {
                     let desks = desks.clone();
                     tokio::task::spawn_local(async move {
@@ -230,4 +240,92 @@ pub(crate) async fn ask<O, T>(desk: &mpsc::Sender<O>, order: impl FnOnce(oneshot
 /// An answer that says no.
 pub(crate) fn refusal(code: ErrorCode, message: String) -> Response {
     Response::Error(ApiError { code, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client, with one that answers every request for a name.
+    struct Client(BufReader<UnixStream>);
+
+    impl Client {
+        async fn connect(path: &Path) -> Client {
+            Client(BufReader::new(
+                UnixStream::connect(path).await.expect("somebody listens"),
+            ))
+        }
+
+        async fn ask(&mut self) {
+            let line = b"{\"command\":\"status\"}\n";
+            self.0.write_all(line).await.expect("it is read");
+        }
+
+        async fn hear(&mut self) {
+            let mut line = String::new();
+            let heard = self.0.read_line(&mut line);
+            let heard = tokio::time::timeout(Duration::from_secs(20), heard).await;
+            assert!(heard.expect("it is answered").expect("text") > 0);
+        }
+    }
+
+    #[test]
+    fn clients_keep_their_seats_when_the_server_is_served_anew() {
+        let path = std::env::temp_dir().join(format!("ringway-server-{}.sock", std::process::id()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let all = async {
+            let server = Server::bind(&path).await.expect("a socket");
+            let (orders, mut received) = mpsc::channel(1);
+            let desks = Desks {
+                orders,
+                changes: None,
+                upgrades: mpsc::channel(1).0,
+            };
+            let answer = async {
+                while let Some(order) = received.recv().await {
+                    if let Order::Answer(_, reply) = order {
+                        let _ = reply.send(refusal(ErrorCode::Unavailable, "a test".into()));
+                    }
+                }
+            };
+            let first = async {
+                let mut clients = Vec::new();
+                for _ in 0..CLIENTS_MAX {
+                    let mut client = Client::connect(&path).await;
+                    client.ask().await;
+                    client.hear().await;
+                    clients.push(client);
+                }
+                clients
+            };
+            let second = async |mut clients: Vec<Client>| {
+                let mut one_more = Client::connect(&path).await;
+                one_more.ask().await;
+                // Time enough for whoever would answer.
+                for _ in 0..100 {
+                    clients[0].ask().await;
+                    clients[0].hear().await;
+                }
+                let unheard = one_more.0.get_ref().try_read(&mut [0]);
+                assert_eq!(unheard.map_err(|error| error.kind()), Err(io::ErrorKind::WouldBlock));
+                clients.pop();
+                one_more.hear().await;
+            };
+            let both = async {
+                let clients = tokio::select! {
+                    () = server.serve(desks.clone()) => unreachable!("it serves for ever"),
+                    clients = first => clients,
+                };
+                tokio::select! {
+                    () = server.serve(desks.clone()) => unreachable!("it serves for ever"),
+                    () = second(clients) => {}
+                }
+            };
+            tokio::select! {
+                () = answer => unreachable!("desks are there"),
+                () = both => {}
+            }
+        };
+        tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), all);
+    }
 }

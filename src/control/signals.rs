@@ -60,7 +60,20 @@ impl Signals {
     /// None that a sane kernel has.
     pub async fn hold(&mut self, hangups: Option<&mut Hangups>) -> io::Result<bool> {
         exec::hold_signals()?;
-        // What came before is on its way through the runtime.
+        Ok(self.came(hangups).await)
+    }
+
+    /// Has those wait too that have come to another thread since [`Signals::hold`], of which there should be none that takes
+    /// any: to be called when nothing keeps the next program from taking this one's place.
+    pub async fn pass_on(&mut self, hangups: Option<&mut Hangups>) {
+        if self.came(hangups).await {
+            exec::terminate();
+        }
+    }
+
+    /// Whether one of those that end the tunnel has come before; a SIGHUP that has is sent once more.
+    async fn came(&mut self, hangups: Option<&mut Hangups>) -> bool {
+        // It is on its way through the runtime.
         tokio::task::yield_now().await;
         if let Some(hangups) = hangups
             && hangups.next().now_or_never().is_some()
@@ -68,7 +81,7 @@ impl Signals {
             // It waits with the others.
             exec::hang_up();
         }
-        Ok(self.end().now_or_never().is_some())
+        self.end().now_or_never().is_some()
     }
 }
 
@@ -83,5 +96,65 @@ impl Hangups {
         if self.0.recv().await.is_none() {
             pending().await
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Set for the process in which signals may come.
+    const INNER: &str = "RINGWAY_TEST_SIGNALS";
+
+    /// SigPnd of proc_pid_status(5): what waits for the calling thread.
+    fn waits(signal: SignalKind) -> bool {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigPnd:")).unwrap();
+        u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal.as_raw_value() - 1) & 1 == 1
+    }
+
+    /// What came to the process's other threads before they could be kept from it.
+    fn come_to_another_thread(signals: &[fn()]) {
+        let signals = signals.to_vec();
+        let thread = std::thread::spawn(move || {
+            exec::accept_signals().unwrap();
+            signals.into_iter().for_each(|send| send());
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_signal_that_came_to_another_thread_waits_for_the_next_program() {
+        if std::env::var_os(INNER).is_none() {
+            // Whoever takes signals takes them for the rest of the process's life.
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            let name = "control::signals::tests::a_signal_that_came_to_another_thread_waits_for_the_next_program";
+            let output = command.args(["--exact", name]).env(INNER, "1").output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (mut signals, mut hangups) = (Signals::install().unwrap(), Hangups::install().unwrap());
+            come_to_another_thread(&[exec::terminate]);
+            assert!(signals.hold(Some(&mut hangups)).await.unwrap(), "it came before");
+            assert!(!waits(SignalKind::terminate()) && !waits(SignalKind::hangup()));
+            signals.pass_on(Some(&mut hangups)).await;
+            assert!(!waits(SignalKind::terminate()) && !waits(SignalKind::hangup()));
+            come_to_another_thread(&[exec::terminate, exec::hang_up]);
+            signals.pass_on(Some(&mut hangups)).await;
+            assert!(waits(SignalKind::terminate()) && waits(SignalKind::hangup()));
+            // As the next program hears them.
+            exec::accept_signals().unwrap();
+            let both = async { tokio::join!(signals.end(), hangups.next()) };
+            tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+        });
     }
 }

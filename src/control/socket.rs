@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
 
+use super::runtime::open_file;
+
 /// How long another daemon may take to find out whether the name is free. It asks the kernel a few questions.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts to have the lock.
@@ -147,9 +149,19 @@ pub async fn remove_dead(path: &Path) -> io::Result<bool> {
     }
 }
 
-async fn is_dead(path: &Path) -> bool {
+/// Whether there is the name of a socket on which nobody listens any more.
+pub async fn is_dead(path: &Path) -> bool {
     let connected = UnixStream::connect(path).await;
     connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Whether somebody listens there.
+pub async fn is_served(path: &Path) -> bool {
+    match UnixStream::connect(path).await {
+        Ok(_) => true,
+        // More clients wait than may, for a daemon that stands still.
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
 }
 
 /// The right to decide whose a name is: a locked file beside it, which is there only meanwhile.
@@ -167,13 +179,7 @@ impl Lock {
         let path = PathBuf::from(path);
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
-            let mut options = File::options();
-            options
-                .write(true)
-                .create(true)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW);
-            let file = options.open(&path)?;
+            let file = open_file(File::options().write(true).create(true).mode(0o600), &path)?;
             match file.try_lock() {
                 // Who had the lock before may have removed the file.
                 Ok(()) if is_at(&file, &path) => return Ok(Some(Lock { path, _file: file })),
@@ -321,6 +327,33 @@ mod tests {
         assert!(!remove_dead(&path).await.expect("it can be asked"), "there is none");
         let beside = std::fs::read_dir(path.parent().expect("a folder")).expect("it is there");
         assert_eq!(beside.count(), 0);
+        clean_up(&path);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_lies_in_the_place_of_the_lock_is_named_and_keeps_nobody_waiting() {
+        let path = path("lock");
+        let folder = path.parent().expect("a folder");
+        std::fs::create_dir_all(folder).expect("a folder");
+        let lock = folder.join("s.sock.lock");
+        let other = folder.join("other");
+        std::fs::write(&other, "theirs").expect("a file");
+        let pipe = || {
+            let made = std::process::Command::new("mkfifo").arg(&lock).status();
+            assert!(made.expect("coreutils are there").success());
+        };
+        let link = || std::os::unix::fs::symlink(&other, &lock).expect("a link");
+        for plant in [&pipe as &dyn Fn(), &link] {
+            plant();
+            let refused = SocketFile::bind(&path, Access::Owner).await.map(drop);
+            let told = refused.expect_err("it is in the way").to_string();
+            assert!(
+                told.contains("s.sock.lock: is in the way and is no file; remove it"),
+                "{told}"
+            );
+            std::fs::remove_file(&lock).expect("it is there yet");
+        }
+        assert_eq!(std::fs::read(&other).expect("it is there"), b"theirs");
         clean_up(&path);
     }
 

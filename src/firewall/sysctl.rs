@@ -3,14 +3,14 @@
 //! What they were is written to a file before they are changed, so that a daemon that was killed does not leave its
 //! changes to the next one as if they had always been there.
 
-use std::fs;
-use std::io::{self, Write as _};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Write as _};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::FirewallError;
-use crate::control::runtime::create_anew;
+use crate::control::runtime::{create_anew, open_file};
 
 /// Switches of this network namespace that were changed.
 pub(super) struct Sysctls {
@@ -38,9 +38,9 @@ impl Sysctls {
 
     fn below(root: PathBuf, state: PathBuf) -> Sysctls {
         // A file of before a reboot is gone with /run; one that can't be read says nothing.
-        let mut changes: Vec<Change> = fs::read(&state)
+        let mut changes: Vec<Change> = open_file(File::options().read(true), &state)
             .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
+            .and_then(|file| serde_json::from_reader(BufReader::new(file)).ok())
             .unwrap_or_default();
         // Root may read what the service's user has written: no more comes of that than a switch of the network.
         changes.retain(|change| is_switch(&change.key));

@@ -10,18 +10,14 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
 use std::{fs, thread};
 
-use serde::{Deserialize, Serialize};
-
 use super::hooks;
-use super::network;
+use super::leftovers::Traces;
 use crate::control::runtime::Runtime;
+use crate::control::signals::{Hangups, Signals};
 use crate::sys::exec;
-use crate::sys::tun;
 
 /// The one argument of the program as a guard.
 const GUARD: &str = "--resume-guard";
@@ -29,25 +25,6 @@ const GUARD: &str = "--resume-guard";
 const THIS_PROGRAM: &str = "/proc/self/exe";
 /// What says that all is well.
 const WELL: &[u8] = b".";
-/// How long the interface may outlive the process that had it: the kernel lets go of a ring's files some time after its end.
-const INTERFACE_TIME_MAX: Duration = Duration::from_secs(10);
-/// Between two looks at it.
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// What a tunnel has in the system, by names.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Traces {
-    /// The interface.
-    pub(super) name: String,
-    /// Its first name is that of the control socket.
-    pub(super) sockets: Vec<PathBuf>,
-    /// Rules, filters and name servers are the daemon's, and not somebody else's as with `wg-quick`.
-    pub(super) owns_network: bool,
-    /// There is a kill switch.
-    pub(super) lockdown: bool,
-    pub(super) post_down: Vec<String>,
-}
-
 /// A guard at its post. Dropping it is its alarm.
 #[derive(Debug)]
 pub(super) struct Guard {
@@ -85,10 +62,8 @@ impl Guard {
         let _ = fs::File::from(self.line).write_all(WELL);
         let pid = self.pid;
         // Nobody has to wait for it.
-        let _ = thread::Builder::new().name("guard".into()).spawn(move || {
-            let _ = exec::hold_signals();
-            exec::wait_for_child(pid);
-        });
+        let wait = move || exec::wait_for_child(pid);
+        let _ = exec::with_signals_held(|| thread::Builder::new().name("guard".into()).spawn(wait));
     }
 
     /// Nobody goes on with the tunnel, and nothing in this process has its interface any more: waits until all is put right.
@@ -98,8 +73,9 @@ impl Guard {
     }
 }
 
-/// The whole program as a guard, where that is what it was called as.
-pub fn keep_guard() -> Option<ExitCode> {
+/// The whole program as a guard, where that is what it was called as. `begin_log` begins the log of the tunnel of this name, in which
+/// it tells what it does.
+pub fn keep_guard(begin_log: impl FnOnce(&str)) -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != GUARD || arguments.next().is_some() {
         return None;
@@ -109,11 +85,13 @@ pub fn keep_guard() -> Option<ExitCode> {
     Some(match keep(&mut BufReader::new(io::stdin())) {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(traces)) => {
+            begin_log(&traces.name);
             put_right(&traces);
             ExitCode::SUCCESS
         }
         Err(error) => {
-            say(&format!("a guard that nobody has posted: {error}"));
+            // Nobody is left to tell when standard error is gone.
+            let _ = writeln!(io::stderr(), "ringway: a guard that nobody has posted: {error}");
             ExitCode::FAILURE
         }
     })
@@ -132,50 +110,38 @@ fn keep(line: &mut BufReader<impl io::Read>) -> io::Result<Option<Traces>> {
 }
 
 fn put_right(traces: &Traces) {
-    let Traces { name, sockets, .. } = traces;
-    say(&format!(
-        "{name}: the program that was to go on with the tunnel has not; what is left of it is put right"
-    ));
-    let deadline = std::time::Instant::now() + INTERFACE_TIME_MAX;
-    while tun::index_of(name).is_some() {
-        if std::time::Instant::now() > deadline {
-            say(&format!(
-                "{name}: the interface is still there, so nothing was removed; see: ringway cleanup {name}"
-            ));
+    let name = &traces.name;
+    let see = format!("see: ringway cleanup {name}");
+    tracing::error!("the program that was to go on with the tunnel has not; what is left of it is put right");
+    let result = Runtime::Tokio.block_on(async |_| {
+        // As long as they are there, a signal does not end this.
+        let _heard = let_commands_hear()
+            .inspect_err(|error| tracing::warn!(%error, "no signal but SIGKILL ends commands of post_down"));
+        if let Err(error) = traces.wait_until_gone().await {
+            tracing::error!("{error}, so nothing was removed; {see}");
             return;
         }
-        thread::sleep(PAUSE);
-    }
-    let result = Runtime::Tokio.block_on(async |_| {
-        if let Some(control_socket) = sockets.first().filter(|_| traces.owns_network) {
-            match network::remove_leftovers(name, control_socket).await {
-                Ok(removed) => removed.iter().for_each(|what| say(&format!("{name}: removed {what}"))),
-                Err(error) => say(&format!(
-                    "{name}: something is left: {error}; see: ringway cleanup {name}"
-                )),
-            }
+        let mut tell = |what: String| tracing::info!("removed {what}");
+        if let Err(error) = traces.remove(&mut tell).await {
+            tracing::error!("something is left: {error}; {see}");
         }
-        for what in network::remove_sockets(sockets.iter().cloned()).await {
-            say(&format!("{name}: removed {what}"));
-        }
+        traces.remove_sockets(&mut tell).await;
         hooks::run_down("post_down", &traces.post_down, name).await;
     });
     if let Err(error) = result {
-        say(&format!(
-            "{name}: something is left: {error}; see: ringway cleanup {name}"
-        ));
+        tracing::error!("something is left: {error}; {see}");
     }
     if traces.lockdown {
-        say(&format!(
-            "{name}: the kill switch holds; lift it with: ringway unblock {name}"
-        ));
+        tracing::warn!("the kill switch holds; lift it with: ringway unblock {name}");
     }
 }
 
-/// In the daemon's log.
-fn say(text: &str) {
-    // Nobody is left to tell when standard error is gone.
-    let _ = writeln!(io::stderr(), "ringway: {text}");
+/// Has signals come to this process again, which does nothing about them: it would start every command with those held back that it
+/// holds back itself, and who wants to end one could not. Needs a tokio runtime.
+fn let_commands_hear() -> io::Result<(Signals, Hangups)> {
+    let heard = (Signals::install()?, Hangups::install()?);
+    exec::accept_signals()?;
+    Ok(heard)
 }
 
 #[cfg(test)]

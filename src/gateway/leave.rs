@@ -6,19 +6,19 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
-use super::guard::{Guard, Traces};
+use super::guard::Guard;
 use super::handover::{self, Descriptors, Handover};
+use super::leftovers::Traces;
 use super::network;
-use super::upgrade::Granted;
-use super::{Listeners, RunError};
-use crate::config::{Config, MetricsListen};
+use super::upgrade::{Granted, HUNG_UP};
+use super::{Listeners, RunError, service};
+use crate::config::Config;
 use crate::control::handover::HandedOver;
 use crate::control::server::ask;
 use crate::control::signals::{Hangups, Signals};
 use crate::control::{Control, Order, handover as control_handover};
 use crate::firewall::gateway;
 use crate::sys::exec;
-use crate::uapi;
 
 /// What a tunnel is, beside what the control thread knows of it.
 pub(super) struct About {
@@ -41,21 +41,7 @@ impl About {
 
     /// By what a guard finds what there is to be put right.
     pub(super) fn traces(&self) -> Traces {
-        let interface = &self.config.interface;
-        let mut sockets = vec![interface.control_socket.clone()];
-        if self.file.extension().is_some_and(|extension| extension == "conf") {
-            sockets.push(uapi::server::path_of(&interface.name));
-        }
-        if let Some(MetricsListen::Unix(path)) = &self.config.metrics {
-            sockets.push(path.clone());
-        }
-        Traces {
-            name: interface.name.clone(),
-            sockets,
-            owns_network: true,
-            lockdown: interface.lockdown.is_some(),
-            post_down: interface.hooks.post_down.clone(),
-        }
+        Traces::of(&self.config, &self.file)
     }
 
     fn state(self, control: control_handover::State) -> handover::State {
@@ -125,15 +111,16 @@ pub(super) async fn depart(
 
 async fn try_to_depart(
     control: &mut Control,
-    (signals, hangups): (&mut Signals, Option<&mut Hangups>),
+    (signals, mut hangups): (&mut Signals, Option<&mut Hangups>),
     granted: Granted,
     pack: impl AsyncFnOnce() -> io::Result<Luggage>,
 ) -> Departure {
-    let stays = |granted: Granted, error: &dyn std::error::Error| {
+    let stays = |granted: Granted, error: &dyn std::fmt::Display| {
         granted.refuse(&format!("{error}; the tunnel goes on as before"));
         Departure::Stays
     };
-    match signals.hold(hangups).await {
+    service::alive();
+    match signals.hold(hangups.as_deref_mut()).await {
         Ok(false) => {}
         Ok(true) => {
             granted.refuse("the tunnel is going down");
@@ -145,6 +132,10 @@ async fn try_to_depart(
         Ok(luggage) => luggage,
         Err(error) => return stays(granted, &error),
     };
+    // Nobody watches meanwhile whether all moves: each step has the manager's patience for itself.
+    service::alive();
+    control.settle().await;
+    service::alive();
     let paused = match control.pause().await {
         Ok(paused) => paused,
         Err(error) => {
@@ -152,12 +143,25 @@ async fn try_to_depart(
             return stays(granted, &error);
         }
     };
+    service::alive();
+    // The last moment at which nothing has happened yet.
+    if granted.is_forsaken() {
+        luggage.guard.dismiss();
+        return match control.go_on() {
+            Ok(()) => stays(granted, &HUNG_UP),
+            Err(error) => Departure::Down(Err(error.into())),
+        };
+    }
     match control.hand_over(paused).await {
-        Ok(control) => Departure::Leaves(Box::new(Leaving {
-            granted,
-            luggage,
-            control,
-        })),
+        Ok(control) => {
+            signals.pass_on(hangups).await;
+            service::alive();
+            Departure::Leaves(Box::new(Leaving {
+                granted,
+                luggage,
+                control,
+            }))
+        }
         Err(error) => {
             luggage.guard.dismiss();
             granted.refuse(&format!("{error}; the tunnel goes down"));

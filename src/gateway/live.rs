@@ -24,11 +24,11 @@ use super::{End, PROGRAM, service};
 use crate::config::edit::EditError;
 use crate::config::save::{self, SaveError};
 use crate::config::{self, Config, HostPort, LoadError, Loaded, Located};
-use crate::control::Order;
 use crate::control::api::{ChangeReport, ErrorCode, Request, Response};
 use crate::control::changes::{ChangeError, Changes};
 use crate::control::server::{Asked, refusal};
 use crate::control::signals::Hangups;
+use crate::control::{Order, runtime};
 use crate::firewall::{self, gateway};
 use crate::link::LinkError;
 
@@ -60,6 +60,8 @@ struct Examination {
     of: Config,
     /// How often it has been asked.
     times: u32,
+    /// When it has to have answered for the last time.
+    deadline: Instant,
     end: Pin<Box<dyn Future<Output = Option<Granted>>>>,
 }
 
@@ -193,7 +195,7 @@ impl<'a> Live<'a> {
                 Some(asked) = self.asked.recv() => {
                     if let Request::Upgrade { .. } = asked.request {
                         match self.may_upgrade(begun.get()) {
-                            Ok(()) => self.examine(asked, 1).await,
+                            Ok(()) => self.examine(asked, 1, upgrade::deadline()).await,
                             Err(error) => refuse(asked, &error),
                         }
                         continue;
@@ -234,15 +236,16 @@ impl<'a> Live<'a> {
         Ok(())
     }
 
-    /// Begins to ask a program, for the `times`th time.
-    async fn examine(&mut self, asked: Asked, times: u32) {
+    /// Begins to ask a program, for the `times`th time since it had until the `deadline`.
+    async fn examine(&mut self, asked: Asked, times: u32, deadline: Instant) {
         let about = self.about().await;
         let orders = self.orders.clone();
         let rehearsal = async move { about.rehearsal(&orders).await };
         self.examination = Some(Examination {
             of: self.running.clone(),
             times,
-            end: Box::pin(upgrade::examine(PROGRAM, asked, rehearsal)),
+            deadline,
+            end: Box::pin(upgrade::examine(PROGRAM, asked, rehearsal, deadline)),
         });
     }
 
@@ -251,8 +254,9 @@ impl<'a> Live<'a> {
         let refused = match self.refuse_while_unconfirmed() {
             Err(error) => error,
             Ok(()) if examination.of == self.running => return Some(granted),
-            Ok(()) if examination.times < EXAMINATIONS_MAX => {
-                self.examine(granted.ask_again(), examination.times + 1).await;
+            Ok(()) if examination.times < EXAMINATIONS_MAX && Instant::now() < examination.deadline => {
+                let (times, deadline) = (examination.times + 1, examination.deadline);
+                self.examine(granted.ask_again(), times, deadline).await;
                 return None;
             }
             Ok(()) => Refused::Restless,
@@ -389,7 +393,7 @@ impl<'a> Live<'a> {
     async fn save(&mut self) -> Result<ChangeReport, Refused> {
         self.refuse_while_unconfirmed()?;
         let (file, running) = (self.file.clone(), self.running.clone());
-        let changed = blocking(move || save::save(&file, &running)).await??;
+        let changed = runtime::blocking(move || save::save(&file, &running)).await??;
         let changes = changed.then(|| format!("{} written", self.file.display()));
         Ok(ChangeReport {
             changes: changes.into_iter().collect(),
@@ -523,7 +527,7 @@ fn refuse(asked: Asked, error: &Refused) {
 /// Reads and checks a file, off the control thread; the configuration, and what is unwise about it.
 async fn load(path: PathBuf) -> Result<(Config, Vec<String>), Refused> {
     let at = path.clone();
-    let Loaded { config, warnings } = blocking(move || config::load(&path)).await??;
+    let Loaded { config, warnings, .. } = runtime::blocking(move || config::load_to_run(&path)).await??;
     let located = Located {
         path: &at,
         problems: &warnings,
@@ -534,11 +538,4 @@ async fn load(path: PathBuf) -> Result<(Config, Vec<String>), Refused> {
         located.to_string()
     };
     Ok((config, lines.lines().map(str::to_owned).collect()))
-}
-
-/// Runs what waits for a disk on a thread of its own.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Refused::Io(io::Error::other(error)))
 }

@@ -12,6 +12,7 @@ mod guard;
 mod handover;
 mod hooks;
 mod leave;
+mod leftovers;
 mod live;
 mod network;
 mod parts;
@@ -34,12 +35,12 @@ pub(crate) use embed::{Wish, embed};
 pub use guard::keep_guard;
 pub use handover::HandoverError;
 pub use hooks::HookError;
-pub use network::cleanup;
-pub(crate) use network::sweep;
+pub use leftovers::cleanup;
+pub(crate) use leftovers::sweep;
 pub use upgrade::answer_check;
 pub use wireguard::run_wireguard;
 
-use crate::config::{Config, Interface, Suite};
+use crate::config::{Config, Foreign, Interface, LoadError, Suite};
 use crate::control::api::Response;
 use crate::control::changes::ChangeError;
 use crate::control::exporter::{Exporter, ExporterError};
@@ -128,6 +129,25 @@ pub enum RunError {
     /// A command of the configuration.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// Somebody has the control socket of what was to be cleaned up after.
+    #[error("{}: a daemon answers on this socket, so its tunnel runs; end that first: ringway down", .0.display())]
+    Runs(PathBuf),
+    /// What root was to do on the word of others.
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    /// Where root was to remove something on the word of others.
+    #[error(
+        "{}: root removes nothing at a place that others can have chosen ({}), and runs no commands of theirs: {foreign}",
+        file.display(), socket.display()
+    )]
+    StrangeSocket {
+        /// Whose word it is.
+        file: PathBuf,
+        /// The place.
+        socket: PathBuf,
+        /// By what they can.
+        foreign: Foreign,
+    },
     /// A peer could not be added.
     #[error(transparent)]
     Change(#[from] ChangeError),
@@ -164,6 +184,7 @@ pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(),
 ///
 /// Where that fails, all that the tunnel had in the system is put back by the guard that was posted before.
 pub fn resume(number: RawFd, ready: impl FnMut(&Facts)) -> Result<(), RunError> {
+    service::alive();
     let mut handover = Handover::take(number)?;
     match handover.config() {
         Ok((config, file)) => run_on(config, file, Some(handover), ready),
@@ -171,7 +192,7 @@ pub fn resume(number: RawFd, ready: impl FnMut(&Facts)) -> Result<(), RunError> 
             let guard = handover.guard();
             // The interface goes with its last descriptor.
             drop(handover);
-            guard.into_iter().for_each(Guard::alarm);
+            raise_alarm(guard);
             Err(error.into())
         }
     }
@@ -180,27 +201,14 @@ pub fn resume(number: RawFd, ready: impl FnMut(&Facts)) -> Result<(), RunError> 
 fn run_on(
     config: Config,
     file: PathBuf,
-    mut from: Option<Handover>,
+    from: Option<Handover>,
     mut ready: impl FnMut(&Facts),
 ) -> Result<(), RunError> {
     // It changes as the tunnel does, and the end is as the last one says.
     let mut config = config;
-    let guard = Cell::new(None);
-    let result = loop {
-        guard.set(from.as_mut().and_then(Handover::guard));
-        let next = match run_open(&mut config, file.clone(), from.take(), &guard, &mut ready) {
-            Ok(None) => break Ok(()),
-            Ok(Some((handover, program))) => handover.go_on_in(&program),
-            Err(error) => break Err(error),
-        };
-        match next {
-            // The other program could not be executed.
-            Ok(handover) => from = Some(handover),
-            Err(error) => break Err(error.into()),
-        }
-    };
-    // It came here, and did not run again.
-    guard.take().into_iter().for_each(Guard::alarm);
+    let result = run_here(from, |from, guard| {
+        run_open(&mut config, file.clone(), from, guard, &mut ready)
+    });
     let interface = &config.interface;
     match (&interface.lockdown, &result) {
         (None, _) => {}
@@ -213,6 +221,41 @@ fn run_on(
         ),
     }
     result
+}
+
+/// Runs a tunnel by `run_open` until it is down, or another program has it; also again, where that program could not be executed.
+/// What `run_open` takes is where to go on and the guard, to be dismissed once it runs; what it gives is a tunnel that is to
+/// go on, and the program that is to have it.
+fn run_here(
+    mut from: Option<Handover>,
+    mut run_open: impl FnMut(Option<Handover>, &Cell<Option<Guard>>) -> Result<Option<(Handover, PathBuf)>, RunError>,
+) -> Result<(), RunError> {
+    let guard = Cell::new(None);
+    let result = loop {
+        guard.set(from.as_mut().and_then(Handover::guard));
+        let next = match run_open(from.take(), &guard) {
+            Ok(None) => break Ok(()),
+            Ok(Some((handover, program))) => handover.go_on_in(&program),
+            Err(error) => break Err(error),
+        };
+        match next {
+            // The other program could not be executed.
+            Ok(handover) => from = Some(handover),
+            Err(error) => break Err(error.into()),
+        }
+    };
+    // It came here, and did not run again.
+    raise_alarm(guard.take());
+    result
+}
+
+/// Has a guard that is still at its post put things right, which may take longer than a service manager waits for a sign of life
+/// from a service that runs.
+fn raise_alarm(guard: Option<Guard>) {
+    if let Some(guard) = guard {
+        service::stopping();
+        guard.alarm();
+    }
 }
 
 /// As [`run`], whatever the kill switch does. Leaves in `config` what ran last. Where the tunnel is to go on, comes back with
@@ -239,6 +282,7 @@ fn run_open(
         }) => {
             let sockets = (descriptors.sockets, descriptors.lane_sockets);
             let parts = Parts::resume(interface, &state, descriptors.queues, sockets)?;
+            service::alive();
             listeners = Listeners {
                 control: descriptors.control,
                 wg: descriptors.wg,
@@ -514,7 +558,6 @@ impl Tunnel<'_> {
                 Ok(End::Down) => break Ok(()),
                 Err(error) => break Err(error),
             };
-            service::alive();
             let pack = async || {
                 let about = live.about().await;
                 Ok(Luggage {

@@ -1,21 +1,16 @@
 //! What the system around a tunnel is made to do: its link, routes to it, and the name servers behind it.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::RunError;
 use super::plan::Plan;
+use super::{RunError, leftovers};
 use crate::config::{Config, Dns, Mtu, Routing};
 use crate::control::Control;
-use crate::control::runtime::Runtime;
-use crate::control::socket;
 use crate::dns::{self, DnsError};
-use crate::firewall::gateway;
 use crate::link::{self, Link, LinkError, Policy, Routes};
-use crate::uapi;
 
 /// A tunnel's place in the system, while it is up.
 pub(super) struct Network {
@@ -113,7 +108,7 @@ impl Network {
     pub(super) async fn up(control: &mut Control, config: &Config, index: u32) -> Result<Network, RunError> {
         let interface = &config.interface;
         let name = control.facts().name.clone();
-        sweep(&name).await;
+        leftovers::sweep(&name).await;
         let remotes = control.endpoints().iter().map(|remote| remote.ip()).collect();
         let ways = Ways::plan(config, remotes, None).await?;
         if let Some(policy) = ways.policy {
@@ -316,61 +311,6 @@ fn tell(policy: Policy) {
 fn warn(result: Result<(), LinkError>) {
     if let Err(error) = result {
         tracing::warn!("{error}");
-    }
-}
-
-/// Removes what a daemon that was killed has left of the tunnel `name`, which must not run, and whose configuration says
-/// `control_socket`; tells what that was, a phrase each. A kill switch holds.
-///
-/// # Errors
-/// What the kernel says; [`LinkError::Exists`] when the interface exists.
-pub fn cleanup(name: &str, control_socket: &Path) -> Result<Vec<String>, RunError> {
-    Runtime::Tokio.block_on(async |_| {
-        if link::exists(name).await? {
-            return Err(LinkError::Exists(name.to_owned()).into());
-        }
-        let mut removed = remove_leftovers(name, control_socket).await?;
-        let sockets = [control_socket.to_owned(), uapi::server::path_of(name)];
-        removed.extend(remove_sockets(sockets).await);
-        Ok(removed)
-    })?
-}
-
-/// Removes what nobody has any more of the tunnel `name`, whose interface is gone, but for sockets.
-pub(super) async fn remove_leftovers(name: &str, control_socket: &Path) -> Result<Vec<String>, RunError> {
-    let mut removed = dns::remove_leftovers(name).await?;
-    removed.extend(link::remove_leftovers(name).await?);
-    removed.extend(gateway::remove_leftovers(name, control_socket).await?);
-    Ok(removed)
-}
-
-/// Removes those of these sockets on which nobody answers.
-pub(super) async fn remove_sockets(paths: impl IntoIterator<Item = PathBuf>) -> Vec<String> {
-    let mut removed = Vec::new();
-    for path in paths {
-        match socket::remove_dead(&path).await {
-            Ok(true) => removed.push(format!("the socket {}", path.display())),
-            Ok(false) => {}
-            // The next daemon takes its place.
-            Err(error) => tracing::warn!("{}: {error}", path.display()),
-        }
-    }
-    removed
-}
-
-/// As [`cleanup`], of a tunnel that is just coming up. What can't be removed is no reason not to.
-pub(crate) async fn sweep(name: &str) {
-    let dns = dns::remove_leftovers(name).await.map_err(RunError::from);
-    let link = link::remove_leftovers(name).await.map_err(RunError::from);
-    for swept in [dns, link] {
-        match swept {
-            Ok(removed) => {
-                for what in removed {
-                    tracing::info!("removed what a tunnel that was killed has left: {what}");
-                }
-            }
-            Err(error) => tracing::warn!(%error, "cannot remove what a tunnel that was killed may have left"),
-        }
     }
 }
 

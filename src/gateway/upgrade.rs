@@ -13,14 +13,17 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::handover::{HandoverError, own_arguments, read_rehearsal};
 use super::{parts, wireguard};
 use crate::config::WireGuard;
 use crate::control::api::{ErrorCode, Request, Response};
 use crate::control::server::{Asked, refusal};
+use crate::sys::poll;
 
 /// The layout of what is handed over. Another number for every change that an older or newer program would get wrong.
 pub(super) const FORMAT: u32 = 2;
@@ -29,6 +32,16 @@ const CHECK: &str = "--resume-check";
 
 /// How long a program may take to answer: it does little more than its self-tests.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(20);
+/// How long all programs together may take that are asked because of one request: whoever makes it waits for a minute, in which the
+/// tunnel is also to leave and to come up again.
+const EXAMINATIONS_TIME_MAX: Duration = Duration::from_secs(40);
+/// Bytes that a program may say, and complain: an answer is a line.
+const SAID_LEN_MAX: usize = 64 << 10;
+/// Between two looks whether whoever asks is still there.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why nobody wants an upgrade any more.
+pub(super) const HUNG_UP: &str = "whoever asked for it has hung up";
 
 /// What a program says of itself.
 #[derive(Debug, Serialize, Deserialize)]
@@ -59,6 +72,11 @@ impl Granted {
         let _ = self.reply.send(refusal(ErrorCode::Failed, why.into()));
     }
 
+    /// Nobody waits for it any more.
+    pub(super) fn is_forsaken(&self) -> bool {
+        is_forsaken(self.client.as_ref())
+    }
+
     /// As it was asked for, to be looked at again.
     pub(super) fn ask_again(self) -> Asked {
         Asked {
@@ -86,14 +104,22 @@ enum Refused {
     NoAnswer(PathBuf, String),
     #[error("{}: {}; nothing was changed", .0.display(), .1)]
     Unfit(PathBuf, String),
+    #[error("{HUNG_UP}; nothing was changed")]
+    HungUp,
+}
+
+/// When all programs have to have answered that are asked because of a request that has just come.
+pub(super) fn deadline() -> Instant {
+    Instant::now() + EXAMINATIONS_TIME_MAX
 }
 
 /// Looks at the program that `asked` wants to go on with the tunnel of the program `ours`; `None`, with a refusal on its
-/// way, where that can't be. `rehearsal`: what it would get.
+/// way, where that can't be by the `deadline` or nobody wants it any more. `rehearsal`: what it would get.
 pub(super) async fn examine(
     ours: &str,
     asked: Asked,
     rehearsal: impl Future<Output = io::Result<OwnedFd>>,
+    deadline: Instant,
 ) -> Option<Granted> {
     let Asked { request, reply, client } = asked;
     let Request::Upgrade { binary } = request else {
@@ -101,7 +127,11 @@ pub(super) async fn examine(
         let _ = reply.send(refusal(ErrorCode::Internal, "this is no request for an upgrade".into()));
         return None;
     };
-    match fit_program(ours, binary, rehearsal).await {
+    let examined = tokio::select! {
+        result = fit_program(ours, binary, rehearsal, deadline) => result,
+        () = forsaken(client.as_ref()) => Err(Refused::HungUp),
+    };
+    match examined {
         Ok(program) => Some(Granted { program, client, reply }),
         Err(error) => {
             tracing::warn!("no upgrade: {error}");
@@ -115,17 +145,30 @@ pub(super) async fn examine(
     }
 }
 
+/// Waits until nobody waits for an answer any more.
+async fn forsaken(client: Option<&OwnedFd>) {
+    while !is_forsaken(client) {
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+fn is_forsaken(client: Option<&OwnedFd>) -> bool {
+    client.is_some_and(|client| poll::has_hung_up(client.as_fd()))
+}
+
 async fn fit_program(
     ours: &str,
     binary: Option<PathBuf>,
     rehearsal: impl Future<Output = io::Result<OwnedFd>>,
+    deadline: Instant,
 ) -> Result<PathBuf, Refused> {
     let program = match binary {
         Some(path) if path.is_absolute() => path,
         Some(path) => return Err(Refused::RelativePath(path)),
         None => own_program().map_err(Refused::Unknown)?,
     };
-    let answer = ask(&program, rehearsal.await.map_err(Refused::NoRehearsal)?).await?;
+    let rehearsal = rehearsal.await.map_err(Refused::NoRehearsal)?;
+    let answer = ask(&program, rehearsal, deadline).await?;
     let unfit = |why| Err(Refused::Unfit(program.clone(), why));
     let lacking = capabilities().unwrap_or(0) & !answer.capabilities;
     match answer {
@@ -142,7 +185,7 @@ async fn fit_program(
     }
 }
 
-async fn ask(program: &Path, rehearsal: OwnedFd) -> Result<Answer, Refused> {
+async fn ask(program: &Path, rehearsal: OwnedFd, deadline: Instant) -> Result<Answer, Refused> {
     let failed = |error| Refused::NotExecuted(program.to_owned(), error);
     let silent = |why: String| Refused::NoAnswer(program.to_owned(), why);
     let mut command = Command::new(program);
@@ -153,16 +196,37 @@ async fn ask(program: &Path, rehearsal: OwnedFd) -> Result<Answer, Refused> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let child = command.spawn().map_err(failed)?;
-    let output = match tokio::time::timeout(CHECK_TIME_MAX, child.wait_with_output()).await {
-        Ok(output) => output.map_err(failed)?,
-        Err(_) => return Err(silent(format!("no answer within {CHECK_TIME_MAX:?}"))),
+    let patience = CHECK_TIME_MAX.min(deadline - Instant::now());
+    let mut child = command.spawn().map_err(failed)?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let answered = async {
+        let (answer, complaint) = tokio::try_join!(hear(out), hear(err))?;
+        io::Result::Ok((answer, complaint, child.wait().await?))
     };
-    serde_json::from_slice(&output.stdout).map_err(|_| {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.lines().next().unwrap_or_default();
-        silent(format!("{}: {said}", output.status))
+    let (answer, complaint, status) = match tokio::time::timeout(patience, answered).await {
+        Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
+            return Err(silent(format!("it says more than {SAID_LEN_MAX} bytes")));
+        }
+        Ok(answered) => answered.map_err(failed)?,
+        Err(_) => return Err(silent(format!("no answer within {} s", patience.as_secs()))),
+    };
+    serde_json::from_slice(&answer).map_err(|_| {
+        let complaint = String::from_utf8_lossy(&complaint);
+        let complaint = complaint.lines().next().unwrap_or_default();
+        silent(format!("{status}: {complaint}"))
     })
+}
+
+/// All that is said there, if it is no more than [`SAID_LEN_MAX`] bytes: else `FileTooLarge`, and nobody listens any more.
+async fn hear(stream: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut said = Vec::new();
+    if let Some(stream) = stream {
+        stream.take(SAID_LEN_MAX as u64 + 1).read_to_end(&mut said).await?;
+    }
+    match said.len() {
+        0..=SAID_LEN_MAX => Ok(said),
+        _ => Err(io::ErrorKind::FileTooLarge.into()),
+    }
 }
 
 /// Where this program was started from: what is there by now is another one, after an upgrade of a package.
@@ -229,11 +293,44 @@ fn capabilities() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
     fn this_process_knows_its_program_and_its_capabilities() {
         assert!(own_program().is_ok_and(|path| path.is_file()));
         assert!(capabilities().is_some());
+    }
+
+    /// What is made of what the shell says to these words, `--resume-check` being the name that it is called by.
+    fn refused(name: &str, lines: &str, deadline: Instant) -> String {
+        let script = std::env::temp_dir().join(format!("ringway-asked-{}-{name}", std::process::id()));
+        std::fs::write(&script, format!("#!/bin/sh\n{lines}\n")).expect("it can be written");
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+        let nothing = OwnedFd::from(std::fs::File::open("/dev/null").expect("every machine has it"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let answer = runtime.expect("a runtime").block_on(async {
+            // Not to hang; less than the program takes.
+            let patience = CHECK_TIME_MAX.mul_f64(0.9);
+            tokio::time::timeout(patience, ask(&script, nothing, deadline)).await
+        });
+        std::fs::remove_file(&script).expect("it is there");
+        let refused = answer.expect("it is not waited for").expect_err("it is no answer");
+        refused.to_string()
+    }
+
+    #[test]
+    fn who_talks_without_end_is_not_listened_to() {
+        for stream in ["", " >&2"] {
+            let refused = refused("talks", &format!("exec yes{stream}"), deadline());
+            assert!(refused.contains("it says more than 65536 bytes"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn all_programs_together_have_one_deadline() {
+        let refused = refused("sleeps", "exec sleep 60", Instant::now());
+        assert!(refused.contains("no answer within 0 s"), "{refused}");
     }
 }

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
-use super::guard::{Guard, Traces};
+use super::guard::Guard;
 use super::handover::{self, Handover};
 use super::leave::{self, Departure, Luggage, rehearsed};
+use super::leftovers::Traces;
 use super::parts::{Identity, Parts};
-use super::{Listeners, Resumed, RunError, upgrade};
+use super::{Listeners, Resumed, RunError, run_here, upgrade};
 use crate::config::{Dns, Hooks, Interface, Mtu, OffloadSwitches, Routing, Table, WireGuard, default_control_socket};
 use crate::control::server::{Desks, Server};
 use crate::control::signals::Signals;
@@ -35,24 +36,8 @@ pub fn run_wireguard(
     resume: Option<RawFd>,
     ready: &mut dyn FnMut(&Facts) -> io::Result<()>,
 ) -> Result<(), RunError> {
-    let mut from = resume.map(Handover::take).transpose()?;
-    let guard = Cell::new(None);
-    let result = loop {
-        guard.set(from.as_mut().and_then(Handover::guard));
-        let next = match run_open(options, from.take(), &guard, ready) {
-            Ok(None) => break Ok(()),
-            Ok(Some((handover, program))) => handover.go_on_in(&program),
-            Err(error) => break Err(error),
-        };
-        match next {
-            // The other program could not be executed.
-            Ok(handover) => from = Some(handover),
-            Err(error) => break Err(error.into()),
-        }
-    };
-    // It came here, and did not run again.
-    guard.take().into_iter().for_each(Guard::alarm);
-    result
+    let from = resume.map(Handover::take).transpose()?;
+    run_here(from, |from, guard| run_open(options, from, guard, ready))
 }
 
 /// The part of a configuration that `wg` has no say in.
@@ -171,7 +156,7 @@ fn run_open(
                         let control = rehearsed(&orders_in).await?;
                         handover::rehearsal(&handover::State::of_wireguard(ifindex, control), None)
                     };
-                    if let Some(granted) = upgrade::examine(PROGRAM, asked, rehearsal).await {
+                    if let Some(granted) = upgrade::examine(PROGRAM, asked, rehearsal, upgrade::deadline()).await {
                         return granted;
                     }
                 }

@@ -115,11 +115,11 @@ pub(super) fn start(
                 died: died_in.clone(),
             },
         };
-        threads.push(
-            thread::Builder::new()
-                .name(format!("worker-{number}"))
-                .spawn(move || thread.run(queue, socket, wake, &started_in))?,
-        );
+        let builder = thread::Builder::new().name(format!("worker-{number}"));
+        // Signals are the control thread's: an upgrade has them wait there.
+        threads.push(exec::with_signals_held(|| {
+            builder.spawn(move || thread.run(queue, socket, wake, &started_in))
+        })?);
         let (io, io_reason) = started
             .recv()
             .unwrap_or_else(|_| Err("it panicked".into()))
@@ -148,9 +148,8 @@ fn open_door(
     let counters = Arc::new(WorkerCounters::default());
     let control_sends_by = socket.try_clone()?;
     let (door, port) = Door::new(socket, waking, doorman, mailbox, counters.clone());
-    let thread = thread::Builder::new().name("door".into()).spawn(move || {
+    let keep = move || {
         let _death = death;
-        let _ = exec::hold_signals();
         cpu::be_nice(DOOR_NICE);
         if sandbox {
             confine("door");
@@ -158,7 +157,8 @@ fn open_door(
         if let Err(error) = door.run() {
             tracing::error!(%error, "the door cannot be kept");
         }
-    })?;
+    };
+    let thread = exec::with_signals_held(|| thread::Builder::new().name("door".into()).spawn(keep))?;
     Ok((DoorInfo::new(port, counters, control_sends_by), thread))
 }
 
@@ -202,8 +202,6 @@ impl Drop for DeathNotice {
 
 impl Thread {
     fn run(self, queue: TunQueue, socket: UdpSocket, wake: Wake, started: &Sender<Started>) {
-        // Signals are the control thread's: an upgrade has them wait there.
-        let _ = exec::hold_signals();
         if let Some(core) = self.core
             && !core.pin()
         {

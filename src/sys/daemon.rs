@@ -10,6 +10,17 @@ pub fn make_new_files_private() {
     unsafe { libc::umask(0o077) };
 }
 
+/// Standard streams that stay what they are in the background. Standard input is none of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// None.
+    Nothing,
+    /// Standard error.
+    Errors,
+    /// Standard output and error.
+    All,
+}
+
 /// The child's end of the pipe to the parent. Dropped without [`Detached::ready`] it makes the parent wait for the child's
 /// end.
 pub struct Detached {
@@ -61,16 +72,20 @@ fn exit_code_of(pid: libc::pid_t) -> i32 {
 }
 
 impl Detached {
-    /// Ends the parent with success. Standard input, and unless `keep_output` standard output and error, lead nowhere
-    /// afterwards; nor does the process hold on to the directory that it was started in.
+    /// Ends the parent with success. Standard streams that are not `kept` lead nowhere afterwards; nor does the process hold on to
+    /// the directory that it was started in.
     ///
     /// # Errors
     /// When /dev/null can't be opened.
-    pub fn ready(mut self, keep_output: bool) -> io::Result<()> {
+    pub fn ready(mut self, kept: Output) -> io::Result<()> {
         std::env::set_current_dir("/")?;
         let nowhere = File::options().read(true).write(true).open("/dev/null")?;
-        let streams = if keep_output { 0..=0 } else { 0..=2 };
-        for stream in streams {
+        let last = match kept {
+            Output::All => 0,
+            Output::Errors => 1,
+            Output::Nothing => 2,
+        };
+        for stream in 0..=last {
             // SAFETY: takes no pointers. The three standard streams are nobody's property: the standard library refers
             // to them by number and expects that they may be replaced.
             if unsafe { libc::dup2(nowhere.as_raw_fd(), stream) } < 0 {

@@ -30,7 +30,7 @@ pub mod memfd;
 mod option;
 pub mod outbox;
 pub mod plain;
-mod poll;
+pub mod poll;
 mod pool;
 pub mod probe;
 mod receive;

@@ -1,4 +1,4 @@
-//! Waiting for descriptors (poll(2)).
+//! Waiting for descriptors, and what there is to know of them without waiting (poll(2)).
 
 use super::send::last_errno;
 use std::io;
@@ -33,5 +33,37 @@ pub(super) fn readable<const N: usize>(
         0.. => Ok(files.map(|file| file.revents != 0)),
         _ if last_errno() == libc::EINTR => Ok([false; N]),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether nobody is at the other end of a stream socket any more (POLLHUP). One that only says nothing more is.
+pub fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: poll is one pollfd, writable during the call, which does not wait.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready == 1 && poll.revents & libc::POLLHUP != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Shutdown;
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn who_says_nothing_more_is_still_there_and_who_has_closed_is_not() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let is_gone = || has_hung_up(ours.as_fd());
+        assert!(!is_gone());
+        theirs.shutdown(Shutdown::Write).unwrap();
+        assert!(!is_gone());
+        drop(theirs);
+        assert!(is_gone());
     }
 }

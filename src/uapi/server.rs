@@ -40,6 +40,8 @@ pub fn path_of(name: &str) -> PathBuf {
 /// The socket, while its name is there.
 pub struct Server {
     socket: SocketFile,
+    /// Of clients. They keep theirs also where [`Server::serve`] is ended and called again.
+    seats: Arc<Semaphore>,
     /// [`CLIENT_TIME_MAX`], but in tests.
     client_time_max: Duration,
     /// inotify's descriptor, which reads as a pipe does.
@@ -73,6 +75,7 @@ impl Server {
         let watch = watch.map_err(|error| SocketError::Io(path.to_owned(), error))?;
         Ok(Server {
             socket,
+            seats: Arc::new(Semaphore::new(CLIENTS_MAX)),
             client_time_max: CLIENT_TIME_MAX,
             watch,
         })
@@ -98,8 +101,7 @@ impl Server {
     }
 
     async fn accept(&self, orders: mpsc::Sender<Order>) {
-        let seats = Arc::new(Semaphore::new(CLIENTS_MAX));
-        while let Ok(seat) = seats.clone().acquire_owned().await {
+        while let Ok(seat) = self.seats.clone().acquire_owned().await {
             match self.socket.accept().await {
                 Ok(stream) => {
                     let (orders, time_max) = (orders.clone(), self.client_time_max);

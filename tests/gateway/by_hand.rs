@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use crate::hosts::RINGWAY;
 use crate::lab::{Lab, wait_until};
 use crate::readme::{Machine, blocks, sections_with};
+use crate::says::assert_says;
 use crate::{PATIENCE, ping_until};
 
 /// What the other end's file says; its peer is `PEER`.
@@ -223,8 +224,8 @@ impl Unit {
         value.unwrap_or_else(|| panic!("the unit has {key}="))
     }
 
-    /// Shell that becomes what the unit runs: its user, its directories, its two capabilities.
-    fn script(&self, instance: &str) -> String {
+    /// Shell that becomes what the unit runs by `key`: its user, its directories, its two capabilities.
+    fn script(&self, key: &str, instance: &str) -> String {
         let [user, group] = [self.get("User"), self.get("Group")];
         let capabilities = |key| {
             let names = self.get(key).split(' ');
@@ -240,14 +241,14 @@ impl Unit {
         let (make_run, run) = directory("RuntimeDirectory", "/run");
         let (make_state, state) = directory("StateDirectory", "/var/lib");
         assert_eq!(self.get("NoNewPrivileges"), "yes");
-        let start = self.get("ExecStart").replace("%i", instance);
+        let command = self.get(key).trim_start_matches('-').replace("%i", instance);
         format!(
             "{make_run}{make_state}umask {}\n\
              exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin RUNTIME_DIRECTORY={run} STATE_DIRECTORY={state} \
              setpriv --reuid={user} --regid={group} --init-groups --no-new-privs --inh-caps={ambient} \
              --ambient-caps={ambient} --bounding-set={bounding} {}",
             self.get("UMask"),
-            installed(&start),
+            installed(&command),
         )
     }
 }
@@ -307,20 +308,21 @@ fn the_service_of_the_readme_runs_as_its_unit_says() {
     a.run(&format!("cp rw0.key mine/ && cd mine && {put} && cd .. && rm -r mine"))
         .unwrap_or_else(|told| panic!("{put}: {told}"));
     let unit = Unit::read("ringway@.service");
-    a.start(&(mount.clone() + &unit.script("rw0")));
+    a.start(&(mount.clone() + &unit.script("ExecStart", "rw0")));
     ping_until(&lab.a, "10.99.0.2");
     let status = a.run("ringway status rw0 --json").expect("root may ask");
     let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
     let pid = status["pid"].as_u64().expect("a number");
     let process = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    for line in [
-        "Uid:\t64998\t64998\t64998\t64998",
-        "CapEff:\t0000000000001400",
-        "CapBnd:\t0000000000001400",
-        "NoNewPrivs:\t1",
-    ] {
-        assert!(process.contains(line), "{line}: {process}");
-    }
+    assert_says(
+        &process,
+        &[
+            "Uid:\t64998\t64998\t64998\t64998",
+            "CapEff:\t0000000000001400",
+            "CapBnd:\t0000000000001400",
+            "NoNewPrivs:\t1",
+        ],
+    );
     let sockets = a.run("stat -c '%a %U %G' /run/ringway/rw0.sock").expect("it is there");
     assert_eq!(sockets.trim(), "660 ringway ringway");
 
@@ -343,6 +345,33 @@ fn the_service_of_the_readme_runs_as_its_unit_says() {
     );
     let state = a.run("stat -c '%U' /var/lib/ringway/rw0.state").expect("it is there");
     assert_eq!(state.trim(), "ringway");
+
+    // Commands run as its user, also those that a killed daemon has not come to.
+    let ended = "/var/lib/ringway/ended";
+    a.run(&format!(
+        "sed -i 's|^listen_port.*|&\\npost_down = [\"id -un >>{ended}\"]|' rw0.toml"
+    ))
+    .expect("root may");
+    let kill = |a: &mut Machine<'_>| {
+        a.start(&(mount.clone() + &unit.script("ExecStart", "rw0")));
+        ping_until(&lab.a, "10.99.0.2");
+        a.end(Signal::SIGKILL);
+    };
+    kill(&mut a);
+    let script = mount.clone() + &unit.script("ExecStopPost", "rw0");
+    let removed = a.run(&script).expect("it may");
+    assert_says(&removed, &["removed the socket /run/ringway/rw0.sock"]);
+    assert_eq!(a.run(&format!("cat {ended}")).expect("it ran"), "ringway\n");
+    // Root would run what that user can have written.
+    let forbidden = "rw0.toml belongs to the user 64998; run: chown root";
+    for command in ["run rw0.toml", "up rw0"] {
+        let told = a.run(&format!("ringway {command}")).expect_err("it has commands");
+        assert!(told.contains(forbidden), "{told}");
+    }
+    kill(&mut a);
+    let told = a.run("ringway cleanup rw0").expect_err("it has commands");
+    assert_says(&told, &["removed the socket /run/ringway/rw0.sock", forbidden]);
+    assert_eq!(a.run(&format!("cat {ended}")).expect("it ran once"), "ringway\n");
 }
 
 #[test]

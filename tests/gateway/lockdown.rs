@@ -111,13 +111,16 @@ impl Client {
     /// As [`Client::frames_while_probing`]; fails unless nothing left but the tunnel's own datagrams and what keeps the
     /// link alive.
     fn assert_nothing_leaks(&self, phase: &str) {
-        let strange: Vec<Frame> = self
-            .frames_while_probing()
-            .into_iter()
-            .filter(|frame| !is_tunnel(frame) && !is_link_upkeep(frame))
-            .collect();
-        assert!(strange.is_empty(), "{phase}: {strange:#?}");
+        assert_only_the_tunnel(self.frames_while_probing(), phase);
     }
+}
+
+/// Fails where anything is among `frames` but the tunnel's own datagrams and what keeps the link alive.
+#[track_caller]
+fn assert_only_the_tunnel(frames: Vec<Frame>, phase: &str) {
+    let is_strange = |frame: &Frame| !is_tunnel(frame) && !is_link_upkeep(frame);
+    let strange: Vec<Frame> = frames.into_iter().filter(is_strange).collect();
+    assert!(strange.is_empty(), "{phase}: {strange:#?}");
 }
 
 fn is_tunnel(frame: &Frame) -> bool {
@@ -180,12 +183,7 @@ fn nothing_but_the_tunnel_leaves_before_it_is_up_while_it_is_when_it_is_killed_a
     let capture = Capture::on(&client.lab.a, UNDERLAY, &["-Q", "out", "not", "arp"]);
     client.start();
     probe(&client.lab.a);
-    let strange: Vec<Frame> = capture
-        .end()
-        .into_iter()
-        .filter(|frame| !is_tunnel(frame) && !is_link_upkeep(frame))
-        .collect();
-    assert!(strange.is_empty(), "while it comes back: {strange:#?}");
+    assert_only_the_tunnel(capture.end(), "while it comes back");
     client.wait_until_packets_pass();
     client.assert_nothing_leaks("up again");
 
@@ -222,12 +220,7 @@ fn nothing_leaks_while_another_program_goes_on_nor_where_it_fails_to() {
         wait_until("the socket to go", PATIENCE, || !std::path::Path::new(socket).exists());
         probe(&client.lab.a);
     });
-    let strange: Vec<Frame> = capture
-        .end()
-        .into_iter()
-        .filter(|frame| !is_tunnel(frame) && !is_link_upkeep(frame))
-        .collect();
-    assert!(strange.is_empty(), "{strange:#?}");
+    assert_only_the_tunnel(capture.end(), "while others go on");
     assert!(client.is_locked() && !client.lab.a.has_interface("rw0"));
     client.unblock(&["rw0"]).expect("it holds");
 }

@@ -12,6 +12,8 @@ mod lab;
 mod lockdown;
 mod proof;
 mod readme;
+#[path = "../netns/says.rs"]
+mod says;
 
 use std::time::Duration;
 

@@ -13,6 +13,8 @@ mod forge;
 #[expect(dead_code, reason = "another program's tests use the rest of the lab")]
 mod lab;
 mod relay;
+#[path = "../netns/set_on_drop.rs"]
+mod set_on_drop;
 #[path = "../netns/traffic.rs"]
 #[expect(dead_code, reason = "another program's tests use the rest of the traffic")]
 mod traffic;
@@ -29,6 +31,7 @@ use forge::{Forge, Kind};
 use lab::{Lab, UNDERLAY_V4, wait_until};
 use relay::{RELAY_PORTS, Relay};
 use ringway::proto::{Suite, SuiteChoice};
+use set_on_drop::SetOnDrop;
 use traffic::{Transfer, connect, exchange_files};
 
 const MIB: u64 = 1 << 20;
@@ -247,15 +250,6 @@ fn gets_in_during_a_flood(suite: Suite) {
         let before = demanded();
         wait_until("the flood to go on", PATIENCE, || demanded() > before);
     });
-}
-
-/// Ends a flood also where the test panics.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

@@ -3,8 +3,14 @@
 
 mod end;
 #[path = "../netns/lab.rs"]
+#[expect(dead_code, reason = "another program's tests use the rest of the lab")]
 mod lab;
+mod leftovers;
+#[path = "../netns/says.rs"]
+mod says;
 mod service;
+#[path = "../netns/set_on_drop.rs"]
+mod set_on_drop;
 mod storm;
 mod system;
 #[path = "../netns/traffic.rs"]
@@ -203,28 +209,6 @@ fn up_and_down_come_back_when_the_tunnel_is_there_and_gone() {
     let (code, text) = run("down");
     assert!(code == Some(0) && text.contains("removed the socket"), "{text}");
     assert!(is_gone());
-}
-
-#[test]
-fn cleanup_goes_by_the_file_where_that_names_another_socket() {
-    let Some(lab) = Lab::new() else { return };
-    let [mut a, b] = [0, 1].map(|me| End::new(&lab, me));
-    // As machines are that are no routers.
-    lab.a.run(&["sysctl", "-qw", "net.ipv4.conf.under0.forwarding=0"]);
-    let forwarding = || lab.a.run(&["sysctl", "-n", "net.ipv4.conf.under0.forwarding"]);
-    let before = forwarding();
-    a.write("", &["[gateway]\negress = [\"under0\"]\n".into(), b.as_peer_at_home()]);
-    a.start(&lab.a);
-    wait_until("the gateway", PATIENCE, || forwarding() != before);
-    a.end_by(Signal::SIGKILL);
-    wait_until("the interface to go", PATIENCE, || !lab.a.has_interface(INTERFACE));
-    let file = a.file.to_str().expect("an ASCII path");
-    let removed = lab.a.run(&[end::RINGWAY, "cleanup", file]);
-    for what in ["forwarding", "the table inet ringway-gateway-rw0", "the socket"] {
-        assert!(removed.contains(&format!("removed {what}")), "{removed}");
-    }
-    assert!(forwarding() == before && !a.control.exists());
-    assert_eq!(lab.a.run(&[end::RINGWAY, "cleanup", file]), "nothing is left of rw0\n");
 }
 
 #[test]

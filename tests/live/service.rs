@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 
 use crate::end::{End, RINGWAY};
 use crate::lab::{Lab, wait_until};
+use crate::upgrade_fails::meddler;
 use crate::{PATIENCE, Pair, inner};
 
 /// How often the manager wants to hear of the daemon, in microseconds: so seldom that a busy machine is no fault, and the
@@ -177,6 +178,40 @@ fn a_service_manager_is_told_when_packets_pass_that_all_moves_and_what_is_under_
     manager.wait_for_watchdog();
     assert!(pair.a.end_by(Signal::SIGTERM).success());
     assert_eq!(manager.next_news()["STOPPING"], "1");
+}
+
+#[test]
+fn a_service_manager_hears_at_each_step_of_an_upgrade_that_all_moves() {
+    let Some(lab) = Lab::new() else { return };
+    let [a, b] = pair(&lab);
+    let mut pair = Pair { a, b, lab };
+    let path = pair.lab.directory.join("notify");
+    let manager = Mailbox::at(&path);
+    // So patient that nothing is said because of the time.
+    let environment = [
+        format!("NOTIFY_SOCKET={}", path.display()),
+        "WATCHDOG_USEC=36000000000".to_owned(),
+    ];
+    let alive = BTreeMap::from([("WATCHDOG".to_owned(), "1".to_owned())]);
+    pair.a
+        .start_under(&pair.lab.a, &["env", &environment[0], &environment[1]]);
+    assert_eq!(manager.message()["READY"], "1");
+    pair.wait_until_packets_pass();
+    pair.a.must(&["upgrade", "@"]);
+    // Before it packs and before it settles, when it has, when workers rest and when they have ended; when it comes, and when
+    // workers are there.
+    for step in 1..=7 {
+        assert_eq!(manager.message(), alive, "step {step}");
+    }
+    assert_eq!(manager.message()["READY"], "1");
+    // Whoever waits for a guard does not run any more.
+    let lines = "state = state.replace(b'private_key = ', b'privade_key = ')";
+    let program = meddler(&pair.lab.directory.join("renaming"), lines);
+    pair.a
+        .ringway(&["upgrade", "@", "--binary", &program])
+        .expect_err("it fails");
+    assert_eq!(manager.next_news()["STOPPING"], "1");
+    assert_eq!(pair.a.wait_for_end().code(), Some(1));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::end::{End, Keys, PORT, peer, write};
 use crate::lab::{Lab, wait_until};
+use crate::says::assert_says;
 use crate::traffic::iperf3_report;
 use crate::{PATIENCE, Pair, inner};
 
@@ -22,6 +23,8 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const STALL_MAX: Duration = Duration::from_secs(3);
 /// By how much the daemon may grow in the storm: what its allocator keeps, and not what each of a hundred changes leaves.
 const GROWTH_MAX_KIB: u64 = 4 * 1024;
+/// So often in a row, 20 ms apart, the same files have to be open to count as those that last.
+const LOOKS: usize = 25;
 /// So many rounds make one of each kind.
 const KINDS: usize = 8;
 
@@ -40,16 +43,17 @@ fn a_storm_of_changes_stops_no_traffic_and_leaves_what_the_last_one_says() {
     // The state that the storm ends in, from a tunnel that has not seen one.
     storm.reload(0);
     let expected = storm.state();
-    for part in [
-        "mtu 1300",
-        "10.98.0.0/24",
-        "10.96.0.0/24",
-        "ringway-gateway-rw0",
-        "nameserver 10.99.0.3",
-    ] {
-        assert!(expected.contains(part), "no {part} in {expected}");
-    }
-    let before = descriptors(pid);
+    assert_says(
+        &expected,
+        &[
+            "mtu 1300",
+            "10.98.0.0/24",
+            "10.96.0.0/24",
+            "ringway-gateway-rw0",
+            "nameserver 10.99.0.3",
+        ],
+    );
+    let before = stable_descriptors(pid);
     let handshakes = [a.handshake("b"), b.handshake("a")];
     let (rounds, report, resident_kib) = thread::scope(|scope| {
         let load = scope.spawn(move || iperf3_report(lab, inner(1), &LOAD));
@@ -67,7 +71,9 @@ fn a_storm_of_changes_stops_no_traffic_and_leaves_what_the_last_one_says() {
     assert!(longest <= STALL_MAX, "nothing passed for {longest:?}");
     let bytes = report["end"]["sum_received"]["bytes"].as_u64().expect("a number");
     assert!(bytes > 1 << 20, "{bytes} bytes");
-    wait_until("descriptors as before", PATIENCE, || descriptors(pid) == before);
+    wait_until(&format!("{before} descriptors as before"), PATIENCE, || {
+        stable_descriptors(pid) == before
+    });
     let grown_kib = resident(pid).saturating_sub(resident_kib);
     assert!(
         grown_kib <= GROWTH_MAX_KIB,
@@ -277,9 +283,25 @@ fn mtu(number: usize) -> usize {
     1300 + 10 * (number % 5)
 }
 
-/// How many files the process has open.
-fn descriptors(pid: u64) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count()
+/// What the process has open that lasts: the number of files, once several looks in a row find the same ones. A client that
+/// has its answer may be connected yet, and each other file that is opened meanwhile is a new one.
+fn stable_descriptors(pid: u64) -> usize {
+    let look = || {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").flatten();
+        let mut open: Vec<_> = open
+            .map(|entry| (entry.file_name(), fs::read_link(entry.path()).ok()))
+            .collect();
+        open.sort();
+        open
+    };
+    let (mut last, mut same) = (look(), 0);
+    wait_until("descriptors that last", PATIENCE, || {
+        let seen = look();
+        same = if seen == last { same + 1 } else { 0 };
+        last = seen;
+        same == LOOKS
+    });
+    last.len()
 }
 
 /// KiB of memory that the process has resident.

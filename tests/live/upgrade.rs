@@ -44,16 +44,20 @@ pub(crate) fn upgrade(end: &End, times: u64) {
         counts.into_iter().all(|(before, after)| after >= before),
         "counters go on"
     );
-    // Neither the program that was asked nor the guard is left, not even for somebody to take note of their ends.
-    let pid = after["pid"].as_u64().expect("a number");
-    let children = format!("/proc/{pid}/task/{pid}/children");
-    wait_until("no children", PATIENCE, || {
-        fs::read_to_string(&children).unwrap_or_default().is_empty()
-    });
+    wait_for_no_children(&after);
     let drops = after["workers"].to_string();
     for never in ["forged", "replayed", "expired", "unknown_index"] {
         assert!(!drops.contains(never), "{drops}");
     }
+}
+
+/// Neither the program that was asked nor the guard is left of an upgrade, not even for somebody to take note of their ends.
+pub(crate) fn wait_for_no_children(status: &Value) {
+    let pid = status["pid"].as_u64().expect("a number");
+    let children = format!("/proc/{pid}/task/{pid}/children");
+    wait_until("no children", PATIENCE, || {
+        fs::read_to_string(&children).unwrap_or_default().is_empty()
+    });
 }
 
 /// Upgrades of each end.

@@ -6,15 +6,19 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::end::{End, INNER, INTERFACE, Keys, PORT, RINGWAY, write};
-use crate::lab::{Lab, Namespace, UNDERLAY_V4, wait_until};
+use crate::lab::{Lab, Namespace, UNDERLAY, UNDERLAY_V4, wait_until};
+use crate::set_on_drop::SetOnDrop;
 use crate::upgrade::{self, ROUNDS, unchanged, upgrade};
 use crate::{PATIENCE, Pair, inner};
+
+/// SIGHUP, SIGINT and SIGTERM, as proc_pid_status(5) has them.
+const SIGNALS: u64 = 1 | 1 << 1 | 1 << 14;
 
 /// `ringway upgrade` beside the test.
 fn upgrade_beside(end: &End, program: &str) -> std::process::Child {
@@ -59,6 +63,11 @@ fn handshakes_requests_and_changes_go_on_while_a_program_is_asked_which_then_get
     let Some(mut pair) = Pair::up() else { return };
     // The check would leave its marks where the sandbox lets nobody write.
     restart_without_sandbox(&mut pair);
+    // The other end begins anew, and has nothing to say until the question: what is asked may take 20 s for its answer.
+    pair.b.end_by(Signal::SIGTERM);
+    pair.b.write("", &[pair.a.as_peer_at_home()]);
+    pair.b.start(&pair.lab.b);
+    pair.b.status();
     let (program, asked, open) = waiting(&pair.lab, true);
     let before = handshakes(&pair.a);
     let child = upgrade_beside(&pair.a, &program);
@@ -67,10 +76,7 @@ fn handshakes_requests_and_changes_go_on_while_a_program_is_asked_which_then_get
     pair.a.must(&["peer", "add", "@", &guest.public, "--name", "guest"]);
     let (code, text) = pair.a.ringway(&["upgrade", "@"]).expect_err("one at a time");
     assert!(code == 1 && text.contains("another upgrade is under way"), "{text}");
-    // The other end begins anew, and needs an answer of this one's control thread.
-    pair.b.end_by(Signal::SIGTERM);
-    pair.b.write("", &[pair.a.as_peer_at_home()]);
-    pair.b.start(&pair.lab.b);
+    // The other end needs an answer of this one's control thread.
     wait_until("a handshake", PATIENCE, || {
         pair.lab.b.ping(inner(0), 56) && handshakes(&pair.a) != before
     });
@@ -83,6 +89,85 @@ fn handshakes_requests_and_changes_go_on_while_a_program_is_asked_which_then_get
     assert_eq!(pair.a.status()["upgrades"], 1);
     assert!(pair.a.must(&["peer", "list", "@"]).contains("guest"));
     assert!(pair.lab.a.answers(inner(1), 56));
+}
+
+#[test]
+fn an_upgrade_that_nobody_waits_for_any_more_does_not_happen() {
+    let Some(mut pair) = Pair::up() else { return };
+    restart_without_sandbox(&mut pair);
+    let before = unchanged(&pair.a, "b");
+    let lines = || pair.a.log().matches("whoever asked for it has hung up").count();
+    let forsaken = |child: std::process::Child, times: usize| {
+        wait_until("a line in the log", PATIENCE, || lines() == times);
+        let output = child.wait_with_output().expect("it is our child");
+        assert!(!output.status.success(), "{output:?}");
+        assert!(pair.lab.a.answers(inner(1), 56));
+        assert_eq!(unchanged(&pair.a, "b"), before);
+        let status = pair.a.status();
+        assert!(status["upgrades"].is_null(), "there was none");
+        upgrade::wait_for_no_children(&status);
+    };
+
+    // While the program is asked.
+    let (program, asked, _) = waiting(&pair.lab, true);
+    let mut child = upgrade_beside(&pair.a, &program);
+    wait_until("the question", PATIENCE, || asked() == 1);
+    child.kill().expect("it is our child");
+    forsaken(child, 1);
+
+    // Just before it answers.
+    let file = pair.lab.directory.join("client");
+    let answer = r#"{"program":"ringway","version":"9.9.9","formats":[1,2,3,4,5,6,7,8,9],"capabilities":18446744073709551615,"problem":null}"#;
+    let lines = format!(
+        "[ \"$1\" = --resume-check ] || exec {RINGWAY} \"$@\"
+         until [ -s {file} ]; do sleep 0.02; done
+         read -r client <{file}
+         kill -9 $client
+         while [ -e /proc/$client/fd/0 ]; do :; done
+         echo '{answer}'",
+        file = file.display()
+    );
+    let program = upgrade::script(&pair.lab.directory.join("killing"), &lines);
+    let child = upgrade_beside(&pair.a, &program);
+    write(&file, &format!("{}\n", child.id()));
+    forsaken(child, 2);
+
+    // None of it stands in the way of one that somebody waits for.
+    pair.a.must(&["upgrade", "@"]);
+    assert_eq!(pair.a.status()["upgrades"], 1);
+    assert_eq!(unchanged(&pair.a, "b"), before);
+}
+
+#[test]
+fn signals_come_to_the_control_thread_alone() {
+    let Some(lab) = Lab::new() else { return };
+    let mut a = End::new(&lab, 0);
+    for io in ["auto", "syscall"] {
+        a.write(&format!("io = \"{io}\"\n"), &[]);
+        a.start(&lab.a);
+        for again in [false, true] {
+            if again {
+                a.must(&["upgrade", "@"]);
+            }
+            // Reads the file on a thread that stays for a while.
+            a.must(&["reload", "@"]);
+            let pid = a.status()["pid"].to_string();
+            let mut deaf = 0;
+            for thread in fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").flatten() {
+                let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+                // One that has ended meanwhile takes no signal either.
+                let Some(mask) = status.lines().find_map(|line| line.strip_prefix("SigBlk:")) else {
+                    continue;
+                };
+                let held = u64::from_str_radix(mask.trim(), 16).expect("a mask") & SIGNALS;
+                let is_control = thread.file_name().to_str() == Some(&pid);
+                assert_eq!(held, if is_control { 0 } else { SIGNALS }, "{status}");
+                deaf += usize::from(!is_control);
+            }
+            assert!(deaf >= 2, "the door and a worker");
+        }
+        a.end_by(Signal::SIGTERM);
+    }
 }
 
 fn restart_without_sandbox(pair: &mut Pair) {
@@ -242,45 +327,60 @@ impl Drop for Daemon {
     }
 }
 
-/// A drop is counted by reason, wherever it happens: in workers, at their sockets, at the TUN, at who listens.
-fn counted_drops(ends: [(&End, &Namespace); 2]) -> u64 {
+/// A drop is counted once, wherever it happens: in workers and at their sockets by ringway, at both links and at who listens
+/// (on `port` of b) by the kernel.
+fn counted_drops([a, b]: [(&End, &Namespace); 2], port: u16) -> u64 {
     let number = |value: &Value| value.as_u64().unwrap_or(0);
-    let one = |(end, host): (&End, &Namespace)| {
+    let in_workers = |end: &End| {
         let status = end.status();
         let workers = status["workers"].as_array().expect("a list").iter();
-        let in_workers = workers.flat_map(|worker| worker["drops"].as_object().expect("a map").values());
-        let link: Value =
-            serde_json::from_str(&host.ip(&["-s", "-j", "link", "show", "dev", INTERFACE])).expect("JSON");
-        let link = &link[0]["stats64"];
-        let at_tun = ["rx", "tx"].map(|way| number(&link[way]["dropped"]));
-        in_workers.map(number).sum::<u64>() + at_tun.iter().sum::<u64>() + host.counter("Udp", "RcvbufErrors")
+        let drops = workers.flat_map(|worker| worker["drops"].as_object().expect("a map").values());
+        drops.map(number).sum::<u64>()
     };
-    ends.into_iter().map(one).sum()
+    let at_link = |host: &Namespace, link: &str, ways: &[&str]| {
+        let shown = host.ip(&["-s", "-j", "link", "show", "dev", link]);
+        let shown: Value = serde_json::from_str(&shown).expect("JSON");
+        let stats = &shown[0]["stats64"];
+        ways.iter().map(|way| number(&stats[way]["dropped"])).sum::<u64>()
+    };
+    // What finds no room on the far side of a veth is counted at the side where it was sent.
+    let one =
+        |(end, host)| in_workers(end) + at_link(host, INTERFACE, &["rx", "tx"]) + at_link(host, UNDERLAY, &["tx"]);
+    one(a) + one(b) + dropped_at_port(b.1, port)
 }
 
-/// Ends the threads also where the test panics, for their scope waits for them.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+/// How much found no room at the UDP socket of this port (/proc/net/udp, last column).
+fn dropped_at_port(host: &Namespace, port: u16) -> u64 {
+    let table = host.enter(|| fs::read_to_string("/proc/thread-self/net/udp").expect("proc is mounted"));
+    let end = format!(":{port:04X}");
+    let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row[1].ends_with(&end)).expect("the socket is open");
+    row.last().and_then(|drops| drops.parse().ok()).expect("a number")
 }
 
 #[test]
 fn no_datagram_is_lost_in_an_upgrade_but_what_is_counted() {
     let Some(pair) = Pair::up() else { return };
     let Pair { a, b, lab } = &pair;
+    // The kernel counts what it drops in pieces that it handles, so none of them is more than one datagram on the underlay.
+    for host in [&lab.a, &lab.b] {
+        host.ip(&["link", "set", UNDERLAY, "gso_max_segs", "1"]);
+    }
     let ends = [(a, &lab.a), (b, &lab.b)];
     let before = (unchanged(a, "b"), unchanged(b, "a"));
-    let dropped_before = counted_drops(ends);
     let [from, to] = [&lab.a, &lab.b].map(|host| host.enter(|| UdpSocket::bind("0.0.0.0:0").expect("a port")));
-    let address = SocketAddr::new(inner(1), to.local_addr().expect("it is bound").port());
+    let port = to.local_addr().expect("it is bound").port();
+    let address = SocketAddr::new(inner(1), port);
     to.set_read_timeout(Some(Duration::from_millis(100))).expect("not zero");
-    let (stop, sent, received) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let doubles = AtomicU64::new(0);
+    let dropped_before = counted_drops(ends, port);
+    let (stop, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (sent, received, doubles) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
+    let lost = || count(&sent) - count(&received);
+    let counted = || counted_drops(ends, port) - dropped_before;
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let _over = [&stop, &over].map(SetOnDrop);
+        let sender = scope.spawn(|| {
             let mut datagram = [0; 600];
             while !stop.load(Ordering::Relaxed) {
                 // More than fits, so that workers always have something in their hands.
@@ -302,22 +402,20 @@ fn no_datagram_is_lost_in_an_upgrade_but_what_is_counted() {
                         seen.resize(seen.len().max(number + 1), false);
                         if std::mem::replace(&mut seen[number], true) {
                             doubles.fetch_add(1, Ordering::Relaxed);
+                        } else {
+                            received.fetch_add(1, Ordering::Relaxed);
                         }
-                        received.fetch_add(1, Ordering::Relaxed);
                     }
                     Ok((len, _)) => panic!("a datagram of {len} bytes"),
-                    Err(_) if stop.load(Ordering::Relaxed) => return,
+                    Err(_) if over.load(Ordering::Relaxed) => return,
                     Err(_) => {}
                 }
             }
         });
-        let _stop = StopOnDrop(&stop);
         let mut progress = 0;
         let mut wait_for_progress = || {
-            progress = received.load(Ordering::Relaxed);
-            wait_until("datagrams", PATIENCE, || {
-                received.load(Ordering::Relaxed) > progress + 1000
-            });
+            progress = count(&received);
+            wait_until("datagrams", PATIENCE, || count(&received) > progress + 1000);
         };
         wait_for_progress();
         for times in 1..=ROUNDS {
@@ -326,15 +424,21 @@ fn no_datagram_is_lost_in_an_upgrade_but_what_is_counted() {
                 wait_for_progress();
             }
         }
+        stop.store(true, Ordering::Relaxed);
+        sender.join().expect("a may send");
+        // What is under way arrives, or is counted, when a busy machine comes to it.
+        let deadline = Instant::now() + PATIENCE;
+        while lost() > counted() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(100));
+        }
     });
-    let [sent, received] = [&sent, &received].map(|count| count.load(Ordering::Relaxed));
-    let lost = sent - received;
-    let counted = counted_drops(ends) - dropped_before;
+    let (lost, counted) = (lost(), counted());
+    let sent = count(&sent);
     println!("{lost} of {sent} lost, {counted} counted");
     assert!(
         lost <= counted,
         "{lost} of {sent} were lost, and {counted} drops were counted"
     );
-    assert_eq!(doubles.load(Ordering::Relaxed), 0);
+    assert_eq!(count(&doubles), 0);
     assert_eq!((unchanged(a, "b"), unchanged(b, "a")), before, "no new handshake");
 }

@@ -11,7 +11,7 @@ use crate::{PATIENCE, Pair, inner};
 
 /// A program that takes what is handed over, lets these lines of Python change it, and goes on as `ringway`. They have
 /// the bytes in `state`, and the numbers of descriptors in `numbers`.
-fn meddler(path: &Path, lines: &str) -> String {
+pub(crate) fn meddler(path: &Path, lines: &str) -> String {
     let text = format!(
         "import fcntl, json, os, sys
 RINGWAY = '{RINGWAY}'
@@ -102,7 +102,10 @@ fn a_program_that_fails_once_the_old_one_is_gone_leaves_nothing_but_the_kill_swi
     let mut pair = Pair { a, b, lab };
     let down = pair.lab.directory.join("down");
     let keys = "exclude = [\"10.96.0.0/16\"]\ndns = [\"10.99.0.2\"]\n";
-    let with_commands = format!("{keys}post_down = [\"touch {}\"]\n", down.display());
+    let with_commands = format!(
+        "{keys}post_down = [\"grep SigBlk /proc/self/status >{}\", \"exit 3\"]\n",
+        down.display()
+    );
     let locked = format!("{keys}lockdown = true\n");
     let at = |name: &str| pair.lab.directory.join(name);
     let dying = script(
@@ -177,6 +180,11 @@ fn a_program_that_fails_once_the_old_one_is_gone_leaves_nothing_but_the_kill_swi
             pair.lab.a.run(&[RINGWAY, "unblock", INTERFACE]);
         } else {
             wait_until("the commands of the end", PATIENCE, || down.exists());
+            // Also of those that fail the log tells, and whoever wants to end one can.
+            let failed = "post_down: \"exit 3\" failed";
+            wait_until(failed, PATIENCE, || log().contains(failed));
+            let held = fs::read_to_string(&down).expect("it is there");
+            assert!(held.ends_with("\t0000000000000000\n"), "{held}");
             fs::remove_file(&down).expect("it is there");
         }
     }

@@ -9,6 +9,8 @@ mod hosts;
 mod lab;
 mod names;
 mod resolved;
+#[path = "../netns/says.rs"]
+mod says;
 
 use nix::sys::signal::Signal;
 

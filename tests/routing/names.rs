@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::hosts::{Daemon, FAR, Hosts, INTERFACE, RINGWAY, SERVER, write};
 use crate::lab::{Namespace, wait_until};
+use crate::says::assert_says;
 use crate::{ALL, PATIENCE};
 
 const BEFORE: &str = "nameserver 192.0.2.53\n";
@@ -128,13 +129,14 @@ fn wg_quicks_file_sets_a_full_tunnel_with_name_servers() {
             .run(&[RINGWAY, "convert", again.to_str().expect("ASCII")]),
         converted
     );
-    for line in [
-        "dns = [\"10.99.0.2\", \"fd99::2\"]",
-        "dns_search = [\"corp.example\"]",
-        ALL,
-    ] {
-        assert!(converted.contains(line), "{converted}");
-    }
+    assert_says(
+        &converted,
+        &[
+            "dns = [\"10.99.0.2\", \"fd99::2\"]",
+            "dns_search = [\"corp.example\"]",
+            ALL,
+        ],
+    );
     let mut daemon = Daemon::start(with_etc(&hosts, BEFORE), &config);
     hosts.wait_until_up(&mut daemon);
     hosts.expect("server", &[FAR[0], FAR[2]]);
@@ -143,14 +145,15 @@ fn wg_quicks_file_sets_a_full_tunnel_with_name_servers() {
     assert_eq!((resolv_conf(&hosts), hosts.state()), (BEFORE.into(), state));
     // SaveConfig: the port that the kernel chose, and what the file said before.
     let saved = fs::read_to_string(&config).expect("it is there");
-    for line in [
-        "ListenPort = ",
-        "PostUp = true %i\n",
-        "DNS = corp.example\n",
-        "AllowedIPs = 0.0.0.0/0, ::/0\n",
-    ] {
-        assert!(saved.contains(line), "{saved}");
-    }
+    assert_says(
+        &saved,
+        &[
+            "ListenPort = ",
+            "PostUp = true %i\n",
+            "DNS = corp.example\n",
+            "AllowedIPs = 0.0.0.0/0, ::/0\n",
+        ],
+    );
     assert_eq!(
         fs::metadata(&config).expect("it is there").permissions().mode() & 0o777,
         0o600

@@ -7,8 +7,11 @@ mod device;
 mod lab;
 
 use std::fs;
+use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, UdpSocket};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -877,4 +880,66 @@ fn an_upgrade_keeps_what_wg_has_set_and_the_session() {
     assert_eq!(a.dump().len(), 2);
     fs::remove_file(a.socket()).expect("it is there");
     a.wait_until_ended();
+}
+
+#[test]
+fn in_the_background_its_log_goes_on_to_the_journal_over_upgrades_and_up_to_its_last_word() {
+    let Some(lab) = lab() else { return };
+    let run = lab.directory.join("run");
+    fs::create_dir_all(run.join("systemd/journal")).expect("the directory is ours");
+    let journal = UnixDatagram::bind(run.join("systemd/journal/socket")).expect("the directory is ours");
+    journal.set_read_timeout(Some(PATIENCE)).expect("not zero");
+    let name = unique_name();
+    // An entry of that tunnel's that says this.
+    let wait_for = |message: &str| {
+        let mut entry = vec![0; 1 << 16];
+        loop {
+            let len = journal.recv(&mut entry).expect(message);
+            let entry = String::from_utf8_lossy(&entry[..len]);
+            if entry.contains(message) {
+                for field in ["SYSLOG_IDENTIFIER=ringway-wg", &format!("TUNNEL={name}")] {
+                    assert!(entry.lines().any(|line| line == field), "{entry}");
+                }
+                return;
+            }
+        }
+    };
+    let (mut lines, stderr) = UnixStream::pair().expect("a pair of sockets");
+    lines.set_nonblocking(true).expect("a socket");
+    let stderr = fs::File::from(OwnedFd::from(stderr));
+    let stream = stderr.metadata().expect("it is open");
+    let mount = format!("mount --bind {} /run && exec \"$@\"", run.display());
+    let mut command = lab.a.command("unshare");
+    command.args(["-m", "sh", "-c", &mount, "sh", RINGWAY_WG, &name]);
+    command.env("JOURNAL_STREAM", format!("{}:{}", stream.dev(), stream.ino()));
+    command.env_remove("LOG_LEVEL").stdout(Stdio::null());
+    command.stderr(stderr.try_clone().expect("a descriptor"));
+    assert!(command.status().expect("nsenter is installed").success());
+    let pid = pid_of(&name).expect("it runs in the background");
+    let device = Device::running(&lab, name.clone(), Keys::new(), pid);
+    let upgrade = |program: &str| {
+        let mut command = Command::new(RINGWAY);
+        command.arg("upgrade").arg(run.join(format!("ringway/{name}.sock")));
+        let output = command.args(["--binary", program]).output();
+        output.expect("the binary under test exists").status.success()
+    };
+
+    for _ in 0..2 {
+        assert!(!upgrade("/no/such/program"));
+        wait_for("no upgrade: /no/such/program");
+        assert!(upgrade(RINGWAY_WG));
+    }
+    // Its last word, and what the guard says that has to do with the rest.
+    let lost = lab.directory.join("lost");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --resume-check ] && exec {RINGWAY_WG} \"$@\"\nexec {RINGWAY_WG} --resume 999 {name}\n"
+    );
+    fs::write(&lost, script).expect("the directory is ours");
+    fs::set_permissions(&lost, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    assert!(!upgrade(lost.to_str().expect("plain")));
+    wait_for("descriptor 999 was not handed over");
+    wait_for("the program that was to go on with the tunnel has not");
+    device.wait_until_ended();
+    let no_line = lines.read(&mut [0]).expect_err("nothing came as a line");
+    assert_eq!(no_line.kind(), ErrorKind::WouldBlock);
 }

@@ -140,7 +140,7 @@ fn load(file: &Path, findings: &mut Vec<Finding>) -> Option<Config> {
             }
             None
         }
-        Err(error @ LoadError::Read { .. }) => {
+        Err(error @ (LoadError::Read { .. } | LoadError::Commands { .. })) => {
             findings.push(Finding::problem(
                 "configuration",
                 error.to_string(),

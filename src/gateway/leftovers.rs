@@ -1,0 +1,214 @@
+//! What is left of a tunnel that nobody has any more: found by its names, and removed. A kill switch holds.
+//!
+//! A daemon that ends in good order leaves nothing. After one that was killed, or was followed by a program that does not go
+//! on, there are rules, filters, name servers, sockets and commands that have not run: those are for the guard, or for
+//! `ringway cleanup`.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{RunError, hooks};
+use crate::config::{Config, LoadError, Loaded, MetricsListen, RUN_DIR, default_control_socket};
+use crate::control::runtime::Runtime;
+use crate::control::socket;
+use crate::firewall::gateway;
+use crate::link::{self, LinkError};
+use crate::{dns, uapi};
+
+/// How long the interface may outlive the process that had it: the kernel lets go of a ring's files some time after its end.
+/// The service's unit gives `ringway cleanup` longer.
+const INTERFACE_TIME_MAX: Duration = Duration::from_secs(8);
+/// Between two looks at it.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What a tunnel has in the system, by names.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Traces {
+    /// The interface.
+    pub(super) name: String,
+    /// Its first name is that of the control socket.
+    pub(super) sockets: Vec<PathBuf>,
+    /// Rules, filters and name servers are the daemon's, and not somebody else's as with `wg-quick`.
+    pub(super) owns_network: bool,
+    /// There is a kill switch.
+    pub(super) lockdown: bool,
+    pub(super) post_down: Vec<String>,
+}
+
+impl Traces {
+    /// Those of the tunnel that `config` describes, which is `file`'s.
+    pub(super) fn of(config: &Config, file: &Path) -> Traces {
+        let interface = &config.interface;
+        let mut sockets = vec![interface.control_socket.clone()];
+        if file.extension().is_some_and(|extension| extension == "conf") {
+            sockets.push(uapi::server::path_of(&interface.name));
+        }
+        if let Some(MetricsListen::Unix(path)) = &config.metrics {
+            sockets.push(path.clone());
+        }
+        Traces {
+            name: interface.name.clone(),
+            sockets,
+            owns_network: true,
+            lockdown: interface.lockdown.is_some(),
+            post_down: interface.hooks.post_down.clone(),
+        }
+    }
+
+    /// Those of a tunnel of which only the name is known.
+    fn of_name(name: &str) -> Traces {
+        Traces {
+            name: name.to_owned(),
+            sockets: vec![default_control_socket(name)],
+            owns_network: true,
+            lockdown: false,
+            post_down: Vec::new(),
+        }
+    }
+
+    /// Waits until the kernel has let go of the interface.
+    ///
+    /// # Errors
+    /// [`LinkError::Exists`] when it does not.
+    pub(super) async fn wait_until_gone(&self) -> Result<(), LinkError> {
+        let deadline = Instant::now() + INTERFACE_TIME_MAX;
+        while link::exists(&self.name).await? {
+            if Instant::now() > deadline {
+                return Err(LinkError::Exists(self.name.clone()));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Removes it all but the sockets once the interface is gone; tells what that was, a phrase each.
+    pub(super) async fn remove(&self, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
+        if self.owns_network {
+            let control_socket = self.sockets.first().expect("the control socket's is always there");
+            dns::remove_leftovers(&self.name)
+                .await?
+                .into_iter()
+                .for_each(&mut *tell);
+            link::remove_leftovers(&self.name)
+                .await?
+                .into_iter()
+                .for_each(&mut *tell);
+            gateway::remove_leftovers(&self.name, control_socket)
+                .await?
+                .into_iter()
+                .for_each(tell);
+        }
+        Ok(())
+    }
+
+    /// Removes those of its sockets on which nobody answers; tells which those were. Whether the control socket was one.
+    pub(super) async fn remove_sockets(&self, tell: &mut dyn FnMut(String)) -> bool {
+        let mut has_died = false;
+        for (number, path) in self.sockets.iter().enumerate() {
+            match socket::remove_dead(path).await {
+                Ok(true) => {
+                    has_died |= number == 0;
+                    tell(format!("the socket {}", path.display()));
+                }
+                Ok(false) => {}
+                // The next daemon takes its place.
+                Err(error) => tracing::warn!("{}: {error}", path.display()),
+            }
+        }
+        has_died
+    }
+
+    /// Leaves out sockets whose place others may have chosen, all but those of the service's own directory and those that root
+    /// has made; the first of them. In the place of such a control socket comes the usual one.
+    fn leave_strange_sockets(&mut self) -> Option<PathBuf> {
+        let wg = uapi::server::path_of(&self.name);
+        let is_roots = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.uid() == 0);
+        let is_strange = |path: &PathBuf| path.parent() != Some(Path::new(RUN_DIR)) && *path != wg && !is_roots(path);
+        let first = self.sockets.iter().find(|path| is_strange(path)).cloned()?;
+        if is_strange(&self.sockets[0]) {
+            self.sockets[0] = default_control_socket(&self.name);
+        }
+        self.sockets.retain(|path| !is_strange(path));
+        Some(first)
+    }
+}
+
+/// Removes what a daemon that was killed has left of the tunnel `name`, and runs the commands that it has not come to. `from`:
+/// the file that describes the tunnel, where there is one. Tells what was removed, a phrase each, as it goes. A kill
+/// switch holds.
+///
+/// # Errors
+/// The tunnel runs, and nothing was done; or what could not be removed, or was left because root would act on the word of
+/// others, and the rest was.
+pub fn cleanup(name: &str, from: Option<(&Path, &Loaded)>, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
+    let mut traces = match from {
+        Some((file, loaded)) => Traces::of(&loaded.config, file),
+        None => Traces::of_name(name),
+    };
+    let wg = uapi::server::path_of(name);
+    if !traces.sockets.contains(&wg) {
+        traces.sockets.push(wg);
+    }
+    let distrusted = from.and_then(|(file, loaded)| Some((file, loaded.distrusted()?)));
+    Runtime::Tokio.block_on(async |_| {
+        let control_socket = traces.sockets[0].clone();
+        let strange = distrusted.and_then(|_| traces.leave_strange_sockets());
+        // The file may name another interface by now than it did when this daemon read it.
+        for path in [&control_socket, &traces.sockets[0]] {
+            if socket::is_served(path).await {
+                return Err(RunError::Runs(path.clone()));
+            }
+        }
+        // Without one no daemon was killed, and whoever has the interface keeps it.
+        if socket::is_dead(&control_socket).await {
+            traces.wait_until_gone().await?;
+        } else if link::exists(name).await? {
+            return Err(LinkError::Exists(name.to_owned()).into());
+        }
+        let left = traces.remove(tell).await;
+        // Who removes it is who runs them; after an end in good order there is none.
+        let was_killed = traces.remove_sockets(tell).await;
+        let refused = match (distrusted, strange) {
+            (Some((file, foreign)), Some(socket)) => Some(RunError::StrangeSocket {
+                file: file.to_owned(),
+                socket,
+                foreign: foreign.clone(),
+            }),
+            (Some((file, foreign)), None) if was_killed && !traces.post_down.is_empty() => {
+                Some(RunError::Config(LoadError::Commands {
+                    path: file.to_owned(),
+                    hook: "post_down",
+                    foreign: foreign.clone(),
+                }))
+            }
+            _ => None,
+        };
+        if was_killed && distrusted.is_none() {
+            hooks::run_down("post_down", &traces.post_down, name).await;
+        }
+        left?;
+        refused.map_or(Ok(()), Err)
+    })?
+}
+
+/// Removes what a tunnel that was killed has left, before one of the same name comes up. What can't be removed is no reason
+/// not to.
+pub(crate) async fn sweep(name: &str) {
+    let dns = dns::remove_leftovers(name).await.map_err(RunError::from);
+    let link = link::remove_leftovers(name).await.map_err(RunError::from);
+    for swept in [dns, link] {
+        match swept {
+            Ok(removed) => {
+                for what in removed {
+                    tracing::info!("removed what a tunnel that was killed has left: {what}");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot remove what a tunnel that was killed may have left"),
+        }
+    }
+}

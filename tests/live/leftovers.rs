@@ -1,0 +1,186 @@
+//! `ringway cleanup` after daemons that were killed, beside some that run, and by files that are not root's alone.
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::end::{End, INTERFACE, RINGWAY, write};
+use crate::lab::{Lab, wait_until};
+use crate::says::assert_says;
+use crate::{PATIENCE, Pair};
+
+/// Somebody who is not root.
+const STRANGER: u32 = 64_998;
+
+/// What a's machine says of forwarding.
+fn forwarding(lab: &Lab) -> String {
+    lab.a.run(&["sysctl", "-n", "net.ipv4.conf.under0.forwarding"])
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("an ASCII path")
+}
+
+/// `ringway cleanup FILE` in a's namespace.
+fn cleanup(lab: &Lab, file: &Path) -> Result<String, String> {
+    lab.a.try_run(&[RINGWAY, "cleanup", text(file)])
+}
+
+#[test]
+fn cleanup_goes_by_the_file_where_that_names_another_socket() {
+    let Some(lab) = Lab::new() else { return };
+    let [mut a, b] = [0, 1].map(|me| End::new(&lab, me));
+    // As machines are that are no routers.
+    lab.a.run(&["sysctl", "-qw", "net.ipv4.conf.under0.forwarding=0"]);
+    let before = forwarding(&lab);
+    a.write("", &["[gateway]\negress = [\"under0\"]\n".into(), b.as_peer_at_home()]);
+    a.start(&lab.a);
+    wait_until("the gateway", PATIENCE, || forwarding(&lab) != before);
+    a.end_by(Signal::SIGKILL);
+    wait_until("the interface to go", PATIENCE, || !lab.a.has_interface(INTERFACE));
+    let file = text(&a.file);
+    let removed = lab.a.run(&[RINGWAY, "cleanup", file]);
+    assert_says(
+        &removed,
+        &[
+            "removed forwarding",
+            "removed the table inet ringway-gateway-rw0",
+            "removed the socket",
+        ],
+    );
+    assert!(forwarding(&lab) == before && !a.control.exists());
+    assert_eq!(lab.a.run(&[RINGWAY, "cleanup", file]), "nothing is left of rw0\n");
+}
+
+#[test]
+fn cleanup_waits_for_the_interface_and_does_all_that_a_killed_daemon_has_not_come_to() {
+    let Some(lab) = Lab::new() else { return };
+    let mut a = End::new(&lab, 0);
+    let [metrics, ended] = ["metrics.sock", "ended"].map(|name| lab.directory.join(name));
+    let times = || fs::read_to_string(&ended).map_or(0, |text| text.lines().count());
+    a.write(
+        &format!("post_down = [\"echo %i >>{}\"]\n", ended.display()),
+        &[format!("[metrics]\nlisten = \"unix:{}\"\n", metrics.display())],
+    );
+    a.start(&lab.a);
+    wait_until("the metrics", PATIENCE, || metrics.exists());
+    a.end_by(Signal::SIGKILL);
+    wait_until("the interface to go", PATIENCE, || !lab.a.has_interface(INTERFACE));
+    // As where the kernel takes its time to let go of it.
+    lab.a
+        .ip(&["link", "add", INTERFACE, "type", "veth", "peer", "name", "other0"]);
+    let mut command = lab.a.command(RINGWAY);
+    command.args(["cleanup", text(&a.file)]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary under test exists");
+    thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().expect("it is our child").is_none(), "it waits");
+    assert!(a.control.exists() && times() == 0);
+    lab.a.ip(&["link", "delete", INTERFACE]);
+    let output = child.wait_with_output().expect("it is our child");
+    assert!(output.status.success(), "{output:?}");
+    let removed = String::from_utf8_lossy(&output.stdout);
+    assert_says(&removed, &[text(&a.control), text(&metrics)]);
+    assert!(!a.control.exists() && !metrics.exists() && times() == 1);
+
+    // After an end in good order nothing is left, and the daemon has run its commands itself.
+    let nothing = || assert_eq!(cleanup(&lab, &a.file).expect("it may"), "nothing is left of rw0\n");
+    nothing();
+    assert_eq!(times(), 1);
+    let mut again = End::new(&lab, 0);
+    again.start(&lab.a);
+    wait_until("the metrics", PATIENCE, || metrics.exists());
+    again.end_by(Signal::SIGTERM);
+    assert_eq!(times(), 2);
+    nothing();
+    assert_eq!(times(), 2);
+}
+
+#[test]
+fn cleanup_by_a_file_that_names_another_interface_by_now_leaves_a_tunnel_that_runs_alone() {
+    let Some(lab) = Lab::new() else { return };
+    let [mut a, b] = [0, 1].map(|me| End::new(&lab, me));
+    lab.a.run(&["sysctl", "-qw", "net.ipv4.conf.under0.forwarding=0"]);
+    let before = forwarding(&lab);
+    a.write("", &["[gateway]\negress = [\"under0\"]\n".into(), b.as_peer_at_home()]);
+    a.start(&lab.a);
+    wait_until("the gateway", PATIENCE, || forwarding(&lab) != before);
+    let edited = fs::read_to_string(&a.file).expect("it was written");
+    write(&a.file, &edited.replace("name = \"rw0\"", "name = \"rw1\""));
+    let told = cleanup(&lab, &a.file).expect_err("it runs");
+    assert!(
+        told.contains(&format!("{}: a daemon answers on this socket", text(&a.control))),
+        "{told}"
+    );
+    assert_ne!(forwarding(&lab), before);
+    assert!(a.control.with_extension("sysctl").exists());
+    a.end_by(Signal::SIGTERM);
+    assert_eq!(forwarding(&lab), before);
+}
+
+#[test]
+fn root_runs_no_commands_and_removes_no_sockets_on_the_word_of_others() {
+    let Some(mut pair) = Pair::up() else { return };
+    let give_away = |path: &Path| chown(path, Some(STRANGER), None);
+    if let Err(error) = give_away(&pair.a.file) {
+        println!("skipped: this root gives away no files: {error}");
+        return;
+    }
+    let marker = pair.lab.directory.join("ran");
+    let file = pair.a.file.clone();
+    let touch = |hook: &str| format!("{hook} = [\"touch {}\"]\n", marker.display());
+    let refusal = |hook: &str| {
+        let file = text(&file);
+        format!(
+            "{file}: root runs no commands ({hook}) that others can have written: {file} belongs to the user {STRANGER}; \
+             run: chown root {file}"
+        )
+    };
+    // What has none may be anybody's.
+    pair.a.must(&["reload", "@"]);
+    pair.a.write(&touch("post_down"), &[pair.b.as_peer_at_home()]);
+    let (code, told) = pair.a.ringway(&["reload", "@"]).expect_err("it has commands");
+    assert!(code == 3 && told.contains(&refusal("post_down")), "{told}");
+    pair.a.end_by(Signal::SIGKILL);
+    // The rest is done: root has made this socket.
+    let told = cleanup(&pair.lab, &file).expect_err("it has commands");
+    assert!(told.contains(&refusal("post_down")), "{told}");
+    assert!(told.contains("removed the socket") && !pair.a.control.exists());
+    pair.a.write(&touch("pre_up"), &[]);
+    for command in ["run", "up"] {
+        let (code, told) = pair.a.ringway(&[command, text(&file)]).expect_err("it has commands");
+        assert!(code == 3 && told.contains(&refusal("pre_up")), "{told}");
+    }
+
+    // A socket that they have made, and what forwarding was before, as they say.
+    let theirs = pair.lab.directory.join("theirs.sock");
+    let switches = theirs.with_extension("sysctl");
+    drop(UnixListener::bind(&theirs).expect("a socket"));
+    fs::write(&switches, "[]").expect("the directory is ours");
+    give_away(&theirs).expect("root may");
+    let own = fs::read_to_string(&file).expect("it was written");
+    write(
+        &file,
+        &own.replace(text(&pair.a.control), text(&theirs))
+            .replace("pre_up", "post_down"),
+    );
+    let told = cleanup(&pair.lab, &file).expect_err("it names such a socket");
+    let expected = format!(
+        "root removes nothing at a place that others can have chosen ({})",
+        theirs.display()
+    );
+    assert!(told.contains(&expected), "{told}");
+    assert!(theirs.exists() && switches.exists() && !marker.exists());
+
+    // Once it is root's, it is done as the file says.
+    chown(&file, Some(0), None).expect("root may");
+    let removed = cleanup(&pair.lab, &file).expect("root says so");
+    assert_says(&removed, &["removed forwarding", text(&theirs)]);
+    assert!(!theirs.exists() && !switches.exists() && marker.exists());
+}
