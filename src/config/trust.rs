@@ -1,4 +1,5 @@
-//! Whose word a file is. Root carries out no command that somebody else can have written: that somebody would be root.
+//! Whose word a file is. Root carries out no command that somebody else can have written: that somebody would be root. Whoever
+//! became root by sudo gives the order, and so may have written the commands too.
 
 use std::fmt;
 use std::fs::{self, Metadata};
@@ -34,7 +35,8 @@ impl Foreign {
     /// Judges the open file that `path` has led to, by its `metadata`, and the directories on the way. `None`: root alone can
     /// have written it.
     pub(super) fn of(path: &Path, metadata: &Metadata) -> Option<Foreign> {
-        Foreign::to(&[ROOT], unmapped_user(), path, metadata)
+        let owners: Vec<u32> = [ROOT].into_iter().chain(sudoer()).collect();
+        Foreign::to(&owners, unmapped_user(), path, metadata)
     }
 
     /// As [`Foreign::of`], for `owners` in the place of root. Directories may be `landlord`'s too.
@@ -77,6 +79,11 @@ impl fmt::Display for Foreign {
             ),
         }
     }
+}
+
+/// The user who asked sudo to run this (sudo(8), ENVIRONMENT).
+fn sudoer() -> Option<u32> {
+    std::env::var("SUDO_UID").ok()?.parse().ok()
 }
 
 /// Whom all those seem to be who have no number in this user namespace (user_namespaces(7)): the machine's root is one of them

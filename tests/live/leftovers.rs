@@ -178,9 +178,14 @@ fn root_runs_no_commands_and_removes_no_sockets_on_the_word_of_others() {
     assert!(told.contains(&expected), "{told}");
     assert!(theirs.exists() && switches.exists() && !marker.exists());
 
-    // Once it is root's, it is done as the file says.
-    chown(&file, Some(0), None).expect("root may");
-    let removed = cleanup(&pair.lab, &file).expect("root says so");
+    // Where they are root by sudo, it is done as the file says.
+    let by_sudo = |user: u32| {
+        let user = format!("SUDO_UID={user}");
+        pair.lab.a.try_run(&["env", &user, RINGWAY, "cleanup", text(&file)])
+    };
+    by_sudo(STRANGER + 1).expect_err("it is not theirs");
+    assert!(theirs.exists() && !marker.exists());
+    let removed = by_sudo(STRANGER).expect("it is theirs");
     assert_says(&removed, &["removed forwarding", text(&theirs)]);
     assert!(!theirs.exists() && !switches.exists() && marker.exists());
 }
