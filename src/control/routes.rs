@@ -25,6 +25,9 @@ use crate::worker::mailbox::Command;
 /// take all of this thread's time.
 const HOLD_OFF: Duration = Duration::from_millis(500);
 
+/// Addresses of ours that are remembered of each peer: as many links as a host is likely to have.
+const SETTLED_MAX: usize = 4;
+
 /// Where the route to a peer leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Question {
@@ -97,8 +100,10 @@ impl RouteReporter {
 /// What is known of the address of ours that one peer uses.
 #[derive(Debug, Default)]
 pub(super) struct Source {
-    /// Packets from there came in to this address by the interface that the answers left by.
-    settled: Option<(SocketAddr, Local)>,
+    /// Packets from there came in to this address by the interface that the answers left by; the latest last, at most
+    /// [`SETTLED_MAX`]. More than one: a peer that comes back to a link which dies at once has to be told from one whose answers
+    /// never left by that link.
+    settled: Vec<(SocketAddr, Local)>,
     refused: Option<Local>,
     asking: Asking,
 }
@@ -134,10 +139,14 @@ impl Source {
             Ok(_) => !holds,
             Err(error) => error.raw_os_error() == Some(libc::EINVAL),
         };
-        if holds {
-            self.settled = Some((remote, source));
+        let place = (remote, source);
+        if holds && self.settled.last() != Some(&place) {
+            self.settled.retain(|settled| *settled != place);
+            self.settled.push(place);
+            let surplus = self.settled.len().saturating_sub(SETTLED_MAX);
+            self.settled.drain(..surplus);
         }
-        if used && is_lost && self.settled == Some((remote, source)) {
+        if used && is_lost && self.settled.contains(&place) {
             self.refused = Some(source);
             return Verdict::Refuse;
         }
@@ -279,6 +288,27 @@ mod tests {
         }
         assert_eq!(source.judge(remote(1), ADDRESS, false, &Ok(3)), Verdict::Allow);
         assert_eq!(source.judge(remote(1), ADDRESS, false, &Ok(3)), Verdict::Leave, "once");
+    }
+
+    #[test]
+    fn an_address_that_is_used_again_is_refused_though_its_link_dies_before_anybody_has_asked() {
+        let other = Local {
+            interface: 7,
+            ..ADDRESS
+        };
+        let mut source = settled();
+        source.judge(remote(1), other, true, &Ok(7));
+        assert_eq!(source.judge(remote(1), ADDRESS, true, &Ok(7)), Verdict::Refuse);
+        let mut source = settled();
+        for port in 2..2 + SETTLED_MAX as u16 {
+            source.judge(remote(port), ADDRESS, true, &Ok(3));
+        }
+        assert_eq!(source.settled.len(), SETTLED_MAX);
+        assert_eq!(
+            source.judge(remote(1), ADDRESS, true, &Ok(7)),
+            Verdict::Leave,
+            "it is long ago"
+        );
     }
 
     #[test]

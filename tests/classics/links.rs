@@ -4,6 +4,7 @@ use std::thread;
 
 use crate::lab::{self, Lab, UNDERLAY, UNDERLAY_V4, wait_until};
 use crate::pair::{End, PATIENCE, Pair, lab, status};
+use crate::roaming::IN_FLIGHT;
 use crate::traffic::{Transfer, connect, send_one_file};
 
 #[test]
@@ -28,7 +29,12 @@ fn an_answer_leaves_from_the_address_that_was_asked_until_that_is_gone() {
                 .ip(&["address", "change", &prefix, "dev", UNDERLAY, "preferred_lft", "0"]);
         }
         for pair in &pairs {
-            pair.point(End::A, asked);
+            // What b still sends from its other address may come last, and is believed then.
+            wait_until("a to go by the address", PATIENCE, || {
+                pair.point(End::A, asked);
+                thread::sleep(IN_FLIGHT);
+                host_of(&pair.endpoint(End::A)) == asked
+            });
             pair.wait_until_packets_pass(&lab);
             assert!(lab.b.answers(pair.v4[0], 56), "what b begins, too");
             assert_eq!(host_of(&pair.endpoint(End::A)), asked, "a has heard from nowhere else");

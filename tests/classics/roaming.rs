@@ -12,7 +12,7 @@ const V6: [&str; 2] = ["2001:db8::1", "2001:db8::2"];
 const ELSEWHERE: &str = "192.0.2.11";
 
 /// Longer than a packet stays in a socket's queue.
-const IN_FLIGHT: Duration = Duration::from_millis(150);
+pub(crate) const IN_FLIGHT: Duration = Duration::from_millis(150);
 
 /// So many flows use every worker: all of 16 hash to one queue of two once in 2^15 times.
 const FLOWS: usize = 16;

@@ -267,7 +267,7 @@ fn a_single_datagram_may_be_as_large_as_udp_allows() {
 fn datagrams_wait_in_the_kernel_while_the_worker_has_all_buffers() {
     with_each_engine(|kind| {
         const DATAGRAMS: u16 = 500;
-        let buffers = if kind == Kind::Uring { 256 } else { 32 };
+        let buffers = if kind == Kind::Uring { 96 } else { 32 };
         let mut b = Station::with(
             kind,
             UdpOptions {

@@ -26,12 +26,14 @@ const SUBMISSIONS: u32 = 1024;
 pub(super) const COMPLETIONS: u32 = 4096;
 /// Frames have up to 64 KiB, and TCP at full speed keeps a few dozen of them in the TUN's queue.
 const TUN_BUFFERS: u16 = 64;
-const UDP_BUFFERS: u16 = 256;
+const UDP_BUFFERS: u16 = 128;
 /// Receive buffers in use by the kernel and by writes: runs of datagrams that were merged on their way (UDP_GRO) fill one each,
 /// and few stay in the cache.
 const UDP_BUFFERS_USED: usize = 32;
-/// Mean bytes of a receive below which they were not merged: then all buffers are used, since a turn whose receives use them
-/// up ends without the next receive being armed.
+/// How many when datagrams were not merged: a turn whose receives use them up ends without the next receive being armed. More
+/// were a little faster, but a flood would have each worker hold all of them for good.
+const UDP_BUFFERS_USED_MAX: usize = 96;
+/// Mean bytes of a receive below which they were not merged.
 const SMALL_RECEIVE_BYTES: usize = 4096;
 /// Two per TUN buffer: a frame of 64 KiB and its records' overhead don't fit one.
 const SEND_SLOTS: u16 = 2 * TUN_BUFFERS;
@@ -203,7 +205,7 @@ impl Requests {
         if receives >= UDP_BUFFERS_USED / 2 {
             let is_small = bytes < receives * SMALL_RECEIVE_BYTES;
             self.udp_buffers_used = if is_small {
-                usize::from(UDP_BUFFERS)
+                UDP_BUFFERS_USED_MAX
             } else {
                 UDP_BUFFERS_USED
             };
