@@ -26,18 +26,12 @@ const SUBMISSIONS: u32 = 1024;
 pub(super) const COMPLETIONS: u32 = 4096;
 /// Frames have up to 64 KiB, and TCP at full speed keeps a few dozen of them in the TUN's queue.
 const TUN_BUFFERS: u16 = 64;
-const UDP_BUFFERS: u16 = 128;
-/// Receive buffers in use by the kernel and by writes: runs of datagrams that were merged on their way (UDP_GRO) fill one each,
-/// and few stay in the cache.
-const UDP_BUFFERS_USED: usize = 32;
-/// How many when datagrams were not merged: a turn whose receives use them up ends without the next receive being armed. More
-/// were a little faster, but a flood would have each worker hold all of them for good.
-const UDP_BUFFERS_USED_MAX: usize = 96;
-/// Mean bytes of a receive below which they were not merged.
-const SMALL_RECEIVE_BYTES: usize = 4096;
+/// A turn whose receives use all of them up, one per datagram where nobody merges those (UDP_GRO), ends without the next receive
+/// being armed. More than these were a little faster there, but a flood leaves each worker with all of them.
+const UDP_BUFFERS: u16 = 64;
 /// Two per TUN buffer: a frame of 64 KiB and its records' overhead don't fit one.
 const SEND_SLOTS: u16 = 2 * TUN_BUFFERS;
-/// Small packets that can't be merged make many: 32 receives of up to 64 datagrams. The others wait a turn.
+/// Small packets that can't be merged make many: 64 receives of up to 64 datagrams. The others wait a turn.
 const WRITE_SLOTS: u16 = 512;
 
 /// Sends, writes, three multishots, and the cancellations of the read, of the receive and of everything.
@@ -133,10 +127,6 @@ pub(super) struct Requests {
     poll_armed: bool,
     sends_in_flight: usize,
     writes_in_flight: usize,
-    /// Receives since buffers were last provided, and their bytes.
-    receives: (usize, usize),
-    /// How many receive buffers are to be used.
-    udp_buffers_used: usize,
 }
 
 struct Memory {
@@ -184,8 +174,6 @@ impl Requests {
             poll_armed: false,
             sends_in_flight: 0,
             writes_in_flight: 0,
-            receives: (0, 0),
-            udp_buffers_used: UDP_BUFFERS_USED,
         })
     }
 
@@ -201,18 +189,8 @@ impl Requests {
 
     /// Gives free receive buffers to the kernel.
     pub(super) fn provide(&mut self) {
-        let (receives, bytes) = std::mem::take(&mut self.receives);
-        if receives >= UDP_BUFFERS_USED / 2 {
-            let is_small = bytes < receives * SMALL_RECEIVE_BYTES;
-            self.udp_buffers_used = if is_small {
-                UDP_BUFFERS_USED_MAX
-            } else {
-                UDP_BUFFERS_USED
-            };
-        }
         let memory = &mut *self.memory;
-        let pool = memory.arrived.pool();
-        while pool.count() - pool.free_count() < self.udp_buffers_used && memory.udp_ring.provide(pool) {}
+        while memory.udp_ring.provide(memory.arrived.pool()) {}
         memory.udp_ring.publish();
         // Backpressure: every frame that the kernel may deliver is to find two send slots.
         while 2 * (memory.tun_ring.provided() + 1) <= memory.send_pool.free_count() {
@@ -399,10 +377,6 @@ impl Requests {
                 let buffer = completion
                     .buffer
                     .map(|index| memory.udp_ring.take(memory.arrived.pool(), index));
-                if buffer.is_some() {
-                    self.receives.0 += 1;
-                    self.receives.1 += result.unwrap_or(0);
-                }
                 Outcome::Datagrams(buffer, result)
             }
             Request::PollWake => {
