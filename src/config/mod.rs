@@ -58,7 +58,7 @@ pub struct Loaded {
     pub config: Config,
     /// What works, but is probably not meant; in the order of the file.
     pub warnings: Vec<Problem>,
-    /// By what others than root can have written it.
+    /// By what others can have written it than root and whoever became root by sudo.
     pub foreign: Option<Foreign>,
 }
 

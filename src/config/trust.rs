@@ -15,7 +15,7 @@ const WRITABLE: u32 = 0o022;
 /// In such a directory nobody replaces what is another's.
 const STICKY: u32 = 0o1000;
 
-/// By what others than root can have written a file, or put it where it is.
+/// By what others than its owners, who are trusted, can have written a file, or put it where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Foreign {
     /// The file, or a directory on the way to it.
@@ -32,7 +32,7 @@ enum Why {
 }
 
 impl Foreign {
-    /// Judges the open file that `path` has led to, by its `metadata`, and the directories on the way. `None`: root alone can
+    /// Judges the open file that `path` has led to, by its `metadata`, and the directories on the way. `None`: nobody but root, and whoever became root by sudo, can
     /// have written it.
     pub(super) fn of(path: &Path, metadata: &Metadata) -> Option<Foreign> {
         let owners: Vec<u32> = [ROOT].into_iter().chain(sudoer()).collect();

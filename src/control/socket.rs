@@ -165,7 +165,7 @@ pub async fn is_served(path: &Path) -> bool {
 }
 
 /// The right to decide whose a name is: a locked file beside it, which is there only meanwhile.
-struct Lock {
+pub struct Lock {
     path: PathBuf,
     /// Locked while it is open.
     _file: File,
@@ -173,7 +173,10 @@ struct Lock {
 
 impl Lock {
     /// `None`: another has it, and keeps it.
-    async fn take(socket: &Path) -> io::Result<Option<Lock>> {
+    ///
+    /// # Errors
+    /// What open(2) and flock(2) say.
+    pub async fn take(socket: &Path) -> io::Result<Option<Lock>> {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);

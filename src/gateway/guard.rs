@@ -13,8 +13,8 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::{fs, thread};
 
-use super::hooks;
 use super::leftovers::Traces;
+use super::{RunError, hooks};
 use crate::control::runtime::Runtime;
 use crate::control::signals::{Hangups, Signals};
 use crate::sys::exec;
@@ -25,6 +25,7 @@ const GUARD: &str = "--resume-guard";
 const THIS_PROGRAM: &str = "/proc/self/exe";
 /// What says that all is well.
 const WELL: &[u8] = b".";
+
 /// A guard at its post. Dropping it is its alarm.
 #[derive(Debug)]
 pub(super) struct Guard {
@@ -122,8 +123,14 @@ fn put_right(traces: &Traces) {
             return;
         }
         let mut tell = |what: String| tracing::info!("removed {what}");
-        if let Err(error) = traces.remove(&mut tell).await {
-            tracing::error!("something is left: {error}; {see}");
+        match traces.remove(&mut tell).await {
+            Ok(()) => {}
+            // It has swept before it set its own rules, and the commands are for its end.
+            Err(error @ RunError::Runs(_)) => {
+                tracing::warn!("{error}, so what was left is its own matter");
+                return;
+            }
+            Err(error) => tracing::error!("something is left: {error}; {see}"),
         }
         traces.remove_sockets(&mut tell).await;
         hooks::run_down("post_down", &traces.post_down, name).await;

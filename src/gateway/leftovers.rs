@@ -5,7 +5,7 @@
 //! `ringway cleanup`.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{RunError, hooks};
 use crate::config::{Config, LoadError, Loaded, MetricsListen, RUN_DIR, default_control_socket};
 use crate::control::runtime::Runtime;
-use crate::control::socket;
+use crate::control::socket::{self, Lock};
 use crate::firewall::gateway;
 use crate::link::{self, LinkError};
 use crate::{dns, uapi};
@@ -87,9 +87,22 @@ impl Traces {
     }
 
     /// Removes it all but the sockets once the interface is gone; tells what that was, a phrase each.
+    ///
+    /// # Errors
+    /// [`RunError::Runs`]: another daemon has come up meanwhile, whose all of this is now.
     pub(super) async fn remove(&self, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
         if self.owns_network {
             let control_socket = self.sockets.first().expect("the control socket's is always there");
+            // One that comes up takes the socket's name before it makes any of this, and waits for us until then. Where there is
+            // no place for a lock there is none for a socket either.
+            let _lock = match Lock::take(control_socket).await {
+                Ok(None) => return Err(RunError::Runs(control_socket.clone())),
+                Ok(lock) => lock,
+                Err(_) => None,
+            };
+            if socket::is_served(control_socket).await {
+                return Err(RunError::Runs(control_socket.clone()));
+            }
             dns::remove_leftovers(&self.name)
                 .await?
                 .into_iter()
@@ -127,7 +140,13 @@ impl Traces {
     /// has made; the first of them. In the place of such a control socket comes the usual one.
     fn leave_strange_sockets(&mut self) -> Option<PathBuf> {
         let wg = uapi::server::path_of(&self.name);
-        let is_roots = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.uid() == 0);
+        let is_roots = |path: &Path| {
+            // What lies beside a control socket is acted upon as well.
+            let beside = fs::symlink_metadata(path.with_extension("sysctl"));
+            let found = fs::symlink_metadata(path);
+            found.is_ok_and(|found| found.uid() == 0 && found.file_type().is_socket())
+                && beside.map_or(true, |found| found.uid() == 0)
+        };
         let is_strange = |path: &PathBuf| path.parent() != Some(Path::new(RUN_DIR)) && *path != wg && !is_roots(path);
         let first = self.sockets.iter().find(|path| is_strange(path)).cloned()?;
         if is_strange(&self.sockets[0]) {

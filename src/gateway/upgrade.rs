@@ -293,8 +293,6 @@ fn capabilities() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -306,8 +304,16 @@ mod tests {
     /// What is made of what the shell says to these words, `--resume-check` being the name that it is called by.
     fn refused(name: &str, lines: &str, deadline: Instant) -> String {
         let script = std::env::temp_dir().join(format!("ringway-asked-{}-{name}", std::process::id()));
-        std::fs::write(&script, format!("#!/bin/sh\n{lines}\n")).expect("it can be written");
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+        // By another process: children that other tests begin at this moment would hold it open for writing, and it could not be
+        // executed (ETXTBSY, execve(2)).
+        let mut writer = std::process::Command::new("sh");
+        writer.args(["-c", "printf '#!/bin/sh\n%s\n' \"$1\" >\"$0\" && chmod 755 \"$0\""]);
+        let written = writer
+            .arg(&script)
+            .arg(lines)
+            .status()
+            .expect("every machine has a shell");
+        assert!(written.success());
         let nothing = OwnedFd::from(std::fs::File::open("/dev/null").expect("every machine has it"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let answer = runtime.expect("a runtime").block_on(async {

@@ -37,8 +37,7 @@ pub fn accept_signals() -> io::Result<()> {
     mask(libc::SIG_UNBLOCK)
 }
 
-/// Has those signals wait that the calling thread would get: for a thread that others would miss them by, and for one that is
-/// about to call [`exec`].
+/// Has those signals wait that the calling thread would get, which is about to call [`exec`], or does not act on them.
 ///
 /// # Errors
 /// None that a sane kernel has.

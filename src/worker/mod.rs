@@ -238,7 +238,15 @@ impl<E: Engine> Worker<E> {
     }
 
     fn mailbox(&mut self, now: Time) -> io::Result<Turn> {
-        // No more than may wait at one time. Before hand-overs, which may need the keys that are among them.
+        // Their packets are in memory of their own: while writes wait they stay in the mailbox, which is bounded.
+        let most = if self.engine.writes_waiting() == 0 {
+            HANDOVERS_PER_PASS
+        } else {
+            0
+        };
+        // Those that are there by now: what comes later may need keys that are not among this pass's commands.
+        let handovers = self.mailbox.handovers.len().min(most);
+        // No more than may wait at one time.
         for _ in 0..COMMANDS_MAX {
             match self.mailbox.commands.try_recv() {
                 Ok(Command::Stop) => return Ok(Turn::Stop),
@@ -248,13 +256,7 @@ impl<E: Engine> Worker<E> {
                 Err(_) => break,
             }
         }
-        // Their packets are in memory of their own: while writes wait they stay in the mailbox, which is bounded.
-        let most = if self.engine.writes_waiting() == 0 {
-            HANDOVERS_PER_PASS
-        } else {
-            0
-        };
-        for mut handover in self.mailbox.handovers.try_iter().take(most) {
+        for mut handover in self.mailbox.handovers.try_iter().take(handovers) {
             self.forwarder.handed_over(now, &mut handover, &mut self.slots);
         }
         if !self.mailbox.is_empty() {
