@@ -112,7 +112,8 @@ enum Command {
     ///
     /// The next start of the tunnel does so too. Waits for the interface of a daemon that has just died, and runs the commands
     /// that it has not come to (post_down). Nothing is done while the tunnel runs. A kill switch holds: see "ringway unblock".
-    /// Needs root or CAP_NET_ADMIN; root runs no commands of a file that others can have written, and removes no socket at a place that they can have chosen.
+    /// Needs root or CAP_NET_ADMIN; root runs no commands of a file that others can have written, and removes no socket at a place
+    /// that they can have chosen.
     Cleanup {
         /// The tunnel, or with a "/" the path of its file
         name: String,

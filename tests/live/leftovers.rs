@@ -23,6 +23,18 @@ fn forwarding(lab: &Lab) -> String {
     lab.a.run(&["sysctl", "-n", "net.ipv4.conf.under0.forwarding"])
 }
 
+/// A gateway that runs at a, and what forwarding was before: off, as on machines that are no routers.
+fn gateway() -> Option<(Lab, End, String)> {
+    let lab = Lab::new()?;
+    let [mut a, b] = [0, 1].map(|me| End::new(&lab, me));
+    lab.a.run(&["sysctl", "-qw", "net.ipv4.conf.under0.forwarding=0"]);
+    let before = forwarding(&lab);
+    a.write("", &["[gateway]\negress = [\"under0\"]\n".into(), b.as_peer_at_home()]);
+    a.start(&lab.a);
+    wait_until("the gateway", PATIENCE, || forwarding(&lab) != before);
+    Some((lab, a, before))
+}
+
 fn text(path: &Path) -> &str {
     path.to_str().expect("an ASCII path")
 }
@@ -34,14 +46,7 @@ fn cleanup(lab: &Lab, file: &Path) -> Result<String, String> {
 
 #[test]
 fn cleanup_goes_by_the_file_where_that_names_another_socket() {
-    let Some(lab) = Lab::new() else { return };
-    let [mut a, b] = [0, 1].map(|me| End::new(&lab, me));
-    // As machines are that are no routers.
-    lab.a.run(&["sysctl", "-qw", "net.ipv4.conf.under0.forwarding=0"]);
-    let before = forwarding(&lab);
-    a.write("", &["[gateway]\negress = [\"under0\"]\n".into(), b.as_peer_at_home()]);
-    a.start(&lab.a);
-    wait_until("the gateway", PATIENCE, || forwarding(&lab) != before);
+    let Some((lab, mut a, before)) = gateway() else { return };
     a.end_by(Signal::SIGKILL);
     wait_until("the interface to go", PATIENCE, || !lab.a.has_interface(INTERFACE));
     let file = text(&a.file);
@@ -104,13 +109,7 @@ fn cleanup_waits_for_the_interface_and_does_all_that_a_killed_daemon_has_not_com
 
 #[test]
 fn cleanup_by_a_file_that_names_another_interface_by_now_leaves_a_tunnel_that_runs_alone() {
-    let Some(lab) = Lab::new() else { return };
-    let [mut a, b] = [0, 1].map(|me| End::new(&lab, me));
-    lab.a.run(&["sysctl", "-qw", "net.ipv4.conf.under0.forwarding=0"]);
-    let before = forwarding(&lab);
-    a.write("", &["[gateway]\negress = [\"under0\"]\n".into(), b.as_peer_at_home()]);
-    a.start(&lab.a);
-    wait_until("the gateway", PATIENCE, || forwarding(&lab) != before);
+    let Some((lab, mut a, before)) = gateway() else { return };
     let edited = fs::read_to_string(&a.file).expect("it was written");
     write(&a.file, &edited.replace("name = \"rw0\"", "name = \"rw1\""));
     let told = cleanup(&lab, &a.file).expect_err("it runs");
