@@ -3,6 +3,7 @@
 //!
 //! A turn: start what was deferred, give buffers back, re-arm what ended; enter; reap; complete.
 
+mod allowance;
 mod requests;
 
 use self::requests::{COMPLETIONS, Outcome, Requests, Write};

@@ -4,6 +4,7 @@
 //! [`Requests`] cancels every request and reaps it before the memory goes: closing a ring alone cancels some time later,
 //! and until then the kernel may write to the buffers. If the kernel does not finish, the memory is leaked.
 
+use super::allowance::Allowance;
 use crate::path::coalesce::Group;
 use crate::sys::address::ADDRESS_ROOM;
 use crate::sys::cmsg::CONTROL_ROOM;
@@ -131,7 +132,9 @@ pub(super) struct Requests {
 
 struct Memory {
     tun_ring: BufferRing,
+    tun_allowance: Allowance,
     udp_ring: BufferRing,
+    udp_allowance: Allowance,
     tun_pool: Rc<Pool>,
     arrived: Arrived,
     /// The room for address and control data in each receive.
@@ -190,14 +193,13 @@ impl Requests {
     /// Gives free receive buffers to the kernel.
     pub(super) fn provide(&mut self) {
         let memory = &mut *self.memory;
-        while memory.udp_ring.provide(memory.arrived.pool()) {}
+        let most = memory.udp_allowance.buffers(memory.udp_ring.provided());
+        while memory.udp_ring.provided() < most && memory.udp_ring.provide(memory.arrived.pool()) {}
         memory.udp_ring.publish();
         // Backpressure: every frame that the kernel may deliver is to find two send slots.
-        while 2 * (memory.tun_ring.provided() + 1) <= memory.send_pool.free_count() {
-            if !memory.tun_ring.provide(&memory.tun_pool) {
-                break;
-            }
-        }
+        let most = memory.tun_allowance.buffers(memory.tun_ring.provided());
+        let most = most.min(memory.send_pool.free_count() / 2);
+        while memory.tun_ring.provided() < most && memory.tun_ring.provide(&memory.tun_pool) {}
         memory.tun_ring.publish();
     }
 
@@ -366,17 +368,19 @@ impl Requests {
             Request::ReadTun => {
                 self.read_armed = completion.more;
                 self.read_cancelled &= completion.more;
-                let buffer = completion
-                    .buffer
-                    .map(|index| memory.tun_ring.take(&memory.tun_pool, index));
+                let buffer = completion.buffer.map(|index| {
+                    memory.tun_allowance.used(result.unwrap_or(0));
+                    memory.tun_ring.take(&memory.tun_pool, index)
+                });
                 Outcome::Frame(buffer, result)
             }
             Request::ReceiveUdp => {
                 self.receive_armed = completion.more;
                 self.receive_cancelled &= completion.more;
-                let buffer = completion
-                    .buffer
-                    .map(|index| memory.udp_ring.take(memory.arrived.pool(), index));
+                let buffer = completion.buffer.map(|index| {
+                    memory.udp_allowance.used(result.unwrap_or(0));
+                    memory.udp_ring.take(memory.arrived.pool(), index)
+                });
                 Outcome::Datagrams(buffer, result)
             }
             Request::PollWake => {
@@ -484,7 +488,9 @@ impl Memory {
         let udp_ring = unsafe { BufferRing::register(ring, 1, UDP_BUFFERS) }?;
         Ok(Memory {
             tun_ring,
+            tun_allowance: Allowance::new(TUN_BUFFERS),
             udp_ring,
+            udp_allowance: Allowance::new(UDP_BUFFERS),
             tun_pool: pool(TUN_BUFFERS, BUFFER_BYTES)?,
             arrived: Arrived::new(pool(UDP_BUFFERS, BUFFER_BYTES)?),
             receive_header,

@@ -1,0 +1,81 @@
+//! How many receive buffers the kernel has at a time.
+//!
+//! Where one buffer brings 64 KiB, a pass over many of them has left the cache by the time it is worked off; where one brings
+//! a single small packet, a pass over few is hardly worth its kernel entry. Nobody knows beforehand which it will be, so
+//! whenever the kernel has used up all that it had, what those buffers held decides how many it has from then on. Pools
+//! give out last what came in first, so the buffers beyond that stay untouched.
+
+/// What a pass should bring: eight buffers full. With 4, 8, 16 and 64 such buffers, four TCP streams took 1.70, 1.59
+/// (in another run 1.87), 1.59 (1.92) and 1.70 (2.00) s of CPU per GB on a core with 512 KiB of second-level cache.
+const PASS_BYTES: usize = 8 << 16;
+/// Enough for the pass that finds out.
+const FEWEST: usize = 8;
+
+/// How many buffers of one group the kernel has at most.
+#[derive(Debug)]
+pub(super) struct Allowance {
+    now: usize,
+    most: usize,
+    /// What came since the kernel was last given buffers.
+    buffers: usize,
+    bytes: usize,
+}
+
+impl Allowance {
+    /// Up to `most`; fewer to begin with.
+    pub(super) fn new(most: u16) -> Allowance {
+        Allowance {
+            now: FEWEST.min(usize::from(most)),
+            most: usize::from(most),
+            buffers: 0,
+            bytes: 0,
+        }
+    }
+
+    /// A buffer has come back with `bytes` in it.
+    pub(super) fn used(&mut self, bytes: usize) {
+        self.buffers += 1;
+        self.bytes += bytes;
+    }
+
+    /// How many the kernel may have now, of which it has `left`.
+    pub(super) fn buffers(&mut self, left: usize) -> usize {
+        if left == 0 && self.buffers > 0 {
+            let mean = (self.bytes / self.buffers).max(1);
+            self.now = (PASS_BYTES / mean).clamp(FEWEST.min(self.most), self.most);
+        }
+        (self.buffers, self.bytes) = (0, 0);
+        self.now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(passes: &[(usize, usize, usize)]) -> usize {
+        let mut allowance = Allowance::new(64);
+        for &(buffers, bytes, left) in passes {
+            (0..buffers).for_each(|_| allowance.used(bytes));
+            allowance.buffers(left);
+        }
+        allowance.buffers(1)
+    }
+
+    #[test]
+    fn few_buffers_for_super_packets_and_all_for_small_ones() {
+        assert_eq!(after(&[]), 8);
+        assert_eq!(after(&[(8, 65_000, 0)]), 8);
+        assert_eq!(after(&[(8, 1_452, 0)]), 64);
+        assert_eq!(after(&[(8, 32_768, 0)]), 16);
+        assert_eq!(after(&[(8, 64, 0), (64, 65_535, 0)]), 8);
+        assert_eq!(after(&[(8, 0, 0)]), 64);
+    }
+
+    #[test]
+    fn a_pass_that_left_some_changes_nothing() {
+        assert_eq!(after(&[(7, 100, 1)]), 8);
+        assert_eq!(after(&[(8, 100, 0), (40, 65_000, 24), (1, 65_000, 63)]), 64);
+        assert_eq!(after(&[(0, 0, 0)]), 8);
+    }
+}
