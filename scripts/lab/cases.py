@@ -48,9 +48,9 @@ class Case:
     measurements: tuple[str, ...] | None = None
     tunnels: tuple[str, ...] | None = None
 
-    def lab(self) -> Lab:
+    def lab(self, suffix: str = "") -> Lab:
         """The lab, not built."""
-        return Lab(self.mtu)
+        return Lab(self.mtu, suffix)
 
     def prepare(self, lab: Lab) -> None:
         """Brings a lab that stands into this state."""

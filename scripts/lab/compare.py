@@ -1,19 +1,20 @@
 """`scripts/compare`: one lab, one tunnel after the other, several rounds, and what comes of it next to each other.
 
-Rounds are interleaved: every round measures every tunnel, each round beginning with another, so that a machine that
-slows down for a minute slows all of them down, and the medians stay comparable.
+All tunnels of a round are up at the same time, each in a lab of its own, and idle but for the one that is measured. Each
+measurement goes through all of them, in every round beginning with another, so that the runs that are compared are seconds apart: a
+machine that slows down for a minute slows all of them down.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import itertools
 import os
 import signal
 import sys
-import time
 
 from lab import build, cases, compare_report, contenders, figures, isolate, machine, process, report, terminal, udpgen
 from lab.cases import CASES, MEASUREMENTS, Case, Measurement
@@ -180,53 +181,96 @@ def _run(plan: Plan, programs: dict[str, str], output: str, result: dict) -> boo
         for turn in range(plan.rounds):
             for case, tunnels, measurements in plan.steps:
                 heading(f"Round {turn + 1} of {plan.rounds}: {case.label}")
-                with case.lab() as lab:
-                    case.prepare(lab)
-                    result["offloads"][case.key] = cases.offloads(lab)
-                    first = turn % len(tunnels)
-                    for contender in tunnels[first:] + tunnels[:first]:
-                        tunnel = contender.tunnel(lab, output, case.shape())
-                        _run_tunnel(plan, case, contender, tunnel, measurements, programs, turn, result)
+                first = turn % len(tunnels)
+                with contextlib.ExitStack() as labs:
+                    _Round(plan, case, turn, programs, result).run(
+                        labs, tunnels[first:] + tunnels[:first], measurements, output
+                    )
     except KeyboardInterrupt:
         say("\ninterrupted; the lab is gone")
         return True
     return False
 
 
-def _run_tunnel(plan, case, contender, tunnel: Tunnel, measurements, programs: dict[str, str], turn: int, result: dict) -> None:
-    """Every measurement of one tunnel. What fails is noted and does not end the comparison."""
+@dataclasses.dataclass(frozen=True)
+class _Running:
+    """A tunnel that is up."""
 
-    def note(measurement: str, **rest) -> None:
-        result["runs"].append({"case": case.key, "tunnel": contender.name, "round": turn, "measurement": measurement, **rest})
+    contender: Contender
+    tunnel: Tunnel
+    server: udpgen.Server
 
-    say(f"  {contender.label}")
-    try:
-        # The same flows through every tunnel of a round, because queues, and with them cores, go by a hash of the ports.
-        tunnel.ports = itertools.count(20_000 + 1_000 * turn, 10)
-        with tunnel, udpgen.Server(tunnel, programs["udpgen"], plan.flows) as server:
-            result["described"].setdefault(contender.name, tunnel.describe())
-            for measurement in measurements:
-                progress = terminal.Progress(f"  {measurement.label}")
-                progress.update(0, 0)
-                before = _cpu_ticks()
-                try:
-                    outcome = cases.run(
-                        *(measurement.key, tunnel, server, programs["floodgen"], plan.seconds, plan.flows, progress.update)
-                    )
-                except Failed as error:
-                    progress.done(f"failed: {str(error).splitlines()[0]}")
-                    note(measurement.key, error=str(error))
-                    for daemon in tunnel.daemons:
-                        daemon.check_alive()
-                    continue
-                progress.done(_headline(measurement, outcome))
-                note(measurement.key, metrics=outcome.metrics, detail=outcome.detail, machine_cpu=_shares(before, _cpu_ticks()))
-            memory = cases.rss(tunnel)
-            note(cases.RSS.key, metrics=memory.metrics, detail=memory.detail)
-    except Failed as error:
-        say(f"    failed: {str(error).splitlines()[0]}")
-        note("tunnel", error=str(error))
-    time.sleep(0.2)  # let the kernel finish with the interfaces that went
+
+@dataclasses.dataclass(frozen=True)
+class _Round:
+    """One case of one round. What fails is noted and does not end the comparison."""
+
+    plan: Plan
+    case: Case
+    turn: int
+    programs: dict[str, str]
+    result: dict
+
+    def run(self, labs: contextlib.ExitStack, tunnels: list[Contender], measurements: list[Measurement], output: str) -> None:
+        """Everything is up until `labs` is closed."""
+        running = [one for number, c in enumerate(tunnels) if (one := self._start(labs, c, number, output))]
+        for measurement in measurements:
+            say(f"  {measurement.label}")
+            running = [one for one in running if self._measure(one, measurement)]
+        for one in running:
+            memory = cases.rss(one.tunnel)
+            self._note(one.contender, cases.RSS.key, metrics=memory.metrics, detail=memory.detail)
+
+    def _start(self, labs: contextlib.ExitStack, contender: Contender, number: int, output: str) -> _Running | None:
+        try:
+            lab = labs.enter_context(self.case.lab(str(number)))
+            self.case.prepare(lab)
+            self.result["offloads"].setdefault(self.case.key, cases.offloads(lab))
+            tunnel = labs.enter_context(contender.tunnel(lab, output, self.case.shape()))
+            # The same flows through every tunnel of a round, because queues, and with them cores, go by a hash of the ports.
+            tunnel.ports = itertools.count(20_000 + 1_000 * self.turn, 10)
+            server = labs.enter_context(udpgen.Server(tunnel, self.programs["udpgen"], self.plan.flows))
+            self.result["described"].setdefault(contender.name, tunnel.describe())
+            return _Running(contender, tunnel, server)
+        except Failed as error:
+            self._failed(contender, error)
+            return None
+
+    def _measure(self, one: _Running, measurement: Measurement) -> bool:
+        """Whether the tunnel is there afterwards."""
+        progress = terminal.Progress(f"  {one.contender.label}")
+        progress.update(0, 0)
+        before = _cpu_ticks()
+        try:
+            outcome = cases.run(
+                *(measurement.key, one.tunnel, one.server, self.programs["floodgen"]),
+                *(self.plan.seconds, self.plan.flows, progress.update),
+            )
+        except Failed as error:
+            progress.done(f"failed: {str(error).splitlines()[0]}")
+            self._note(one.contender, measurement.key, error=str(error))
+            return self._is_alive(one)
+        progress.done(_headline(measurement, outcome))
+        shares = _shares(before, _cpu_ticks())
+        self._note(one.contender, measurement.key, metrics=outcome.metrics, detail=outcome.detail, machine_cpu=shares)
+        return True
+
+    def _is_alive(self, one: _Running) -> bool:
+        try:
+            for daemon in one.tunnel.daemons:
+                daemon.check_alive()
+        except Failed as error:
+            self._failed(one.contender, error)
+            return False
+        return True
+
+    def _failed(self, contender: Contender, error: Failed) -> None:
+        say(f"  {contender.label} failed: {str(error).splitlines()[0]}")
+        self._note(contender, "tunnel", error=str(error))
+
+    def _note(self, contender: Contender, measurement: str, **rest) -> None:
+        about = {"case": self.case.key, "tunnel": contender.name, "round": self.turn, "measurement": measurement}
+        self.result["runs"].append({**about, **rest})
 
 
 def _headline(measurement: Measurement, outcome: cases.Outcome) -> str:

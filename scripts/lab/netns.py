@@ -64,12 +64,14 @@ class Namespace:
 class Lab:
     """Namespaces a and b, joined; a directory for the run's sockets and keys. Use it in a `with`.
 
-    Call isolate.enter() first: everything here is made in this process's private /run.
+    Call isolate.enter() first: everything here is made in this process's private /run. Labs that stand at the same time have
+    different `suffix`es, which end the names of their namespaces.
     """
 
-    def __init__(self, mtu: int = DEFAULT_MTU):
-        self.directory = "/run/lab"  # on the private tmpfs: keys never touch a disk, socket paths stay short
+    def __init__(self, mtu: int = DEFAULT_MTU, suffix: str = ""):
+        self.directory = f"/run/lab{suffix}"  # on the private tmpfs: keys never touch a disk, socket paths stay short
         self.mtu = mtu
+        self._suffix = suffix
         self._undo = contextlib.ExitStack()
         self._tunnels = 0
 
@@ -87,11 +89,11 @@ class Lab:
     def _build(self) -> None:
         os.makedirs(self.directory, mode=0o700)
         self._undo.callback(shutil.rmtree, self.directory)
-        self.a, self.b = self._namespace("a"), self._namespace("b")
+        self.a, self.b = self._namespace(f"a{self._suffix}"), self._namespace(f"b{self._suffix}")
         self.ends = (self.a, self.b)
         process.run(
-            ["ip", "link", "add", UNDERLAY, "mtu", str(self.mtu), "netns", "a", "type", "veth"]
-            + ["peer", "name", UNDERLAY, "mtu", str(self.mtu), "netns", "b"]
+            ["ip", "link", "add", UNDERLAY, "mtu", str(self.mtu), "netns", self.a.name, "type", "veth"]
+            + ["peer", "name", UNDERLAY, "mtu", str(self.mtu), "netns", self.b.name]
         )
         self.has_ipv6 = os.path.exists("/proc/sys/net/ipv6")
         for end, v4, v6 in zip(self.ends, UNDERLAY_V4, UNDERLAY_V6):

@@ -210,10 +210,10 @@ suite = "{self.suite}"
 class Wireguard(Tunnel):
     """Two daemons of a WireGuard in user space, set up through `wg`."""
 
-    interfaces = ("wga", "wgb")  # both control sockets lie in /run/wireguard, so the names must differ
-
     def __init__(self, lab: Lab, logs: str, argv: list[str], shape: Shape = Shape()):
         super().__init__(lab, logs, shape)
+        # All control sockets lie in /run/wireguard, so the names must differ.
+        self.interfaces = (f"wg{lab.a.name}", f"wg{lab.b.name}")
         self.argv = argv  # followed by the interface's name
         self.key = self.label = os.path.basename(argv[0]).removesuffix("-cli")
 
