@@ -78,13 +78,13 @@ impl ReceiveBatch {
             header.msg_iov = iovec;
             header.msg_iovlen = 1;
             header.msg_control = control.as_mut_ptr().cast();
-            header.msg_controllen = CONTROL_ROOM;
+            header.msg_controllen = CONTROL_ROOM as _;
             count += 1;
         }
         let (fd, headers) = (socket.as_fd().as_raw_fd(), self.headers.as_mut_ptr());
         // SAFETY: the first `count` headers point to as many places of self, each writable for the length that its header
         // says, and to the whole of as many buffers that self owns; none is touched until the call returns.
-        let received = unsafe { libc::recvmmsg(fd, headers, count, libc::MSG_DONTWAIT, std::ptr::null_mut()) };
+        let received = unsafe { libc::recvmmsg(fd, headers, count, libc::MSG_DONTWAIT as _, std::ptr::null_mut()) };
         let received = usize::try_from(received).map_err(|_| last_errno())?;
         let filled = self.headers.iter().zip(&self.addresses).zip(&self.controls);
         Ok(self
@@ -95,7 +95,7 @@ impl ReceiveBatch {
                 let payload = 0..header.msg_len as usize;
                 let header = &header.msg_hdr;
                 let address = address.get(..header.msg_namelen as usize)?;
-                let control = control.get(..header.msg_controllen)?;
+                let control = control.get(..header.msg_controllen as _)?;
                 let received = received::recvmsg(address, control, payload.len(), header.msg_flags)?;
                 Some((buffer, payload, received))
             }))

@@ -65,13 +65,14 @@ impl Envelope {
         header.msg_iovlen = 1;
         if !control.is_empty() {
             header.msg_control = control.as_ptr().cast_mut().cast();
-            header.msg_controllen = control.len();
+            header.msg_controllen = control.len() as _;
         }
         header
     }
 }
 
-/// A header that refers to nothing. (On musl it has padding fields, so it can't be written as a literal.)
+/// A header that refers to nothing. (On musl it has padding fields, so it can't be written as a literal; its lengths, and the flags
+/// of sendmmsg and recvmmsg, have other integer types there than with glibc, hence `as _` where they are given.)
 pub(super) fn empty_header() -> libc::msghdr {
     // SAFETY: msghdr is integers and raw pointers, for all of which zero is a value.
     unsafe { std::mem::zeroed() }
@@ -166,7 +167,7 @@ impl SendBatch {
                 socket.as_fd().as_raw_fd(),
                 self.headers.as_mut_ptr(),
                 count,
-                libc::MSG_DONTWAIT,
+                libc::MSG_DONTWAIT as _,
             )
         };
         usize::try_from(sent).map_err(|_| last_errno())

@@ -12,10 +12,6 @@ use super::address::Family;
 use super::tun::TunQueue;
 use super::udp;
 
-/// _IOR('T', 210, unsigned int), _IO('T', 227) (linux/if_tun.h); where _IOR is 2 << 30 (asm-generic/ioctl.h).
-const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
-const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
-
 /// Asks for one TUN's MTU. Holds on to the TUN: the interface lives as long as this.
 pub struct TunMtu {
     queue: OwnedFd,
@@ -68,9 +64,9 @@ impl TunMtu {
         // SAFETY: an ifreq of zeros is one: integers, and a union of such.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         // SAFETY: TUNGETIFF writes one ifreq.
-        check(unsafe { libc::ioctl(self.queue.as_raw_fd(), TUNGETIFF, &raw mut request) })?;
+        check(unsafe { libc::ioctl(self.queue.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
         // SAFETY: SIOCGIFMTU reads the name of one ifreq, which the kernel has just written, and writes its MTU.
-        check(unsafe { libc::ioctl(asker.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) })?;
+        check(unsafe { libc::ioctl(asker.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) })?;
         // SAFETY: the MTU is what SIOCGIFMTU has written, and any bits are an int.
         let mtu = unsafe { request.ifr_ifru.ifru_mtu };
         u32::try_from(mtu).map_err(io::Error::other)
@@ -78,7 +74,7 @@ impl TunMtu {
 
     fn namespace(&self) -> io::Result<File> {
         // SAFETY: takes no argument.
-        match check(unsafe { libc::ioctl(self.queue.as_raw_fd(), TUNGETDEVNETNS) }) {
+        match check(unsafe { libc::ioctl(self.queue.as_raw_fd(), libc::TUNGETDEVNETNS) }) {
             // SAFETY: the ioctl just returned this descriptor, so nobody else owns it.
             Ok(fd) => Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) })),
             // Kernels that can't tell: it will not have been moved.

@@ -470,7 +470,7 @@ impl Memory {
         let pool = |count, size| Pool::new(count, size).map_err(|_| Refusal::Memory);
         let mut receive_header = Box::new(send::empty_header());
         receive_header.msg_namelen = libc::socklen_t::try_from(ADDRESS_ROOM).expect("a few bytes");
-        receive_header.msg_controllen = CONTROL_ROOM;
+        receive_header.msg_controllen = CONTROL_ROOM as _;
         let iovec = libc::iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
