@@ -22,7 +22,7 @@ use crate::config::values::check_interface_name;
 use crate::config::{Loaded, default_control_socket};
 use crate::control::api::Request;
 use crate::control::client::{Client, ClientError};
-use crate::control::runtime::open_file;
+use crate::control::runtime::{judge_place, open_file};
 
 /// Where configurations are found by their names.
 const CONFIG_DIR: &str = "/etc/ringway";
@@ -56,6 +56,7 @@ pub(super) fn up(options: &Up) -> Result<(), Failure> {
         let Failure { exit, message } = Failure::of(&error);
         Failure::new(exit, format!("{}: {message}", path.display()))
     };
+    judge_place(&log).map_err(|error| failed(&log, error))?;
     if let Some(folder) = log.parent() {
         let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(folder);
         made.map_err(|error| failed(folder, error))?;

@@ -7,11 +7,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::keyfile::shell_quoted;
+use crate::sys::exec;
 
 /// Root's number.
 const ROOT: u32 = 0;
 /// Group and others may write (inode(7)).
 const WRITABLE: u32 = 0o022;
+/// Of these, others than the group.
+const WRITABLE_BY_OTHERS: u32 = 0o002;
 /// In such a directory nobody replaces what is another's.
 const STICKY: u32 = 0o1000;
 
@@ -41,30 +44,71 @@ impl Foreign {
 
     /// As [`Foreign::of`], for `owners` in the place of root. Directories may be `landlord`'s too.
     fn to(owners: &[u32], landlord: Option<u32>, path: &Path, metadata: &Metadata) -> Option<Foreign> {
-        let judge = |path: &Path, found: &Metadata, is_ours: bool, may_write: bool| {
-            let mode = found.mode() & 0o7777;
-            let why = match () {
-                () if !is_ours => Why::Owner(found.uid()),
-                () if mode & WRITABLE != 0 && !may_write => Why::Mode(mode),
-                () => return None,
-            };
-            let path = path.to_owned();
-            Some(Foreign { path, why })
-        };
         let is_ours = owners.contains(&metadata.uid());
-        let file = judge(path, metadata, is_ours, false);
+        let file = judge(path, metadata, is_ours, WRITABLE);
         // A link may lead there from elsewhere; who can write there can have it lead to another file.
         let ways = [std::path::absolute(path), fs::canonicalize(path)];
-        let mut folders = ways.iter().flatten().flat_map(|way| way.ancestors().skip(1));
-        file.or_else(|| {
-            folders.find_map(|folder| {
-                // What is gone by now leads nowhere.
-                let found = fs::metadata(folder).ok()?;
-                let is_ours = owners.contains(&found.uid()) || landlord == Some(found.uid());
-                judge(folder, &found, is_ours, found.mode() & STICKY != 0)
-            })
+        let folders = ways.iter().flatten().flat_map(|way| way.ancestors().skip(1));
+        file.or_else(|| on_the_way(owners, landlord, folders, WRITABLE))
+    }
+
+    /// Judges the place where root is about to make `path`, or to write to what it finds there: the directories on the way, also those
+    /// of a link on it, and whose the file is. Groups may write to such a directory: /var/log is syslog's on some machines. `None`:
+    /// nobody can have root write to another file, or this is not root.
+    pub(crate) fn of_place(path: &Path) -> Option<Foreign> {
+        if exec::effective_user() != ROOT {
+            return None;
+        }
+        let owners: Vec<u32> = [ROOT].into_iter().chain(sudoer()).collect();
+        Foreign::of_place_to(&owners, unmapped_user(), path)
+    }
+
+    /// As [`Foreign::of_place`], for `owners` in the place of root. Directories may be `landlord`'s too.
+    fn of_place_to(owners: &[u32], landlord: Option<u32>, path: &Path) -> Option<Foreign> {
+        let path = std::path::absolute(path).ok()?;
+        // What does not exist yet is made by us, below what does.
+        let real = path
+            .ancestors()
+            .skip(1)
+            .find_map(|folder| fs::canonicalize(folder).ok());
+        let folders = path
+            .ancestors()
+            .skip(1)
+            .chain(real.iter().flat_map(|real| real.ancestors()));
+        let folder = on_the_way(owners, landlord, folders, WRITABLE_BY_OTHERS);
+        folder.or_else(|| {
+            let found = fs::symlink_metadata(&path).ok()?;
+            judge(&path, &found, owners.contains(&found.uid()), 0)
         })
     }
+}
+
+/// The first of `folders` that is nobody's of `owners`, or to which others can write by one of the bits `writable`.
+fn on_the_way<'a>(
+    owners: &[u32],
+    landlord: Option<u32>,
+    mut folders: impl Iterator<Item = &'a Path>,
+    writable: u32,
+) -> Option<Foreign> {
+    folders.find_map(|folder| {
+        // What is gone by now leads nowhere.
+        let found = fs::metadata(folder).ok()?;
+        let is_ours = owners.contains(&found.uid()) || landlord == Some(found.uid());
+        let is_sticky = found.mode() & STICKY != 0;
+        judge(folder, &found, is_ours, if is_sticky { 0 } else { writable })
+    })
+}
+
+/// What is wrong with this one file or directory, if it is not ours or has one of the bits `writable`.
+fn judge(path: &Path, found: &Metadata, is_ours: bool, writable: u32) -> Option<Foreign> {
+    let mode = found.mode() & 0o7777;
+    let why = match () {
+        () if !is_ours => Why::Owner(found.uid()),
+        () if mode & writable != 0 => Why::Mode(mode),
+        () => return None,
+    };
+    let path = path.to_owned();
+    Some(Foreign { path, why })
 }
 
 /// Says what is wrong, and what would put it right.
@@ -117,6 +161,48 @@ mod tests {
 
     fn set_mode(path: &Path, mode: u32) {
         fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
+    }
+
+    #[test]
+    fn root_writes_where_nobody_else_can_have_put_a_file_in_the_way() {
+        let folder = Folder(std::env::temp_dir().join(format!("ringway-place-{}", std::process::id())));
+        let inner = folder.0.join("inner");
+        fs::create_dir_all(&inner).expect("a directory");
+        let me = fs::metadata(&inner).expect("it is there").uid();
+        let link = folder.0.join("link");
+        symlink(&inner, &link).expect("a link");
+        let ours = [ROOT, me];
+        let judged = |path: &Path, owners: &[u32]| {
+            Foreign::of_place_to(owners, unmapped_user(), path).map(|foreign| foreign.to_string())
+        };
+        for path in [&folder.0, &inner] {
+            set_mode(path, 0o755);
+        }
+        let places = [inner.join("log"), link.join("log"), inner.join("new/log")];
+        for mode in [0o755, 0o775, 0o1777] {
+            set_mode(&inner, mode);
+            for place in &places {
+                assert_eq!(judged(place, &ours), None, "{mode:o}");
+            }
+        }
+        set_mode(&inner, 0o757);
+        for (place, wrong) in places.iter().zip([&inner, &link, &inner]) {
+            let wrong = wrong.display();
+            let expected = format!("others can write to {wrong} (mode 0757); run: chmod go-w {wrong}");
+            assert_eq!(judged(place, &ours), Some(expected));
+        }
+        let path = inner.display();
+        set_mode(&inner, 0o1777);
+        // Whoever may put files there can have chosen the one that is there; the directories are a stranger's here as well.
+        fs::write(&places[0], "").expect("a file");
+        let strange = format!("{path} belongs to the user {me}; run: chown root {path}");
+        assert_eq!(judged(&places[0], &[me + 1]), Some(strange));
+        let path = places[0].display();
+        let strange = format!("{path} belongs to the user {me}; run: chown root {path}");
+        assert_eq!(
+            Foreign::of_place_to(&[me + 1], Some(me), &places[0]).map(|found| found.to_string()),
+            Some(strange)
+        );
     }
 
     #[test]

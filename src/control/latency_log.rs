@@ -25,7 +25,7 @@ impl LatencyLog {
     pub(super) async fn create(runtime: Runtime, path: &Path) -> io::Result<LatencyLog> {
         let since = SystemTime::now();
         let mut log = LatencyLog {
-            file: LogFile::create(runtime, path).await?,
+            file: LogFile::create(runtime, path)?,
             log: HistogramLog::begin(Vec::new(), since)?,
             recorded: StageHistograms::new(),
             since,
@@ -35,9 +35,9 @@ impl LatencyLog {
     }
 
     /// Goes on with the file that an earlier process began at `begin`.
-    pub(super) async fn resume(runtime: Runtime, path: &Path, begin: SystemTime) -> io::Result<LatencyLog> {
+    pub(super) fn resume(runtime: Runtime, path: &Path, begin: SystemTime) -> io::Result<LatencyLog> {
         Ok(LatencyLog {
-            file: LogFile::open(runtime, path).await?,
+            file: LogFile::open(runtime, path)?,
             log: HistogramLog::resume(Vec::new(), begin),
             recorded: StageHistograms::new(),
             since: SystemTime::now(),

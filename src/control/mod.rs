@@ -94,6 +94,11 @@ pub enum ControlError {
     /// The interface is gone.
     #[error("the interface was removed")]
     InterfaceRemoved,
+    /// What must outlive this run is not on the disk within this time.
+    #[error(
+        "the state file is not written within {0:?}; try again when its disk (see state_dir) is not that slow any more"
+    )]
+    SlowDisk(Duration),
     /// The control thread's own runtime failed.
     #[error("the control thread cannot go on: {0}")]
     Io(#[from] io::Error),
@@ -508,8 +513,8 @@ impl Control {
     }
 
     /// As [`Control::log_latency`], to the log that an earlier process began at `begin`.
-    pub async fn resume_latency_log(&mut self, runtime: Runtime, path: &Path, begin: SystemTime) -> io::Result<()> {
-        self.latency_log = Some(LatencyLog::resume(runtime, path, begin).await?);
+    pub fn resume_latency_log(&mut self, runtime: Runtime, path: &Path, begin: SystemTime) -> io::Result<()> {
+        self.latency_log = Some(LatencyLog::resume(runtime, path, begin)?);
         self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
         Ok(())
     }
@@ -539,11 +544,11 @@ impl Control {
         self.finish_state().await;
     }
 
-    /// Writes what must outlive this run as if it ended here.
+    /// Writes what must outlive this run as if it ended here. Who does not wait for it to the end stops nothing of it.
     async fn finish_state(&mut self) {
-        if let Some(mut state) = self.state.take() {
-            state.finish(self.now(), self.timestamps()).await;
-            self.state = Some(state);
+        let (now, timestamps) = (self.now(), self.timestamps().collect());
+        if let Some(state) = &mut self.state {
+            state.finish(now, timestamps).await;
         }
     }
 

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::config::Foreign;
 use crate::sys::exec;
 
 /// Which runtime the control thread runs on.
@@ -64,8 +65,12 @@ pub fn create_anew(path: &Path) -> io::Result<File> {
 /// # Errors
 /// What open(2) says; that something else is in the way.
 pub fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    open_with(libc::O_NOFOLLOW | libc::O_NONBLOCK, options, path)
+}
+
+fn open_with(flags: libc::c_int, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let in_the_way = || io::Error::other(format!("{}: is in the way and is no file; remove it", path.display()));
-    match options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+    match options.custom_flags(flags).open(path) {
         Ok(file) if file.metadata()?.is_file() => Ok(file),
         Ok(_) => Err(in_the_way()),
         // A link; a socket or a pipe without a reader; a directory.
@@ -74,6 +79,24 @@ pub fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Opens a log. Links are not followed, and root writes to none where others can have chosen what it is.
+fn open_log(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    judge_place(path)?;
+    // Not with O_NONBLOCK: through a ring that is an error where a write has to wait.
+    open_with(libc::O_NOFOLLOW, options, path)
+}
+
+/// That root may make a file at `path`, or write to it: nobody else can have put there what it would find.
+///
+/// # Errors
+/// Which file or directory is others', and what would put that right.
+pub fn judge_place(path: &Path) -> io::Result<()> {
+    Foreign::of_place(path).map_or(Ok(()), |foreign| {
+        let why = format!("root writes nothing at a place that others can have chosen: {foreign}");
+        Err(io::Error::other(why))
+    })
 }
 
 /// Puts a file with these bytes, for its owner only, in the place of `path`: whatever happens, either the old or the new
@@ -131,21 +154,23 @@ enum Handle {
 
 impl LogFile {
     /// Creates the file, or empties it.
-    pub async fn create(runtime: Runtime, path: &Path) -> io::Result<LogFile> {
+    pub fn create(runtime: Runtime, path: &Path) -> io::Result<LogFile> {
+        let file = open_log(File::options().write(true).create(true).truncate(true), path)?;
         let handle = match runtime {
-            Runtime::Uring => Handle::Uring(tokio_uring::fs::File::create(path).await?),
-            Runtime::Tokio => Handle::Tokio(std::fs::File::create(path)?),
+            Runtime::Uring => Handle::Uring(tokio_uring::fs::File::from_std(file)),
+            Runtime::Tokio => Handle::Tokio(file),
         };
         Ok(LogFile { handle, len: 0 })
     }
 
     /// Opens a file to write behind what it has.
-    pub async fn open(runtime: Runtime, path: &Path) -> io::Result<LogFile> {
+    pub fn open(runtime: Runtime, path: &Path) -> io::Result<LogFile> {
         // Somebody may have moved it away in the meantime.
-        let len = File::options().append(true).create(true).open(path)?.metadata()?.len();
+        let file = open_log(File::options().append(true).create(true), path)?;
+        let len = file.metadata()?.len();
         let handle = match runtime {
-            Runtime::Uring => Handle::Uring(tokio_uring::fs::OpenOptions::new().write(true).open(path).await?),
-            Runtime::Tokio => Handle::Tokio(std::fs::File::options().append(true).open(path)?),
+            Runtime::Uring => Handle::Uring(tokio_uring::fs::File::from_std(file)),
+            Runtime::Tokio => Handle::Tokio(file),
         };
         Ok(LogFile { handle, len })
     }
@@ -207,12 +232,22 @@ mod tests {
     fn appended_lines_follow_each_other_on_both_runtimes() {
         each_runtime("log", async |runtime, folder| {
             let path = folder.join("log");
-            let mut log = LogFile::create(runtime, &path).await.expect("a file");
+            let mut log = LogFile::create(runtime, &path).expect("a file");
             log.append(b"one\n".to_vec()).await.expect("written");
             log.append(b"two\n".to_vec()).await.expect("written");
             drop(log);
-            let mut log = LogFile::open(runtime, &path).await.expect("the file exists");
+            let mut log = LogFile::open(runtime, &path).expect("the file exists");
             log.append(b"three\n".to_vec()).await.expect("written");
+            assert_eq!(std::fs::read(&path).expect("the file exists"), b"one\ntwo\nthree\n");
+            let link = folder.join("link");
+            std::os::unix::fs::symlink(&path, &link).expect("a link");
+            for refused in [LogFile::create(runtime, &link), LogFile::open(runtime, &link)] {
+                let told = refused.map(drop).expect_err("it leads elsewhere").to_string();
+                assert!(
+                    told.ends_with("link: is in the way and is no file; remove it"),
+                    "{told}"
+                );
+            }
             assert_eq!(std::fs::read(&path).expect("the file exists"), b"one\ntwo\nthree\n");
         });
     }

@@ -152,23 +152,33 @@ impl State {
         }));
     }
 
+    /// Waits until nothing is being written, and tells how that ended, if anything was. Who stops waiting may wait again.
+    async fn written(&mut self) -> Option<bool> {
+        let result = self.writing.as_mut()?.await;
+        self.writing = None;
+        Some(matches!(result, Ok(Ok(()))))
+    }
+
     /// Writes how it ended, without any reserve, if the file could be written at all. Where it goes on after all, the reserve
-    /// comes back with the next write, which is due at once.
-    pub(super) async fn finish(&mut self, now: Now, timestamps: impl Iterator<Item = (PublicKey, Timestamps)>) {
-        let can_be_written = match self.writing.take() {
-            Some(writing) => matches!(writing.await, Ok(Ok(()))),
+    /// comes back with the next write, which is due at once. It is written also when nobody waits for that any more.
+    pub(super) async fn finish(&mut self, now: Now, timestamps: Vec<(PublicKey, Timestamps)>) {
+        let can_be_written = match self.written().await {
+            Some(was_written) => was_written,
             // Not tried yet; without a handshake there is nothing to say.
             None => self.next.is_some(),
         };
         if !can_be_written {
             return;
         }
-        let (latest, received) = collect(timestamps);
+        let (latest, received) = collect(timestamps.into_iter());
         let text = render(&self.stamps.end(latest), &received);
-        if let Err(error) = replace_file(self.runtime, &self.path, text.into_bytes()).await {
-            tracing::warn!("{}: cannot be written: {error}", self.path.display());
-        }
+        let (runtime, path) = (self.runtime, self.path.clone());
         (self.next, self.ended) = (Some(now.mono), true);
+        self.writing = Some(tokio::task::spawn_local(async move {
+            let result = replace_file(runtime, &path, text.into_bytes()).await;
+            result.inspect_err(|error| tracing::warn!("{}: cannot be written: {error}", path.display()))
+        }));
+        self.written().await;
     }
 }
 
@@ -351,7 +361,7 @@ mod tests {
                         state.touch(set);
                         assert_eq!(state.poll_timeout(), Some(at(start + 9)), "the clock was set");
                         if finish {
-                            state.finish(now(9), stamps(0)).await;
+                            state.finish(now(9), stamps(0).collect()).await;
                         }
                     }
                     kept
@@ -389,9 +399,55 @@ mod tests {
                 std::fs::remove_file(&path).expect("it is there");
                 std::fs::create_dir(&path).expect("it is gone");
                 state.write(now(1, 0), std::iter::once((key(1), stamps)));
-                state.finish(now(1, 0), std::iter::once((key(1), stamps))).await;
+                state.finish(now(1, 0), vec![(key(1), stamps)]).await;
             })
             .expect("a runtime");
         std::fs::remove_dir(&path).expect("it stays a directory");
+    }
+
+    #[test]
+    fn who_does_not_wait_for_a_slow_disk_loses_nothing_that_is_written() {
+        let path = file("slow");
+        let read = || Kept::parse(&std::fs::read_to_string(&path).expect("it was written")).expect("it is whole");
+        let stamps = || {
+            let (sent, received) = (stamp(1001), stamp(7));
+            vec![(key(1), Timestamps { sent, received })]
+        };
+        Runtime::Tokio
+            .block_on(async |runtime| {
+                let mut state = State::open(runtime, &path, now(0, 1000)).await;
+                state.touch(now(0, 1000));
+                let (end_stall, stalled) = tokio::sync::oneshot::channel();
+                state.writing = Some(tokio::task::spawn_local(async {
+                    stalled.await.map_err(io::Error::other)
+                }));
+                for _ in 0..2 {
+                    let finished = tokio::time::timeout(Duration::from_millis(1), state.finish(now(1, 1000), stamps()));
+                    finished.await.expect_err("the disk stalls");
+                }
+                end_stall.send(()).expect("it is waited for yet");
+                // Nobody waits for the end's own write either; the first poll begins it.
+                {
+                    let mut finish = std::pin::pin!(state.finish(now(2, 1000), stamps()));
+                    while !path.exists() && !Path::new(&format!("{}.new", path.display())).exists() {
+                        tokio::select! {
+                            biased;
+                            () = &mut finish => break,
+                            () = tokio::task::yield_now() => {}
+                        }
+                    }
+                }
+                state.written().await;
+                let kept = read();
+                assert_eq!((kept.sent.limit, kept.sent.course), (stamp(1001), None));
+                assert_eq!(kept.received[&key(1)], stamp(7));
+                // The tunnel stays: its reserve comes back.
+                assert_eq!(state.poll_timeout(), Some(at(2)));
+                state.write(now(2, 1000), stamps().into_iter());
+                assert_eq!(state.written().await, Some(true));
+                assert!(read().sent.limit > stamp(1500), "{:?}", read());
+            })
+            .expect("a runtime");
+        std::fs::remove_file(&path).expect("it was written");
     }
 }

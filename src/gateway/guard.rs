@@ -13,8 +13,8 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::{fs, thread};
 
+use super::RunError;
 use super::leftovers::Traces;
-use super::{RunError, hooks};
 use crate::control::runtime::Runtime;
 use crate::control::signals::{Hangups, Signals};
 use crate::sys::exec;
@@ -133,7 +133,7 @@ fn put_right(traces: &Traces) {
             Err(error) => tracing::error!("something is left: {error}; {see}"),
         }
         traces.remove_sockets(&mut tell).await;
-        hooks::run_down("post_down", &traces.post_down, name).await;
+        traces.run_post_down(&mut tell).await;
     });
     if let Err(error) = result {
         tracing::error!("something is left: {error}; {see}");

@@ -134,7 +134,10 @@ async fn try_to_depart(
     };
     // Nobody watches meanwhile whether all moves: each step has the manager's patience for itself.
     service::alive();
-    control.settle().await;
+    if let Err(error) = control.settle().await {
+        luggage.guard.dismiss();
+        return stays(granted, &error);
+    }
     service::alive();
     let paused = match control.pause().await {
         Ok(paused) => paused,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::mark::{self, Mark};
 use super::{RunError, hooks};
 use crate::config::{Config, LoadError, Loaded, MetricsListen, RUN_DIR, default_control_socket};
 use crate::control::runtime::Runtime;
@@ -119,21 +120,36 @@ impl Traces {
         Ok(())
     }
 
-    /// Removes those of its sockets on which nobody answers; tells which those were. Whether the control socket was one.
-    pub(super) async fn remove_sockets(&self, tell: &mut dyn FnMut(String)) -> bool {
-        let mut has_died = false;
-        for (number, path) in self.sockets.iter().enumerate() {
+    /// Removes those of its sockets on which nobody answers; tells which those were.
+    pub(super) async fn remove_sockets(&self, tell: &mut dyn FnMut(String)) {
+        for path in &self.sockets {
             match socket::remove_dead(path).await {
-                Ok(true) => {
-                    has_died |= number == 0;
-                    tell(format!("the socket {}", path.display()));
-                }
+                Ok(true) => tell(format!("the socket {}", path.display())),
                 Ok(false) => {}
                 // The next daemon takes its place.
                 Err(error) => tracing::warn!("{}: {error}", path.display()),
             }
         }
-        has_died
+    }
+
+    /// Runs the commands of the end, if the tunnel had come up and nobody else does.
+    pub(super) async fn run_post_down(&self, tell: &mut dyn FnMut(String)) {
+        let Some(mark) = self.mark() else { return };
+        hooks::run_down("post_down", &self.post_down, &self.name).await;
+        mark.remove();
+        tell("the mark of a tunnel that was up".to_owned());
+    }
+
+    /// What says that the commands of the end are to run, and that they are ours to run.
+    fn mark(&self) -> Option<Mark> {
+        let control_socket = self.sockets.first()?;
+        Mark::find(control_socket).unwrap_or_else(|error| {
+            tracing::warn!(
+                "{}: {error}; post_down does not run",
+                mark::path_of(control_socket).display()
+            );
+            None
+        })
     }
 
     /// Leaves out sockets whose place others may have chosen, all but those of the service's own directory and those that root
@@ -142,10 +158,10 @@ impl Traces {
         let wg = uapi::server::path_of(&self.name);
         let is_roots = |path: &Path| {
             // What lies beside a control socket is acted upon as well.
-            let beside = fs::symlink_metadata(path.with_extension("sysctl"));
+            let beside = [path.with_extension("sysctl"), mark::path_of(path)].map(fs::symlink_metadata);
             let found = fs::symlink_metadata(path);
             found.is_ok_and(|found| found.uid() == 0 && found.file_type().is_socket())
-                && beside.map_or(true, |found| found.uid() == 0)
+                && beside.iter().flatten().all(|found| found.uid() == 0)
         };
         let is_strange = |path: &PathBuf| path.parent() != Some(Path::new(RUN_DIR)) && *path != wg && !is_roots(path);
         let first = self.sockets.iter().find(|path| is_strange(path)).cloned()?;
@@ -190,15 +206,15 @@ pub fn cleanup(name: &str, from: Option<(&Path, &Loaded)>, tell: &mut dyn FnMut(
             return Err(LinkError::Exists(name.to_owned()).into());
         }
         let left = traces.remove(tell).await;
-        // Who removes it is who runs them; after an end in good order there is none.
-        let was_killed = traces.remove_sockets(tell).await;
+        traces.remove_sockets(tell).await;
         let refused = match (distrusted, strange) {
             (Some((file, foreign)), Some(socket)) => Some(RunError::StrangeSocket {
                 file: file.to_owned(),
                 socket,
                 foreign: foreign.clone(),
             }),
-            (Some((file, foreign)), None) if was_killed && !traces.post_down.is_empty() => {
+            // The mark stays, for when they are root's.
+            (Some((file, foreign)), None) if !traces.post_down.is_empty() && traces.mark().is_some() => {
                 Some(RunError::Config(LoadError::Commands {
                     path: file.to_owned(),
                     hook: "post_down",
@@ -207,8 +223,9 @@ pub fn cleanup(name: &str, from: Option<(&Path, &Loaded)>, tell: &mut dyn FnMut(
             }
             _ => None,
         };
-        if was_killed && distrusted.is_none() {
-            hooks::run_down("post_down", &traces.post_down, name).await;
+        // Those of a daemon that comes up meanwhile are for its end.
+        if refused.is_none() && !matches!(left, Err(RunError::Runs(_))) {
+            traces.run_post_down(tell).await;
         }
         left?;
         refused.map_or(Ok(()), Err)

@@ -14,6 +14,7 @@ mod hooks;
 mod leave;
 mod leftovers;
 mod live;
+mod mark;
 mod network;
 mod parts;
 mod plan;
@@ -60,6 +61,7 @@ use guard::Guard;
 use handover::Handover;
 use leave::{Departure, Leaving, Luggage};
 use live::Live;
+use mark::Mark;
 use network::Network;
 use parts::{Identity, Parts};
 use upgrade::Granted;
@@ -308,6 +310,7 @@ fn run_open(
     let runtime = parts.runtime();
     let interface_name = interface.name.clone();
     let came_up = Cell::new(false);
+    let mark = Cell::new(None);
     let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
         let mut hangups = Hangups::install()?;
         exec::accept_signals()?;
@@ -348,6 +351,7 @@ fn run_open(
             ifindex,
             runtime,
             came_up: &came_up,
+            mark: &mark,
             guard,
         };
         tunnel
@@ -362,6 +366,7 @@ fn run_open(
         let interface = &config.interface;
         runtime.block_on(async |_| hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await)?;
     }
+    mark.take().into_iter().for_each(Mark::remove);
     result
 }
 
@@ -401,6 +406,13 @@ fn begin(interface: &Interface) -> Result<bool, RunError> {
     })?
 }
 
+/// Has others know that the tunnel is up.
+fn mark_of(interface: &Interface) -> Option<Mark> {
+    let made = Mark::make(&interface.control_socket);
+    made.inspect_err(|error| tracing::warn!(%error, "should this daemon be killed, nobody runs post_down for it"))
+        .ok()
+}
+
 /// What a tunnel has beside its parts.
 struct Tunnel<'a> {
     server: Server,
@@ -411,6 +423,8 @@ struct Tunnel<'a> {
     runtime: Runtime,
     /// Whether the commands of the end are to run.
     came_up: &'a Cell<bool>,
+    /// What says so to others, should this process not come to them.
+    mark: &'a Cell<Option<Mark>>,
     /// Who puts things right unless a tunnel that came here runs.
     guard: &'a Cell<Option<Guard>>,
 }
@@ -478,7 +492,7 @@ impl Tunnel<'_> {
                 error,
             };
             let logging = match state.and_then(|state| state.control.latency_log_begin()) {
-                Some(begin) => control.resume_latency_log(self.runtime, path, begin).await,
+                Some(begin) => control.resume_latency_log(self.runtime, path, begin),
                 None => control.log_latency(self.runtime, path).await,
             };
             match logging.map_err(failed) {
@@ -494,6 +508,7 @@ impl Tunnel<'_> {
         ready(control.facts());
         service::ready(&name);
         self.came_up.set(true);
+        self.mark.set(mark_of(&config.interface));
         self.guard.take().into_iter().for_each(Guard::dismiss);
         if !network.confined {
             network.confined = service::confine(config, &self.file, network.dns_backend());
@@ -550,6 +565,7 @@ impl Tunnel<'_> {
                 never = rules.follow() => match never {},
                 error = post_up => {
                     self.came_up.set(false);
+                    self.mark.take().into_iter().for_each(Mark::remove);
                     Err(error.into())
                 }
             };

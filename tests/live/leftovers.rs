@@ -1,7 +1,7 @@
 //! `ringway cleanup` after daemons that were killed, beside some that run, and by files that are not root's alone.
 
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
@@ -105,6 +105,77 @@ fn cleanup_waits_for_the_interface_and_does_all_that_a_killed_daemon_has_not_com
     assert_eq!(times(), 2);
     nothing();
     assert_eq!(times(), 2);
+
+    // One that was killed before it had come up has a socket, and nothing to end.
+    let removed = || cleanup(&lab, &a.file).expect("it may");
+    drop(UnixListener::bind(&a.control).expect("the name is free"));
+    assert_says(&removed(), &[text(&a.control)]);
+    assert_eq!(times(), 2);
+    // Who was killed between the two, a guard for example, leaves what says that commands are to run.
+    let mark = a.control.with_extension("up");
+    fs::write(&mark, "").expect("the directory is ours");
+    assert_eq!(removed(), "removed the mark of a tunnel that was up\n");
+    assert_eq!(times(), 3);
+    nothing();
+    // Where another one runs them, as a guard does while an operator is impatient, they are that one's.
+    let theirs = fs::File::create(&mark).expect("the directory is ours");
+    theirs.lock().expect("nobody else has it");
+    nothing();
+    drop(theirs);
+    removed();
+    assert!(times() == 4 && !mark.exists());
+}
+
+#[test]
+fn root_puts_no_socket_and_no_log_where_others_can_have_put_a_file_first() {
+    let Some(lab) = Lab::new() else { return };
+    let mut a = End::new(&lab, 0);
+    let open = lab.directory.join("open");
+    fs::create_dir(&open).expect("the directory is ours");
+    let victim = lab.directory.join("victim");
+    fs::write(&victim, "all of it").expect("the directory is ours");
+    let run = |a: &End, command: &str| {
+        a.ringway(&[command, text(&a.file)])
+            .map(drop)
+            .expect_err("it is refused")
+            .1
+    };
+    let set_mode = |mode| fs::set_permissions(&open, fs::Permissions::from_mode(mode)).expect("it is ours");
+    set_mode(0o777);
+    let open_to_others = format!(
+        "others can write to {0} (mode 0777); run: chmod go-w {0}",
+        open.display()
+    );
+
+    let log = open.join("rw.hlog");
+    symlink(&victim, &log).expect("a link");
+    let logging = format!("latency_log = \"{}\"\n", log.display());
+    a.write(&logging, &[]);
+    let told = run(&a, "run");
+    assert!(told.contains(text(&log)) && told.contains(&open_to_others), "{told}");
+    // In a directory like /tmp the link itself is what is in the way.
+    set_mode(0o1777);
+    let told = run(&a, "run");
+    assert!(
+        told.contains(&format!("{}: is in the way and is no file", log.display())),
+        "{told}"
+    );
+    fs::remove_file(&log).expect("it is there");
+    a.start(&lab.a);
+    a.end_by(Signal::SIGTERM);
+    assert!(log.exists());
+
+    set_mode(0o777);
+    a.write("", &[]);
+    let own = fs::read_to_string(&a.file).expect("it was written");
+    let socket = open.join("rw.sock");
+    symlink(&victim, socket.with_extension("log")).expect("a link");
+    write(&a.file, &own.replace(text(&a.control), text(&socket)));
+    for (command, place) in [("run", socket.clone()), ("up", socket.with_extension("log"))] {
+        let told = run(&a, command);
+        assert!(told.contains(text(&place)) && told.contains(&open_to_others), "{told}");
+    }
+    assert_eq!(fs::read_to_string(&victim).expect("it is there"), "all of it");
 }
 
 #[test]
@@ -161,6 +232,8 @@ fn root_runs_no_commands_and_removes_no_sockets_on_the_word_of_others() {
     let theirs = pair.lab.directory.join("theirs.sock");
     let switches = theirs.with_extension("sysctl");
     drop(UnixListener::bind(&theirs).expect("a socket"));
+    let mark = theirs.with_extension("up");
+    fs::write(&mark, "").expect("the directory is ours");
     fs::write(&switches, "[]").expect("the directory is ours");
     give_away(&theirs).expect("root may");
     let own = fs::read_to_string(&file).expect("it was written");
@@ -175,7 +248,7 @@ fn root_runs_no_commands_and_removes_no_sockets_on_the_word_of_others() {
         theirs.display()
     );
     assert!(told.contains(&expected), "{told}");
-    assert!(theirs.exists() && switches.exists() && !marker.exists());
+    assert!(theirs.exists() && switches.exists() && mark.exists() && !marker.exists());
 
     // Where they are root by sudo, it is done as the file says.
     let by_sudo = |user: u32| {

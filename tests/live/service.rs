@@ -104,19 +104,19 @@ impl Drop for Mailbox {
     }
 }
 
-fn pair(lab: &Lab) -> [End; 2] {
-    let [a, mut b] = [0, 1].map(|me| End::new(lab, me));
+/// b runs, and a is for the test to start.
+fn pair() -> Option<Pair> {
+    let lab = Lab::new()?;
+    let [a, mut b] = [0, 1].map(|me| End::new(&lab, me));
     a.write("", &[b.as_peer_at_home()]);
     b.write("", &[a.as_peer("")]);
     b.start(&lab.b);
-    [a, b]
+    Some(Pair { a, b, lab })
 }
 
 #[test]
 fn a_service_manager_is_told_when_packets_pass_that_all_moves_and_what_is_under_change() {
-    let Some(lab) = Lab::new() else { return };
-    let [a, b] = pair(&lab);
-    let mut pair = Pair { a, b, lab };
+    let Some(mut pair) = pair() else { return };
     let start = |pair: &mut Pair, socket: &str| {
         let environment = [
             format!("NOTIFY_SOCKET={socket}"),
@@ -182,9 +182,7 @@ fn a_service_manager_is_told_when_packets_pass_that_all_moves_and_what_is_under_
 
 #[test]
 fn a_service_manager_hears_at_each_step_of_an_upgrade_that_all_moves() {
-    let Some(lab) = Lab::new() else { return };
-    let [a, b] = pair(&lab);
-    let mut pair = Pair { a, b, lab };
+    let Some(mut pair) = pair() else { return };
     let path = pair.lab.directory.join("notify");
     let manager = Mailbox::at(&path);
     // So patient that nothing is said because of the time.
@@ -216,9 +214,7 @@ fn a_service_manager_hears_at_each_step_of_an_upgrade_that_all_moves() {
 
 #[test]
 fn the_journal_gets_entries_with_fields_instead_of_lines() {
-    let Some(lab) = Lab::new() else { return };
-    let [a, b] = pair(&lab);
-    let mut pair = Pair { a, b, lab };
+    let Some(mut pair) = pair() else { return };
     let run = pair.lab.directory.join("run");
     fs::create_dir_all(run.join("systemd/journal")).expect("the directory is ours");
     let journal = Mailbox::at(&run.join("systemd/journal/socket"));
