@@ -73,8 +73,10 @@ fn cleanup_waits_for_the_interface_and_does_all_that_a_killed_daemon_has_not_com
         &format!("post_down = [\"echo %i >>{}\"]\n", ended.display()),
         &[format!("[metrics]\nlisten = \"unix:{}\"\n", metrics.display())],
     );
+    let mark = a.control.with_extension("up");
     a.start(&lab.a);
-    wait_until("the metrics", PATIENCE, || metrics.exists());
+    wait_until("what says that it is up", PATIENCE, || mark.exists());
+    assert!(metrics.exists());
     a.end_by(Signal::SIGKILL);
     wait_until("the interface to go", PATIENCE, || !lab.a.has_interface(INTERFACE));
     // As where the kernel takes its time to let go of it.
@@ -100,7 +102,7 @@ fn cleanup_waits_for_the_interface_and_does_all_that_a_killed_daemon_has_not_com
     assert_eq!(times(), 1);
     let mut again = End::new(&lab, 0);
     again.start(&lab.a);
-    wait_until("the metrics", PATIENCE, || metrics.exists());
+    wait_until("what says that it is up", PATIENCE, || mark.exists());
     again.end_by(Signal::SIGTERM);
     assert_eq!(times(), 2);
     nothing();
@@ -112,7 +114,6 @@ fn cleanup_waits_for_the_interface_and_does_all_that_a_killed_daemon_has_not_com
     assert_says(&removed(), &[text(&a.control)]);
     assert_eq!(times(), 2);
     // Who was killed between the two, a guard for example, leaves what says that commands are to run.
-    let mark = a.control.with_extension("up");
     fs::write(&mark, "").expect("the directory is ours");
     assert_eq!(removed(), "removed the mark of a tunnel that was up\n");
     assert_eq!(times(), 3);
