@@ -217,7 +217,7 @@ class _Round:
         for measurement in measurements:
             say(f"  {measurement.label}")
             running = [one for one in running if self._measure(one, measurement)]
-        for one in running:
+        for one in filter(self._is_alive, running):
             memory = cases.rss(one.tunnel)
             self._note(one.contender, cases.RSS.key, metrics=memory.metrics, detail=memory.detail)
 

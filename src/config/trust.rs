@@ -6,6 +6,7 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use super::RUN_DIR;
 use super::keyfile::shell_quoted;
 use crate::sys::exec;
 
@@ -53,10 +54,11 @@ impl Foreign {
     }
 
     /// Judges the place where root is about to make `path`, or to write to what it finds there: the directories on the way, also those
-    /// of a link on it, and whose the file is. Groups may write to such a directory: /var/log is syslog's on some machines. `None`:
-    /// nobody can have root write to another file, or this is not root.
+    /// of a link on it, and whose the file is. Groups may write to such a directory, /var/log is syslog's on some machines, and their
+    /// members are trusted; so is whose [`RUN_DIR`] is, the service's user. `None`: nobody else can have root write to another file, where
+    /// the kernel protects links in directories like /tmp (fs.protected_symlinks, proc_sys_fs(5)); or this is not root.
     pub(crate) fn of_place(path: &Path) -> Option<Foreign> {
-        if exec::effective_user() != ROOT {
+        if exec::effective_user() != ROOT || path.parent() == Some(Path::new(RUN_DIR)) {
             return None;
         }
         let owners: Vec<u32> = [ROOT].into_iter().chain(sudoer()).collect();

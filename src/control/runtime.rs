@@ -4,7 +4,7 @@
 //! latency log is written without blocking the thread that answers handshakes. Where the kernel refuses io_uring, the
 //! same futures run on plain tokio and the file is written by its blocking pool.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -68,14 +68,17 @@ pub fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     open_with(libc::O_NOFOLLOW | libc::O_NONBLOCK, options, path)
 }
 
+fn in_the_way(path: &Path) -> io::Error {
+    io::Error::other(format!("{}: is in the way and is no file; remove it", path.display()))
+}
+
 fn open_with(flags: libc::c_int, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    let in_the_way = || io::Error::other(format!("{}: is in the way and is no file; remove it", path.display()));
     match options.custom_flags(flags).open(path) {
         Ok(file) if file.metadata()?.is_file() => Ok(file),
-        Ok(_) => Err(in_the_way()),
+        Ok(_) => Err(in_the_way(path)),
         // A link; a socket or a pipe without a reader; a directory.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO | libc::EISDIR)) => {
-            Err(in_the_way())
+            Err(in_the_way(path))
         }
         Err(error) => Err(error),
     }
@@ -84,7 +87,10 @@ fn open_with(flags: libc::c_int, options: &mut OpenOptions, path: &Path) -> io::
 /// Opens a log. Links are not followed, and root writes to none where others can have chosen what it is.
 fn open_log(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     judge_place(path)?;
-    // Not with O_NONBLOCK: through a ring that is an error where a write has to wait.
+    // Not with O_NONBLOCK: through a ring that is an error where a write has to wait. To open a pipe would wait for its reader.
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(in_the_way(path));
+    }
     open_with(libc::O_NOFOLLOW, options, path)
 }
 

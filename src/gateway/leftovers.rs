@@ -223,8 +223,8 @@ pub fn cleanup(name: &str, from: Option<(&Path, &Loaded)>, tell: &mut dyn FnMut(
             }
             _ => None,
         };
-        // Those of a daemon that comes up meanwhile are for its end.
-        if refused.is_none() && !matches!(left, Err(RunError::Runs(_))) {
+        // Those of a daemon that comes up meanwhile are for its end. Without a file nobody knows them.
+        if from.is_some() && refused.is_none() && !matches!(left, Err(RunError::Runs(_))) {
             traces.run_post_down(tell).await;
         }
         left?;

@@ -2,7 +2,8 @@
 //!
 //! Whoever runs those commands, the daemon at its end, a guard or `ringway cleanup`, holds the mark's lock meanwhile and removes
 //! the mark afterwards. So one of them does, and only for a tunnel that had come up; and where that one is killed amid it, the
-//! next one does it again. A daemon holds the lock as long as it has the tunnel.
+//! next one does it again. A daemon holds the lock as long as it has the tunnel, but for the moment in which it becomes another
+//! program: then it is the one who answers at the control socket.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -24,7 +25,8 @@ impl Mark {
     /// # Errors
     /// What open(2) and flock(2) say.
     pub(super) fn make(control_socket: &Path) -> io::Result<Mark> {
-        if let Some(mark) = Mark::find(control_socket)? {
+        // One that another user has left and that we may not open is in the way like any other.
+        if let Ok(Some(mark)) = Mark::find(control_socket) {
             return Ok(mark);
         }
         let path = path_of(control_socket);
@@ -89,19 +91,21 @@ mod tests {
         fs::create_dir(&folder).expect("a directory");
         let socket = folder.join("rw0.sock");
         let find = || Mark::find(&socket).expect("it can be asked");
+        // Another test's child may hold the descriptor for a moment, which no process does that is killed.
+        let kill = |mark: Mark| mark.file.unlock().expect("it is locked");
         assert!(find().is_none(), "it has not come up");
         let daemon = Mark::make(&socket).expect("the directory is ours");
         assert!(find().is_none(), "the daemon has it");
-        drop(daemon);
+        kill(daemon);
         let guard = find().expect("the daemon was killed");
         assert!(find().is_none(), "the guard has it");
-        drop(guard);
+        kill(guard);
         let cleanup = find().expect("the guard was killed too");
         // A daemon that comes up meanwhile has one of its own.
         let next = Mark::make(&socket).expect("the directory is ours");
         cleanup.remove();
         assert!(find().is_none() && path_of(&socket).exists());
-        drop(next);
+        kill(next);
         let resumed = Mark::make(&socket).expect("the directory is ours");
         resumed.remove();
         assert!(find().is_none(), "they have run");

@@ -505,10 +505,11 @@ impl Tunnel<'_> {
                 Ok(()) => {}
             }
         }
-        ready(control.facts());
-        service::ready(&name);
+        // Whoever hears that it is up may kill it at once.
         self.came_up.set(true);
         self.mark.set(mark_of(&config.interface));
+        ready(control.facts());
+        service::ready(&name);
         self.guard.take().into_iter().for_each(Guard::dismiss);
         if !network.confined {
             network.confined = service::confine(config, &self.file, network.dns_backend());

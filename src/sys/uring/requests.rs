@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 const SUBMISSIONS: u32 = 1024;
 /// Completions between two reaps.
 pub(super) const COMPLETIONS: u32 = 4096;
-/// Frames have up to 64 KiB, and TCP at full speed keeps a few dozen of them in the TUN's queue.
+/// Frames have up to 64 KiB, and TCP at full speed keeps a few dozen of them in the TUN's queue. See [`Allowance`] for how many
+/// of these the kernel has at a time.
 const TUN_BUFFERS: u16 = 64;
 /// A turn whose receives use all of them up, one per datagram where nobody merges those (UDP_GRO), ends without the next receive
 /// being armed. More than these were a little faster there, but a flood leaves each worker with all of them.
