@@ -26,7 +26,7 @@ from lab.tunnels import Tunnel
 _SELF = "native-uring-2"
 _SELF_TOLERANCE = 0.05
 _QUICK_TUNNELS = [BASE, "native-uring-2", "wireguard-uring-2", REFERENCE]
-_TUNNEL_UP_S = 1.5  # about what starting, stopping and the pauses of a tunnel take
+_TUNNEL_UP_S = 1.5  # about what starting and stopping a tunnel takes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -204,7 +204,8 @@ impl Drop for Lock {
     }
 }
 
-fn is_at(file: &File, path: &Path) -> bool {
+/// Whether this very file, and no other, is what lies at `path`.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     let here = file.metadata().map(|found| (found.dev(), found.ino()));
     here.is_ok_and(|here| identity(path).is_ok_and(|found| found == here))
 }

@@ -7,10 +7,11 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::control::runtime::{create_anew, open_file};
+use crate::control::socket::is_at;
 
 /// The mark, locked as long as this is there. It stays unless it is [removed](Mark::remove).
 #[derive(Debug)]
@@ -70,9 +71,7 @@ impl Mark {
     }
 
     fn is_in_place(&self) -> bool {
-        let here = self.file.metadata().map(|found| (found.dev(), found.ino()));
-        let there = fs::symlink_metadata(&self.path).map(|found| (found.dev(), found.ino()));
-        here.is_ok_and(|here| there.is_ok_and(|there| here == there))
+        is_at(&self.file, &self.path)
     }
 }
 
