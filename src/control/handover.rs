@@ -31,9 +31,6 @@ use crate::worker::mailbox::Command;
 /// How long workers may take to carry what they have read to its end. It is a matter of microseconds, unless the machine is
 /// very busy.
 const AT_REST_TIME_MAX: Duration = Duration::from_secs(5);
-/// How long the disk may take to write what must outlive the process, while nobody reads requests: less than the 10 s in which the
-/// service's manager wants a sign of life, captures included.
-const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a tunnel may take to leave, from when its workers are told to pause: less than the 10 s in which the service's manager wants
 /// a sign of life.
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(9);
@@ -185,8 +182,7 @@ impl Control {
     /// # Errors
     /// The disk takes too long. It goes on writing, and the reserve that belongs to a tunnel that stays comes after that.
     pub async fn settle(&mut self) -> Result<(), ControlError> {
-        let finished = tokio::time::timeout(SETTLE_TIME_MAX, self.finish_state()).await;
-        finished.map_err(|_| ControlError::SlowDisk(SETTLE_TIME_MAX))?;
+        self.finish_state().await?;
         self.end_captures().await;
         Ok(())
     }

@@ -51,7 +51,7 @@ use names::{Names, Question};
 use peers::Peers;
 pub(crate) use peers::random_secret;
 use routes::RouteReporter;
-use runtime::Runtime;
+use runtime::{DISK_TIME_MAX, Runtime};
 use signals::Signals;
 use state::State;
 use stats::Baseline;
@@ -439,8 +439,8 @@ impl Control {
 
     /// Keeps in the file at `path` what must outlive this run, and goes on from what an earlier one left there. To be
     /// called before peers are added.
-    pub async fn keep_state(&mut self, runtime: Runtime, path: &Path) {
-        self.state = Some(State::open(runtime, path, self.now()).await);
+    pub async fn keep_state(&mut self, path: &Path) {
+        self.state = Some(State::open(path, self.now()).await);
     }
 
     /// Runs the tunnel until `signals` or a failure end it.
@@ -541,15 +541,22 @@ impl Control {
             let _ = worker.port.send(Command::Stop);
         }
         let _ = self.door.port.stop();
-        self.finish_state().await;
+        if self.finish_state().await.is_err() {
+            tracing::warn!(
+                "the state file is not written within {DISK_TIME_MAX:?} (see state_dir): the next run begins as after a kill"
+            );
+        }
     }
 
-    /// Writes what must outlive this run as if it ended here. Who does not wait for it to the end stops nothing of it.
-    async fn finish_state(&mut self) {
+    /// Writes what must outlive this run as if it ended here.
+    ///
+    /// # Errors
+    /// The disk takes too long. That stops nothing of it.
+    async fn finish_state(&mut self) -> Result<(), ControlError> {
         let (now, timestamps) = (self.now(), self.timestamps().collect());
-        if let Some(state) = &mut self.state {
-            state.finish(now, timestamps).await;
-        }
+        let Some(state) = &mut self.state else { return Ok(()) };
+        let finished = tokio::time::timeout(DISK_TIME_MAX, state.finish(now, timestamps)).await;
+        finished.map_err(|_| ControlError::SlowDisk(DISK_TIME_MAX))
     }
 
     /// A client that hung up loses its own answer only.

@@ -2,15 +2,23 @@
 //!
 //! `tokio_uring::start` is a tokio current-thread runtime whose file operations go through a ring of its own, so the
 //! latency log is written without blocking the thread that answers handshakes. Where the kernel refuses io_uring, the
-//! same futures run on plain tokio and the file is written by its blocking pool.
+//! same futures run on plain tokio and the file is written by its blocking pool. Either runtime ends when what it has begun
+//! has ended: what must not keep a daemon from its end runs on a thread that neither knows of.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use crate::config::Foreign;
 use crate::sys::exec;
+
+/// How long a disk may take to write one file while something else waits for that: less than the 10 s in which the service's
+/// manager wants a sign of life, whatever else happens in them included.
+pub const DISK_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Which runtime the control thread runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +53,17 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     #[expect(clippy::disallowed_methods, reason = "this is what is to be called instead")]
     let task = exec::with_signals_held(|| tokio::task::spawn_blocking(work));
     task.await.map_err(io::Error::other)
+}
+
+/// As [`blocking`], on a thread that ends when it likes, should nobody wait for it any more: the runtime's end does not.
+///
+/// # Errors
+/// There is no thread to be had, or `work` has panicked.
+async fn detached<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let (done, result) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("disk".into());
+    exec::with_signals_held(|| thread.spawn(move || drop(done.send(work()))))?;
+    result.await.map_err(io::Error::other)
 }
 
 /// Creates a file that only we may read, in the place of one that a killed process may have left. A link is not followed: the
@@ -107,7 +126,14 @@ pub fn judge_place(path: &Path) -> io::Result<()> {
 
 /// Puts a file with these bytes, for its owner only, in the place of `path`: whatever happens, either the old or the new
 /// one is there, whole. Makes the directory that it lies in where there is none.
-pub async fn replace_file(runtime: Runtime, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
+///
+/// The caller's thread waits for nothing that a disk does, so a deadline holds; who gives up waiting does not stop it.
+pub async fn replace_file(path: &Path, bytes: Vec<u8>) -> io::Result<()> {
+    let path = path.to_owned();
+    detached(move || replace_file_now(&path, &bytes)).await.flatten()
+}
+
+fn replace_file_now(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.exists()) {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -115,34 +141,14 @@ pub async fn replace_file(runtime: Runtime, path: &Path, bytes: Vec<u8>) -> io::
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
-    let file = create_anew(&new)?;
-    let written = match runtime {
-        Runtime::Uring => {
-            let file = tokio_uring::fs::File::from_std(file);
-            let mut result = file.write_all_at(bytes, 0).await.0;
-            if result.is_ok() {
-                result = file.sync_all().await;
-            }
-            file.close().await?;
-            match result {
-                Ok(()) => tokio_uring::fs::rename(&new, path).await,
-                Err(error) => Err(error),
-            }
-        }
-        Runtime::Tokio => {
-            let (new, path) = (new.clone(), path.to_owned());
-            let write = move || {
-                let mut file = file;
-                file.write_all(&bytes)?;
-                file.sync_all()?;
-                std::fs::rename(new, path)
-            };
-            blocking(write).await.flatten()
-        }
-    };
+    let mut file = create_anew(&new)?;
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&new, path));
     if written.is_err() {
         // The first error is the one to tell.
-        let _ = std::fs::remove_file(&new);
+        let _ = fs::remove_file(&new);
     }
     written
 }
@@ -235,6 +241,19 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_does_not_answer_keeps_no_runtime_from_its_end() {
+        for runtime in [Runtime::Uring, Runtime::Tokio] {
+            let (answer, answered) = std::sync::mpsc::channel();
+            let ended = runtime.block_on(async |_| {
+                let stalled = detached(move || answered.recv());
+                tokio::time::timeout(Duration::from_millis(1), stalled).await
+            });
+            ended.expect("a runtime starts").expect_err("nobody has answered");
+            answer.send(()).expect("the thread waits yet");
+        }
+    }
+
+    #[test]
     fn appended_lines_follow_each_other_on_both_runtimes() {
         each_runtime("log", async |runtime, folder| {
             let path = folder.join("log");
@@ -260,17 +279,17 @@ mod tests {
 
     #[test]
     fn a_replaced_file_is_whole_private_and_alone_on_both_runtimes() {
-        each_runtime("replace", async |runtime, folder| {
+        each_runtime("replace", async |_, folder| {
             let path = folder.join("new/file");
             for text in ["a long first version", "short"] {
-                replace_file(runtime, &path, text.into()).await.expect("written");
+                replace_file(&path, text.into()).await.expect("written");
                 assert_eq!(std::fs::read_to_string(&path).expect("there"), text);
             }
             let mode = std::fs::metadata(&path).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
             let beside = path.with_file_name("directory");
             std::fs::create_dir(&beside).expect("a directory");
-            replace_file(runtime, &beside, b"x".to_vec())
+            replace_file(&beside, b"x".to_vec())
                 .await
                 .expect_err("a directory is in the way");
             assert_eq!(

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::runtime::{Runtime, replace_file};
+use super::runtime::replace_file;
 use super::stamps::{Course, Reserved, Stamps};
 use crate::config::PublicKey;
 use crate::proto::tai64n::Tai64n;
@@ -41,7 +41,6 @@ pub(super) struct Kept {
 
 /// The file, while the tunnel runs.
 pub(super) struct State {
-    runtime: Runtime,
     path: PathBuf,
     /// What an earlier run left; a peer's part goes with the first peer that has its key.
     kept: Kept,
@@ -59,7 +58,7 @@ pub(super) struct State {
 
 impl State {
     /// Reads what an earlier run left at `path`, and reserves what this one goes on with where that is ahead of the clock.
-    pub(super) async fn open(runtime: Runtime, path: &Path, now: Now) -> State {
+    pub(super) async fn open(path: &Path, now: Now) -> State {
         let kept = match std::fs::read_to_string(path) {
             Ok(text) => Kept::parse(&text).unwrap_or_else(|reason| {
                 tracing::warn!(
@@ -79,12 +78,11 @@ impl State {
         let mut stamps = Stamps::begin(boot.ok(), now, kept.sent.clone());
         if stamps.begins_ahead(now) {
             let text = render(&stamps.renew(stamps.floor(), now), &kept.received);
-            if let Err(error) = replace_file(runtime, path, text.into_bytes()).await {
+            if let Err(error) = replace_file(path, text.into_bytes()).await {
                 tracing::warn!("{}: cannot be written: {error}", path.display());
             }
         }
         State {
-            runtime,
             path: path.to_owned(),
             stamps,
             written: kept.received.clone(),
@@ -136,10 +134,10 @@ impl State {
         }
         let text = render(&self.stamps.renew(latest, now), &received);
         (self.written, self.last, self.ended) = (received, Some(now.mono), false);
-        let (runtime, path) = (self.runtime, self.path.clone());
+        let path = self.path.clone();
         let complained = std::mem::replace(&mut self.complained, true);
         self.writing = Some(tokio::task::spawn_local(async move {
-            let result = replace_file(runtime, &path, text.into_bytes()).await;
+            let result = replace_file(&path, text.into_bytes()).await;
             if let Err(error) = &result
                 && !complained
             {
@@ -172,10 +170,10 @@ impl State {
         }
         let (latest, received) = collect(timestamps.into_iter());
         let text = render(&self.stamps.end(latest), &received);
-        let (runtime, path) = (self.runtime, self.path.clone());
+        let path = self.path.clone();
         (self.next, self.ended) = (Some(now.mono), true);
         self.writing = Some(tokio::task::spawn_local(async move {
-            let result = replace_file(runtime, &path, text.into_bytes()).await;
+            let result = replace_file(&path, text.into_bytes()).await;
             result.inspect_err(|error| tracing::warn!("{}: cannot be written: {error}", path.display()))
         }));
         self.written().await;
@@ -258,6 +256,7 @@ fn stamp_of(text: &str) -> Option<Tai64n> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::runtime::Runtime;
 
     fn stamp(seconds: u64) -> Tai64n {
         Tai64n::from_unix(Duration::from_secs(seconds))
@@ -338,9 +337,9 @@ mod tests {
                 ))
             };
             Runtime::Tokio
-                .block_on(async |runtime| {
+                .block_on(async |_| {
                     let now = |seconds| now(start + seconds, unix);
-                    let mut state = State::open(runtime, &path, now(0)).await;
+                    let mut state = State::open(&path, now(0)).await;
                     let kept = state.of_new(&key(1));
                     if sends {
                         state.touch(now(0));
@@ -387,14 +386,13 @@ mod tests {
     fn a_damaged_file_and_one_that_cannot_be_written_stop_nothing() {
         let path = file("damaged");
         std::fs::write(&path, "rubbish").expect("it can be written");
-        let runtime = Runtime::Tokio;
         let stamps = Timestamps {
             sent: stamp(1),
             received: stamp(1),
         };
-        runtime
-            .block_on(async |runtime| {
-                let mut state = State::open(runtime, &path, now(0, 0)).await;
+        Runtime::Tokio
+            .block_on(async |_| {
+                let mut state = State::open(&path, now(0, 0)).await;
                 assert_eq!(state.of_new(&key(1)), Timestamps::default());
                 std::fs::remove_file(&path).expect("it is there");
                 std::fs::create_dir(&path).expect("it is gone");
@@ -414,8 +412,8 @@ mod tests {
             vec![(key(1), Timestamps { sent, received })]
         };
         Runtime::Tokio
-            .block_on(async |runtime| {
-                let mut state = State::open(runtime, &path, now(0, 1000)).await;
+            .block_on(async |_| {
+                let mut state = State::open(&path, now(0, 1000)).await;
                 state.touch(now(0, 1000));
                 let (end_stall, stalled) = tokio::sync::oneshot::channel();
                 state.writing = Some(tokio::task::spawn_local(async {

@@ -442,9 +442,7 @@ impl Tunnel<'_> {
     ) -> Result<Option<(Handover, PathBuf)>, RunError> {
         let name = control.facts().name.clone();
         if let Some(folder) = &config.interface.state_dir {
-            control
-                .keep_state(self.runtime, &folder.join(format!("{name}.state")))
-                .await;
+            control.keep_state(&folder.join(format!("{name}.state"))).await;
         }
         match &resumed {
             Some(resumed) => control.resume(&resumed.state.control)?,
@@ -601,7 +599,7 @@ impl Tunnel<'_> {
             hooks::run_down("pre_down", &interface.hooks.pre_down, &name).await;
         }
         if let Some(path) = interface.save.as_ref().filter(|_| self.came_up.get())
-            && let Err(error) = save::save(control, self.runtime, config, path).await
+            && let Err(error) = save::save(control, config, path).await
         {
             tracing::warn!(%error, path = %path.display(), "SaveConfig: the configuration is not written");
         }

@@ -7,14 +7,21 @@ use crate::config::wgquick_text::to_wg_quick;
 use crate::config::{Config, Host, HostPort, Peer};
 use crate::control::Control;
 use crate::control::dump::PeerDump;
-use crate::control::runtime::{Runtime, replace_file};
+use crate::control::runtime::{DISK_TIME_MAX, replace_file};
 
 /// Writes what runs over `path`: keys, port and peers as they are, and of `config` what does not change at run time. Readable
 /// for its owner only; where the path is a symbolic link, the file that it leads to is replaced.
-pub(super) async fn save(control: &Control, runtime: Runtime, config: &Config, path: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// What the disk says, or that it takes too long to: what is to be put back after this must not wait for it.
+pub(super) async fn save(control: &Control, config: &Config, path: &Path) -> io::Result<()> {
     let text = to_wg_quick(&current(control, config));
     let file = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    replace_file(runtime, &file, text.as_bytes().to_vec()).await
+    let written = tokio::time::timeout(DISK_TIME_MAX, replace_file(&file, text.as_bytes().to_vec())).await;
+    written.unwrap_or_else(|_| {
+        let slow = format!("its disk has not taken it within {DISK_TIME_MAX:?}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, slow))
+    })
 }
 
 fn current(control: &Control, config: &Config) -> Config {

@@ -11,6 +11,7 @@ mod says;
 mod service;
 #[path = "../netns/set_on_drop.rs"]
 mod set_on_drop;
+mod slow_disk;
 mod storm;
 mod system;
 #[path = "../netns/traffic.rs"]
