@@ -280,8 +280,11 @@ fn status_shows_one_daemon_or_all_in_a_directory() {
         "/run/ringway/ringway-test-no-such-name.sock: ",
     );
 
-    // Left behind by a daemon that was killed: passed over.
-    drop(UnixListener::bind(scratch.path("dead.sock")).unwrap());
+    // Left behind by a daemon that was killed: passed over. Nobody has listened there, for a child of another test's that is on its
+    // way to its own program would go on doing so.
+    let dead = tokio::net::UnixSocket::new_stream().unwrap();
+    dead.bind(scratch.path("dead.sock")).unwrap();
+    drop(dead);
     let servers = ["rw0", "rw1"].map(|name| daemon(&scratch.path(&format!("{name}.sock")), &status_answer(name)));
     let output = ringway(&["status", &directory]);
     assert_ends(&output, 0, "interface: rw0\n  public key: 9CpH", "");

@@ -240,7 +240,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
 
@@ -310,10 +310,23 @@ mod tests {
         clean_up(&path);
     }
 
-    /// Leaves what a daemon leaves that is killed.
+    /// Leaves what a daemon leaves that is killed. Nobody has ever listened there: a listener would answer for as long as a child
+    /// of another test's, on its way to its own program, has a descriptor of it.
     fn die_at(path: &Path) {
-        drop(std::os::unix::net::UnixListener::bind(path).expect("the name is free"));
+        let socket = tokio::net::UnixSocket::new_stream().expect("a socket");
+        socket.bind(path).expect("the name is free");
         assert!(path.exists());
+    }
+
+    /// Raised when whoever has it panics.
+    struct Alarm<'a>(&'a AtomicBool);
+
+    impl Drop for Alarm<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.store(true, Ordering::Release);
+            }
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -366,14 +379,17 @@ mod tests {
         let path = path("race");
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         // Both sides of each step are taken by spinning: waking a thread takes longer than what they race through.
-        let reached = AtomicUsize::new(0);
+        let (reached, is_alarmed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let wait_for = |count| {
             reached.fetch_add(1, Ordering::AcqRel);
             while reached.load(Ordering::Acquire) < count {
+                // Who waits for one that has panicked waits for ever.
+                assert!(!is_alarmed.load(Ordering::Acquire), "the other one goes on");
                 std::thread::yield_now();
             }
         };
         let daemon = |is_first: bool| {
+            let _alarm = Alarm(&is_alarmed);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.expect("a runtime");
             let (mut won, mut errors) = (0, Vec::new());

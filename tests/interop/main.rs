@@ -108,9 +108,8 @@ fn a_transfer_outlives_rekeys_by_either_end(other: &Implementation) {
             device.wg("set", &["peer", peer, "preshared-key", path]);
         }
         wait_until("ringway's handshake", PATIENCE, || pair.latest_handshake() > before);
-        // Asked for another key under load, gotatun now and then gives up its sockets: it rekeys by time only, see --long.
-        let keeps_its_sockets = other.name != "gotatun";
-        for end in pair.ends.iter().rev().skip(usize::from(!keeps_its_sockets)) {
+        // Who can't be asked for another key rekeys by time only, see --long.
+        for end in pair.ends.iter().rev().skip(usize::from(!other.reopens_sockets)) {
             let before = pair.latest_handshake();
             end.drop_sessions();
             wait_until("a new session", PATIENCE, || pair.latest_handshake() > before);
@@ -137,20 +136,15 @@ fn a_transfer_outlives_roaming_of_either_end(other: &Implementation) {
         });
     };
     let change_port = |side: usize| {
-        let port = OTHER_PORTS[side].to_string();
-        pair.ends[side].device.wg("set", &["listen-port", &port]);
-    };
-    // Told to open other sockets under load, gotatun now and then ends: its task that sends finds the new ones missing.
-    let under_load = if other.name == "gotatun" {
-        change_port(B);
-        pair.wait_for_answer(B);
-        found_at(B, UNDERLAY_V4[B]);
-        &[A][..]
-    } else {
-        &[B, A]
+        if side == A || other.reopens_sockets {
+            let port = OTHER_PORTS[side].to_string();
+            pair.ends[side].device.wg("set", &["listen-port", &port]);
+        } else {
+            pair.rewrite_port(side, OTHER_PORTS[side]);
+        }
     };
     under_traffic(connect(&pair.lab, ip(INNER_V4[B])), || {
-        for &side in under_load {
+        for side in [B, A] {
             change_port(side);
             found_at(side, UNDERLAY_V4[side]);
         }

@@ -22,6 +22,8 @@ use crate::peers::Implementation;
 
 const RINGWAY: &str = env!("CARGO_BIN_EXE_ringway");
 
+/// How often another program is started until it has come up.
+const STARTS_MAX: usize = 3;
 /// Enough for a handshake that is tried again after 5 s, twice, on a slow machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -93,8 +95,9 @@ impl Pair {
         let program = other.find()?;
         let lab = lab()?;
         let options = ["--foreground", "--suite", suite];
-        let a = End::start(&lab, A, RINGWAY_WG.into(), &options);
-        let b = End::start(&lab, B, program, options_of_b);
+        let a = End::start(&lab, A, RINGWAY_WG.into(), &options, 1);
+        // ringway knows nobody yet and says nothing: who ends has done so by itself.
+        let b = End::start(&lab, B, program, options_of_b, STARTS_MAX);
         Some(Pair {
             ends: [a, b],
             terms: Terms::default(),
@@ -147,6 +150,19 @@ impl Pair {
     pub(crate) fn restart(&mut self, side: usize) {
         self.ends[side].restart(&self.lab);
         self.introduce(side);
+    }
+
+    /// Has the other end see another port of one end's, which goes on with the sockets that it has: as if there were a NAT between
+    /// them that has forgotten it.
+    pub(crate) fn rewrite_port(&self, side: usize, seen: u16) {
+        let port = PORTS[side];
+        let rules = format!(
+            "table inet moved {{
+                chain out {{ type filter hook output priority mangle; udp sport {port} udp sport set {seen}; }}
+                chain in {{ type filter hook prerouting priority mangle; udp dport {seen} udp dport set {port}; }}
+            }}"
+        );
+        self.namespace(side).run(&["nft", &rules]);
     }
 
     /// a's or b's namespace.
@@ -221,9 +237,16 @@ impl Drop for Pair {
 }
 
 impl End {
-    fn start(lab: &Lab, side: usize, program: PathBuf, options: &[&str]) -> End {
+    /// Starts a program, and starts it anew where it ends before it is ready; at most `tries` times in all.
+    fn start(lab: &Lab, side: usize, program: PathBuf, options: &[&str], tries: usize) -> End {
         let options = options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>();
-        let (device, child) = spawn(lab, side, &program, &options, unique_name(), Keys::new());
+        let mut spawned = spawn(lab, side, &program, &options, unique_name(), Keys::new());
+        for _ in 1..tries {
+            let Err(why) = &spawned else { break };
+            println!("{why}; nothing was tested yet, and it is started anew");
+            spawned = spawn(lab, side, &program, &options, unique_name(), Keys::new());
+        }
+        let (device, child) = spawned.unwrap_or_else(|why| panic!("{why}"));
         End {
             device,
             child,
@@ -241,7 +264,8 @@ impl End {
             !namespace.has_interface(&self.device.name)
         });
         let (name, keys) = (self.device.name.clone(), self.device.keys.clone());
-        (self.device, self.child) = spawn(lab, self.side, &self.program, &self.options, name, keys);
+        let spawned = spawn(lab, self.side, &self.program, &self.options, name, keys);
+        (self.device, self.child) = spawned.unwrap_or_else(|why| panic!("{why}"));
     }
 
     /// Removes all peers.
@@ -251,15 +275,12 @@ impl End {
         }
     }
 
-    /// Changes the private key and changes it back: all implementations drop their sessions then, and shake hands
-    /// when they next have something to send.
+    /// Changes the private key and changes it back: who outlives that drops its sessions then, and shakes hands when it next has
+    /// something to send.
     pub(crate) fn drop_sessions(&self) {
         for key in [&Keys::new().private, &self.device.keys.private] {
             let path = self.device.file("key", key);
-            // gotatun opens its socket anew, and may find the port still taken by the old one.
-            wait_until("the private key to change", PATIENCE, || {
-                self.device.try_wg("set", &["private-key", &path]).is_ok()
-            });
+            self.device.wg("set", &["private-key", &path]);
         }
     }
 
@@ -279,8 +300,15 @@ impl Drop for End {
     }
 }
 
-/// Starts a program at `side` and makes its device ready for peers.
-fn spawn(lab: &Lab, side: usize, program: &Path, options: &[String], name: String, keys: Keys) -> (Device, Child) {
+/// Starts a program at `side` and makes its device ready for peers. `Err`: what kept it from that.
+fn spawn(
+    lab: &Lab,
+    side: usize,
+    program: &Path,
+    options: &[String],
+    name: String,
+    keys: Keys,
+) -> Result<(Device, Child), String> {
     let namespace = [&lab.a, &lab.b][side];
     let log = lab.directory.join(format!("{}-{name}.log", ["a", "b"][side]));
     let log = File::options().create(true).append(true).open(log).expect("a log");
@@ -293,20 +321,37 @@ fn spawn(lab: &Lab, side: usize, program: &Path, options: &[String], name: Strin
         .stderr(log);
     let mut child = command.spawn().expect("setpriv and nsenter are installed");
     let device = Device::running(lab, name, keys, child.id());
-    wait_until(&format!("the socket of {}", program.display()), PATIENCE, || {
-        let status = child.try_wait().expect("it is our child");
-        assert!(status.is_none(), "{} ended: {status:?}", program.display());
-        namespace.has_interface(&device.name) && device.try_wg("show", &["dump"]).is_ok()
+    let ready = make_ready(namespace, side, &device, &mut child);
+    if let Err(why) = ready {
+        // It may have ended by itself; then both are errors of no interest.
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(format!("{}: {why}", program.display()));
+    }
+    Ok((device, child))
+}
+
+fn make_ready(namespace: &Namespace, side: usize, device: &Device, child: &mut Child) -> Result<(), String> {
+    let mut ended = None;
+    wait_until(&format!("the socket of {}", device.name), PATIENCE, || {
+        ended = child.try_wait().expect("it is our child");
+        ended.is_some() || (namespace.has_interface(&device.name) && device.try_wg("show", &["dump"]).is_ok())
     });
-    // In one request: gotatun may give up when it is to open its sockets anew while it is still opening them.
+    if let Some(status) = ended {
+        return Err(format!("it ended: {status}"));
+    }
+    // In one request: another one would have some open their sockets anew, see `reopens_sockets`.
     let key = device.file("key", &device.keys.private);
     let port = PORTS[side].to_string();
-    device.wg("set", &["listen-port", &port, "private-key", &key]);
+    device.try_wg("set", &["listen-port", &port, "private-key", &key])?;
     for address in [format!("{}/24", INNER_V4[side]), format!("{}/64", INNER_V6[side])] {
-        namespace.ip(&["address", "add", &address, "dev", &device.name]);
+        namespace.try_run(&["ip", "address", "add", &address, "dev", &device.name])?;
     }
-    namespace.ip(&["link", "set", &device.name, "mtu", "1420", "up"]);
-    (device, child)
+    namespace.try_run(&["ip", "link", "set", &device.name, "mtu", "1420", "up"])?;
+    match child.try_wait().expect("it is our child") {
+        Some(status) => Err(format!("it ended: {status}")),
+        None => Ok(()),
+    }
 }
 
 /// A lab with IPv6 on the veth too, where root and `wg` are there.

@@ -18,6 +18,10 @@ pub(crate) struct Implementation {
     pub(crate) options: &'static [&'static str],
     /// What it needs beyond these to go on when this machine's own address changes.
     pub(crate) options_for_moving: &'static [&'static str],
+    /// Whether it outlives being told of another private key or port while it runs. gotatun opens its sockets anew then, and now
+    /// and then ends: what reads from its TUN goes with the first of the tasks that it stops, and the one that is stopped last
+    /// takes that for the interface's end. Told once, it has nothing to stop.
+    pub(crate) reopens_sockets: bool,
 }
 
 pub(crate) const WIREGUARD_GO: Implementation = Implementation {
@@ -25,6 +29,7 @@ pub(crate) const WIREGUARD_GO: Implementation = Implementation {
     program: "wireguard-go",
     options: &["--foreground"],
     options_for_moving: &[],
+    reopens_sockets: true,
 };
 pub(crate) const BORINGTUN: Implementation = Implementation {
     name: "boringtun",
@@ -32,12 +37,14 @@ pub(crate) const BORINGTUN: Implementation = Implementation {
     options: &["--foreground", "--disable-drop-privileges"],
     // A connected socket keeps the address that it was connected from.
     options_for_moving: &["--disable-connected-udp"],
+    reopens_sockets: true,
 };
 pub(crate) const GOTATUN: Implementation = Implementation {
     name: "gotatun",
     program: "gotatun",
     options: &["--foreground", "--disable-drop-privileges"],
     options_for_moving: &[],
+    reopens_sockets: false,
 };
 /// All of them, as docs/INTEROP.md has its columns.
 pub(crate) const ALL: [Implementation; 3] = [WIREGUARD_GO, BORINGTUN, GOTATUN];
