@@ -75,7 +75,7 @@ def print_errors(view: View) -> None:
 
 def print_self(result: dict, tolerance: float) -> bool:
     """How far the second of two equal tunnels is from the first; true when nothing failed, there is something to compare, and
-    no median is further off than `tolerance`."""
+    no ratio is further off than `tolerance`."""
     view = View(result)
     first, second = (tunnel["key"] for tunnel in result["tunnels"])
     rows, good = [], not view.errors
@@ -85,16 +85,16 @@ def print_self(result: dict, tolerance: float) -> bool:
             if None in pair:
                 good = False
                 continue
-            # Where nothing is lost there is no ratio.
-            if not pair[0].median:
+            found = figures.ratio(result["runs"], case["key"], metric["key"], second, first)
+            if found is None:
                 continue
-            ratio = pair[1].median / pair[0].median
+            ratio, error = found
             within = abs(ratio - 1) <= tolerance
             good &= within
             values = [value_text(figure.median, metric["unit"]) for figure in pair]
-            rows.append([f"{case['label']}: {metric['label']}", *values, f"{ratio:.3f}", "" if within else "off"])
+            rows.append([f"{case['label']}: {metric['label']}", *values, f"{ratio:.3f}", f"± {error:.3f}", "" if within else "off"])
     terminal.heading("ringway against itself")
-    terminal.table(["", "first", "second", "ratio", ""], rows)
+    terminal.table(["", "first", "second", "ratio", "standard error", ""], rows)
     print_errors(view)
     return good and bool(rows)
 
@@ -112,7 +112,7 @@ def markdown(result: dict) -> str:
             lines.append(f"| {view.tunnels[tunnel]['label']} | " + " | ".join(cells) + " |")
         blocks.append("\n".join(lines))
     spent = f"{result['rounds']} rounds of {result['seconds']} s"
-    note = f"Medians of {spent}; in brackets: times {result['reference']}. {machine.summary(result['machine'])}."
+    note = f"Medians of {spent}; in brackets: times {result['reference']}, the median of the ratios within each round. {machine.summary(result['machine'])}."
     ciphers = dict.fromkeys(status["crypto"] for about in result["described"].values() for status in about.get("status", []))
     note += "".join(f" ringway sealed with {cipher}." for cipher in ciphers)
     return "\n\n".join([*blocks, note]) + "\n"
@@ -138,7 +138,7 @@ def write_html(result: dict, path: str) -> None:
     about = f"""{escape(machine.summary(m))}. Commit {escape(m.get("commit") or "unknown")}, {escape(result["started"])},
 {result["rounds"]} interleaved rounds of {result["seconds"]} s per measurement, run as {escape(result["mode"])}. Two network
 namespaces joined by one veth, a daemon in each. Bars are medians, whiskers reach from the least to the most.
-Ratios are of medians: to {escape(result["reference"])}, and to the bare veth."""
+Ratios are medians of those within each round: to {escape(result["reference"])}, and to the bare veth."""
     failures = f"<h2>What failed</h2><ul>{failed}</ul>" if failed else ""
     facts = f"""<h2>Programs</h2><ul>{versions}</ul>
 <h2>Offloads of the veth</h2><p class="quiet">{escape(_offloads(result))}</p>"""

@@ -7,6 +7,7 @@ place of the last two.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 
 from lab import hlog
@@ -23,7 +24,7 @@ class Figure:
     low: float
     high: float
     values: list[float]
-    to_reference: float | None = None  # ratio of medians
+    to_reference: float | None = None  # median of the ratios within each round
     to_base: float | None = None
 
     def as_dict(self) -> dict:
@@ -33,24 +34,44 @@ class Figure:
 
 def summarise(runs: list[dict], reference: str, base: str) -> list[Figure]:
     """A figure for everything that succeeded at least once, in the order of the runs."""
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for run in runs:
-        for metric, value in run.get("metrics", {}).items():
-            values.setdefault((run["case"], run["tunnel"], metric), []).append(value)
-    medians = {key: statistics.median(those) for key, those in values.items()}
-
-    def ratio(case: str, metric: str, median: float, to: str) -> float | None:
-        other = medians.get((case, to, metric))
-        return median / other if other else None
-
+    values = _by_round(runs)
     return [
         Figure(
-            *(case, tunnel, metric, medians[case, tunnel, metric], min(those), max(those), those),
-            to_reference=ratio(case, metric, medians[case, tunnel, metric], reference),
-            to_base=ratio(case, metric, medians[case, tunnel, metric], base),
+            *(case, tunnel, metric, statistics.median(those.values()), min(those.values()), max(those.values()), list(those.values())),
+            to_reference=_median(_ratios(those, values.get((case, reference, metric), {}))),
+            to_base=_median(_ratios(those, values.get((case, base, metric), {}))),
         )
         for (case, tunnel, metric), those in values.items()
     ]
+
+
+def ratio(runs: list[dict], case: str, metric: str, of: str, to: str) -> tuple[float, float] | None:
+    """A tunnel's median ratio to another within each round, and the standard error of that, which one round says nothing about
+    (0). None: there is no ratio, as where both lost nothing."""
+    values = _by_round(runs)
+    ratios = _ratios(values.get((case, of, metric), {}), values.get((case, to, metric), {}))
+    if not ratios:
+        return None
+    # Of a median of many: sqrt(pi / 2) times that of a mean.
+    error = math.sqrt(math.pi / 2 / len(ratios)) * statistics.stdev(ratios) if len(ratios) > 1 else 0.0
+    return statistics.median(ratios), error
+
+
+def _by_round(runs: list[dict]) -> dict[tuple[str, str, str], dict[int, float]]:
+    values: dict[tuple[str, str, str], dict[int, float]] = {}
+    for run in runs:
+        for metric, value in run.get("metrics", {}).items():
+            values.setdefault((run["case"], run["tunnel"], metric), {})[run["round"]] = value
+    return values
+
+
+def _ratios(ours: dict[int, float], others: dict[int, float]) -> list[float]:
+    """Within rounds, whose runs are seconds apart: what slows the machine down for longer slows both down."""
+    return [value / others[turn] for turn, value in ours.items() if others.get(turn)]
+
+
+def _median(ratios: list[float]) -> float | None:
+    return statistics.median(ratios) if ratios else None
 
 
 def merged_rtt(runs: list[dict], case: str, tunnel: str) -> hlog.Histogram | None:

@@ -12,14 +12,22 @@ def _run(tunnel, turn, value):
 
 
 class Figures(unittest.TestCase):
-    def test_a_figure_is_the_median_and_ratios_are_of_medians(self):
-        runs = [_run("ours", turn, value) for turn, value in enumerate((30.0, 10.0, 20.0))]
-        runs += [_run("theirs", turn, value) for turn, value in enumerate((4.0, 100.0, 5.0))]
+    def test_a_figure_is_the_median_and_its_ratio_that_of_the_ratios_within_rounds(self):
+        runs = [_run("ours", turn, value) for turn, value in enumerate((30.0, 10.0, 20.0, 7.0))]
+        runs += [_run("theirs", turn, value) for turn, value in enumerate((3.0, 100.0, 4.0))]
         runs.append({"case": "plain", "tunnel": "theirs", "round": 3, "measurement": "tcp_1", "error": "it broke"})
         ours, theirs = figures.summarise(runs, "theirs", "bare")
-        self.assertEqual((ours.median, ours.low, ours.high, ours.to_reference), (20.0, 10.0, 30.0, 4.0))
-        self.assertEqual((theirs.median, theirs.to_reference, theirs.to_base), (5.0, 1.0, None))
+        self.assertEqual((ours.median, ours.low, ours.high, ours.to_reference), (15.0, 7.0, 30.0, 5.0))
+        self.assertEqual((theirs.median, theirs.to_reference, theirs.to_base), (4.0, 1.0, None))
         self.assertEqual(figures.errors(runs), {("plain", "theirs", "tcp_1"): "it broke"})
+
+    def test_a_ratio_has_its_standard_error_and_is_none_of_nothing(self):
+        runs = [_run("one", turn, 10.0) for turn in range(3)] + [_run("two", turn, value) for turn, value in enumerate((9.0, 10.0, 11.0))]
+        ratio, error = figures.ratio(runs, "plain", "tcp_1", "two", "one")
+        self.assertEqual(ratio, 1.0)
+        self.assertAlmostEqual(error, 0.1 * (3.14159 / 2 / 3) ** 0.5, 4)
+        self.assertEqual(figures.ratio(runs[:4], "plain", "tcp_1", "two", "one"), (0.9, 0.0))
+        self.assertIsNone(figures.ratio([_run("one", 0, 0.0), _run("two", 0, 0.0)], "plain", "tcp_1", "two", "one"))
 
     def test_values_are_shown_in_units_that_people_use(self):
         shown = [compare_report.value_text(value, unit) for value, unit in ((12.3e9, "bit/s"), (5e8, "packet/s"), (87_654, "ns"), (3.2e6, "ns"))]
