@@ -199,6 +199,7 @@ class _Running:
     contender: Contender
     tunnel: Tunnel
     server: udpgen.Server
+    lab: contextlib.ExitStack  # takes all of it down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,29 +213,38 @@ class _Round:
     result: dict
 
     def run(self, labs: contextlib.ExitStack, tunnels: list[Contender], measurements: list[Measurement], output: str) -> None:
-        """Everything is up until `labs` is closed."""
+        """Everything is up until `labs` is closed, but for what fails: that is taken down at once, for a daemon that has lost its
+        other end may go on taking CPU from the others.
+        """
         running = [one for number, c in enumerate(tunnels) if (one := self._start(labs, c, number, output))]
         for measurement in measurements:
             say(f"  {measurement.label}")
-            running = [one for one in running if self._measure(one, measurement)]
+            running = [one for one in running if self._measure(one, measurement) or self._take_down(one)]
         for one in filter(self._is_alive, running):
             memory = cases.rss(one.tunnel)
             self._note(one.contender, cases.RSS.key, metrics=memory.metrics, detail=memory.detail)
 
     def _start(self, labs: contextlib.ExitStack, contender: Contender, number: int, output: str) -> _Running | None:
         try:
-            lab = labs.enter_context(self.case.lab(str(number)))
-            self.case.prepare(lab)
-            self.result["offloads"].setdefault(self.case.key, cases.offloads(lab))
-            tunnel = labs.enter_context(contender.tunnel(lab, output, self.case.shape()))
-            # The same flows through every tunnel of a round, because queues, and with them cores, go by a hash of the ports.
-            tunnel.ports = itertools.count(20_000 + 1_000 * self.turn, 10)
-            server = labs.enter_context(udpgen.Server(tunnel, self.programs["udpgen"], self.plan.flows))
-            self.result["described"].setdefault(contender.name, tunnel.describe())
-            return _Running(contender, tunnel, server)
+            with contextlib.ExitStack() as own:
+                lab = own.enter_context(self.case.lab(str(number)))
+                self.case.prepare(lab)
+                self.result["offloads"].setdefault(self.case.key, cases.offloads(lab))
+                tunnel = own.enter_context(contender.tunnel(lab, output, self.case.shape()))
+                # The same flows through every tunnel of a round, because queues, and with them cores, go by a hash of the ports.
+                tunnel.ports = itertools.count(20_000 + 1_000 * self.turn, 10)
+                server = own.enter_context(udpgen.Server(tunnel, self.programs["udpgen"], self.plan.flows))
+                self.result["described"].setdefault(contender.name, tunnel.describe())
+                return _Running(contender, tunnel, server, labs.enter_context(own.pop_all()))
         except Failed as error:
             self._failed(contender, error)
             return None
+
+    def _take_down(self, one: _Running) -> None:
+        try:
+            one.lab.close()
+        except Failed as error:
+            self._failed(one.contender, error)
 
     def _measure(self, one: _Running, measurement: Measurement) -> bool:
         """Whether the tunnel is there afterwards."""

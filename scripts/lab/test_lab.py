@@ -2,9 +2,12 @@
 
 import contextlib
 import io
+import types
 import unittest
+from unittest import mock
 
-from lab import chart, compare_report, contenders, figures
+from lab import chart, compare, compare_report, contenders, figures
+from lab.process import Failed
 
 
 def _run(tunnel, turn, value):
@@ -69,6 +72,68 @@ class Contenders(unittest.TestCase):
         for name in ("native", "native-uring-0", "native-epoll-1", "tls-uring-1", "native-uring-1:crypto", "nonsense"):
             with self.subTest(name), self.assertRaises(contenders.Unknown):
                 self.directory.contender(name)
+
+
+class Rounds(unittest.TestCase):
+    """Rounds of tunnels that say what happens to them."""
+
+    def setUp(self):
+        self.events = []
+        self.daemons_of = {}
+        self.measured = types.SimpleNamespace(metrics={}, detail={})
+
+    @contextlib.contextmanager
+    def _up(self, what, value):
+        self.events.append(f"{what} up")
+        try:
+            yield value
+        finally:
+            self.events.append(f"{what} down")
+
+    def _contender(self, name):
+        daemon = self.daemons_of[name] = mock.Mock()
+        tunnel = mock.Mock(daemons=[daemon], key=name)
+        return mock.Mock(**{"tunnel.side_effect": lambda *_: self._up(f"tunnel {name}", tunnel)}, label=name)
+
+    def _measure(self, key, tunnel, *_):
+        self.events.append(f"{key} {tunnel.key}")
+        if (key, tunnel.key) == ("first", "one"):
+            self.daemons_of["one"].check_alive.side_effect = Failed("it has ended")
+            raise Failed("no answer")
+        return self.measured
+
+    def _run(self, server):
+        case = mock.Mock(key="plain", **{"lab.side_effect": lambda suffix: self._up(f"lab {suffix}", None)})
+        plan = types.SimpleNamespace(seconds=1, flows=1)
+        result = {"offloads": {}, "described": {}, "runs": []}
+        measurements = [mock.Mock(key=key, metrics=[]) for key in ("first", "second")]
+        with (
+            mock.patch.multiple(compare.cases, run=self._measure, offloads=mock.Mock(), rss=lambda _: self.measured),
+            mock.patch.object(compare.udpgen, "Server", server),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.ExitStack() as labs,
+        ):
+            of_round = compare._Round(plan, case, 0, {"udpgen": "", "floodgen": ""}, result)
+            of_round.run(labs, [self._contender(name) for name in ("one", "two")], measurements, "")
+            self.events.append("end")
+        return [(run["measurement"], run["error"]) for run in result["runs"] if "error" in run]
+
+    def test_a_tunnel_that_fails_is_taken_down_before_anything_else_is_measured(self):
+        errors = self._run(lambda tunnel, *_: self._up(f"server {tunnel.key}", None))
+        self.assertEqual(errors, [("first", "no answer"), ("tunnel", "it has ended")])
+        up = [f"{what} up" for what in ("lab 0", "tunnel one", "server one", "lab 1", "tunnel two", "server two")]
+        one_down = ["first one", "server one down", "tunnel one down", "lab 0 down"]
+        two_down = ["end", "server two down", "tunnel two down", "lab 1 down"]
+        self.assertEqual(self.events, [*up, *one_down, "first two", "second two", *two_down])
+
+    def test_so_is_one_that_does_not_come_up(self):
+        def server(tunnel, *_):
+            if tunnel.key == "one":
+                raise Failed("nothing listens")
+            return self._up("server two", None)
+
+        self.assertEqual(self._run(server), [("tunnel", "nothing listens")])
+        self.assertEqual(self.events[:5], ["lab 0 up", "tunnel one up", "tunnel one down", "lab 0 down", "lab 1 up"])
 
 
 class Chart(unittest.TestCase):
