@@ -96,7 +96,8 @@ pub enum ControlError {
     InterfaceRemoved,
     /// What must outlive this run is not on the disk within this time.
     #[error(
-        "the state file is not written within {0:?}; try again when its disk (see state_dir) is not that slow any more"
+        "the state file or the latency log is not written within {0:?}; try again when their disk (see state_dir and \
+         latency_log) is not that slow any more"
     )]
     SlowDisk(Duration),
     /// The control thread's own runtime failed.
@@ -521,7 +522,12 @@ impl Control {
 
     async fn write_latency_log(&mut self) {
         let Some(log) = &mut self.latency_log else { return };
-        if let Err(error) = log.end_interval().await {
+        let written = log.end_interval().await;
+        self.end_latency_log_unless(written);
+    }
+
+    fn end_latency_log_unless(&mut self, written: io::Result<()>) {
+        if let Err(error) = written {
             tracing::warn!(%error, "the latency log cannot be written any more");
             (self.latency_log, self.next_log) = (None, None);
         }
@@ -543,19 +549,28 @@ impl Control {
         let _ = self.door.port.stop();
         if self.finish_state().await.is_err() {
             tracing::warn!(
-                "the state file is not written within {DISK_TIME_MAX:?} (see state_dir): the next run begins as after a kill"
+                "the state file or the latency log is not written within {DISK_TIME_MAX:?} (see state_dir and latency_log): the \
+                 next run may begin as after a kill"
             );
         }
     }
 
-    /// Writes what must outlive this run as if it ended here.
+    /// Writes what must outlive this run as if it ended here, and what the latency log has so far.
     ///
     /// # Errors
     /// The disk takes too long. That stops nothing of it.
     async fn finish_state(&mut self) -> Result<(), ControlError> {
         let (now, timestamps) = (self.now(), self.timestamps().collect());
-        let Some(state) = &mut self.state else { return Ok(()) };
-        let finished = tokio::time::timeout(DISK_TIME_MAX, state.finish(now, timestamps)).await;
+        let finished = tokio::time::timeout(DISK_TIME_MAX, async {
+            if let Some(state) = &mut self.state {
+                state.finish(now, timestamps).await;
+            }
+            if let Some(log) = &mut self.latency_log {
+                let written = log.settle().await;
+                self.end_latency_log_unless(written);
+            }
+        })
+        .await;
         finished.map_err(|_| ControlError::SlowDisk(DISK_TIME_MAX))
     }
 
