@@ -22,7 +22,7 @@ use crate::config::values::check_interface_name;
 use crate::config::{Loaded, default_control_socket};
 use crate::control::api::Request;
 use crate::control::client::{Client, ClientError};
-use crate::control::runtime::{judge_place, open_file};
+use crate::control::runtime::{judge_place, open_log};
 
 /// Where configurations are found by their names.
 const CONFIG_DIR: &str = "/etc/ringway";
@@ -61,11 +61,8 @@ pub(super) fn up(options: &Up) -> Result<(), Failure> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(folder);
         made.map_err(|error| failed(folder, error))?;
     }
-    let messages = open_file(
-        File::options().write(true).create(true).truncate(true).mode(0o600),
-        &log,
-    )
-    .map_err(|error| failed(&log, error))?;
+    let messages = open_log(File::options().write(true).mode(0o600), &log).map_err(|error| failed(&log, error))?;
+    messages.set_len(0)?;
     let mut daemon = Command::new(std::env::current_exe()?)
         .arg("run")
         .arg(std::path::absolute(&file)?)

@@ -45,8 +45,8 @@ pub use problem::{LoadError, Located, Problem};
 pub use routing::{Routing, Table};
 pub use trust::Foreign;
 pub use types::{
-    Config, Crypto, Hooks, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, Suite, UnknownWord, WireGuard, Workers,
-    default_control_socket, default_state_dir,
+    Config, Crypto, Hooks, Interface, Io, Mtu, OffloadSwitches, Peer, RUN_DIR, STATE_DIR, Suite, UnknownWord,
+    WireGuard, Workers, default_control_socket, default_state_dir,
 };
 
 use crate::sys::exec;

@@ -1,13 +1,14 @@
 //! Whose word a file is. Root carries out no command that somebody else can have written: that somebody would be root. Whoever
 //! became root by sudo gives the order, and so may have written the commands too.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::RUN_DIR;
 use super::keyfile::shell_quoted;
+use super::{RUN_DIR, STATE_DIR};
 use crate::sys::exec;
 
 /// Root's number.
@@ -18,11 +19,13 @@ const WRITABLE: u32 = 0o022;
 const WRITABLE_BY_OTHERS: u32 = 0o002;
 /// In such a directory nobody replaces what is another's.
 const STICKY: u32 = 0o1000;
+/// More links on a way than this the kernel does not follow (path_resolution(7)).
+const LINKS_MAX: usize = 40;
 
 /// By what others than its owners, who are trusted, can have written a file, or put it where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Foreign {
-    /// The file, or a directory on the way to it.
+    /// The file, or a directory or a link on the way to it.
     path: PathBuf,
     why: Why,
 }
@@ -31,13 +34,15 @@ pub struct Foreign {
 enum Why {
     /// It is this user's.
     Owner(u32),
+    /// It is a link of this user's.
+    Link(u32),
     /// These permission bits let others write.
     Mode(u32),
 }
 
 impl Foreign {
-    /// Judges the open file that `path` has led to, by its `metadata`, and the directories on the way. `None`: nobody but root, and whoever became root by sudo, can
-    /// have written it.
+    /// Judges the open file that `path` has led to, by its `metadata`, and the way there. `None`: nobody but root, and whoever became
+    /// root by sudo, can have written it.
     pub(super) fn of(path: &Path, metadata: &Metadata) -> Option<Foreign> {
         let owners: Vec<u32> = [ROOT].into_iter().chain(sudoer()).collect();
         Foreign::to(&owners, unmapped_user(), path, metadata)
@@ -47,18 +52,16 @@ impl Foreign {
     fn to(owners: &[u32], landlord: Option<u32>, path: &Path, metadata: &Metadata) -> Option<Foreign> {
         let is_ours = owners.contains(&metadata.uid());
         let file = judge(path, metadata, is_ours, WRITABLE);
-        // A link may lead there from elsewhere; who can write there can have it lead to another file.
-        let ways = [std::path::absolute(path), fs::canonicalize(path)];
-        let folders = ways.iter().flatten().flat_map(|way| way.ancestors().skip(1));
-        file.or_else(|| on_the_way(owners, landlord, folders, WRITABLE))
+        file.or_else(|| on_the_way(owners, landlord, path, WRITABLE))
     }
 
-    /// Judges the place where root is about to make `path`, or to write to what it finds there: the directories on the way, also those
-    /// of a link on it, and whose the file is. Groups may write to such a directory, /var/log is syslog's on some machines, and their
-    /// members are trusted; so is whose [`RUN_DIR`] is, the service's user. `None`: nobody else can have root write to another file, where
-    /// the kernel protects links in directories like /tmp (fs.protected_symlinks, proc_sys_fs(5)); or this is not root.
+    /// Judges the place where root is about to make `path`, or to write to what it finds there: the way there, and whose the file is.
+    /// Groups may write to a directory on it, /var/log is syslog's on some machines, and their members are trusted; so is whose
+    /// [`RUN_DIR`] and [`STATE_DIR`] are, the service's user. `None`: nobody else can have root write to another file, but by a
+    /// second name for it in a directory like /tmp, which the open file tells (`nlink`); or this is not root.
     pub(crate) fn of_place(path: &Path) -> Option<Foreign> {
-        if exec::effective_user() != ROOT || path.parent() == Some(Path::new(RUN_DIR)) {
+        let services = [RUN_DIR, STATE_DIR].map(|folder| Some(Path::new(folder)));
+        if exec::effective_user() != ROOT || services.contains(&path.parent()) {
             return None;
         }
         let owners: Vec<u32> = [ROOT].into_iter().chain(sudoer()).collect();
@@ -69,44 +72,66 @@ impl Foreign {
     fn of_place_to(owners: &[u32], landlord: Option<u32>, path: &Path) -> Option<Foreign> {
         let path = std::path::absolute(path).ok()?;
         // What does not exist yet is made by us, below what does.
-        let real = path
-            .ancestors()
-            .skip(1)
-            .find_map(|folder| fs::canonicalize(folder).ok());
-        let folders = path
-            .ancestors()
-            .skip(1)
-            .chain(real.iter().flat_map(|real| real.ancestors()));
-        let folder = on_the_way(owners, landlord, folders, WRITABLE_BY_OTHERS);
-        folder.or_else(|| {
+        let way = on_the_way(owners, landlord, path.parent()?, WRITABLE_BY_OTHERS);
+        way.or_else(|| {
             let found = fs::symlink_metadata(&path).ok()?;
             judge(&path, &found, owners.contains(&found.uid()), 0)
         })
     }
 }
 
-/// The first of `folders` that is nobody's of `owners`, or to which others can write by one of the bits `writable`.
-fn on_the_way<'a>(
-    owners: &[u32],
-    landlord: Option<u32>,
-    mut folders: impl Iterator<Item = &'a Path>,
-    writable: u32,
-) -> Option<Foreign> {
-    folders.find_map(|folder| {
-        // What is gone by now leads nowhere.
-        let found = fs::metadata(folder).ok()?;
+/// What is on the [way](way_to) to `path` and nobody's of `owners`, or a directory to which others can write by one of the bits
+/// `writable`; the last such.
+fn on_the_way(owners: &[u32], landlord: Option<u32>, path: &Path, writable: u32) -> Option<Foreign> {
+    way_to(path).into_iter().rev().find_map(|(place, found)| {
         let is_ours = owners.contains(&found.uid()) || landlord == Some(found.uid());
         let is_sticky = found.mode() & STICKY != 0;
-        judge(folder, &found, is_ours, if is_sticky { 0 } else { writable })
+        judge(&place, &found, is_ours, if is_sticky { 0 } else { writable })
     })
 }
 
-/// What is wrong with this one file or directory, if it is not ours or has one of the bits `writable`.
+/// The directories and links by which the kernel comes to `path`, that included, in its order and as far as they exist.
+fn way_to(path: &Path) -> Vec<(PathBuf, Metadata)> {
+    let parts_of =
+        |path: &Path| -> Vec<OsString> { path.components().rev().map(|part| part.as_os_str().into()).collect() };
+    let mut rest = std::path::absolute(path).map_or_else(|_| Vec::new(), |path| parts_of(&path));
+    let (mut way, mut here, mut links) = (Vec::new(), PathBuf::new(), 0);
+    while let Some(part) = rest.pop() {
+        match part.to_str() {
+            Some(".") => continue,
+            Some("..") => {
+                here.pop();
+                continue;
+            }
+            // The root of an absolute link takes the place of what is there.
+            _ => here.push(part),
+        }
+        let place = here.clone();
+        let Ok(found) = fs::symlink_metadata(&place) else { break };
+        if found.is_symlink() {
+            let Ok(target) = fs::read_link(&place) else { break };
+            links += 1;
+            if links > LINKS_MAX {
+                break;
+            }
+            here.pop();
+            rest.extend(parts_of(&target));
+        } else if !found.is_dir() {
+            break;
+        }
+        way.push((place, found));
+    }
+    way
+}
+
+/// What is wrong with this one file, directory or link, if it is not ours or has one of the bits `writable`.
 fn judge(path: &Path, found: &Metadata, is_ours: bool, writable: u32) -> Option<Foreign> {
     let mode = found.mode() & 0o7777;
     let why = match () {
+        () if !is_ours && found.is_symlink() => Why::Link(found.uid()),
         () if !is_ours => Why::Owner(found.uid()),
-        () if mode & writable != 0 => Why::Mode(mode),
+        // Nobody can write to a link.
+        () if mode & writable != 0 && !found.is_symlink() => Why::Mode(mode),
         () => return None,
     };
     let path = path.to_owned();
@@ -119,6 +144,10 @@ impl fmt::Display for Foreign {
         let (path, word) = (self.path.display(), shell_quoted(&self.path));
         match self.why {
             Why::Owner(user) => write!(f, "{path} belongs to the user {user}; run: chown root {word}"),
+            Why::Link(user) => write!(
+                f,
+                "the link {path} belongs to the user {user}; run: chown -h root {word}"
+            ),
             Why::Mode(mode) => write!(
                 f,
                 "others can write to {path} (mode {mode:04o}); run: chmod go-w {word}"
@@ -150,7 +179,7 @@ fn unmapped_user() -> Option<u32> {
 mod tests {
     use super::*;
     use std::fs::Permissions;
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
 
     /// A directory of ours, removed on drop.
     struct Folder(PathBuf);
@@ -188,13 +217,22 @@ mod tests {
             }
         }
         set_mode(&inner, 0o757);
-        for (place, wrong) in places.iter().zip([&inner, &link, &inner]) {
-            let wrong = wrong.display();
-            let expected = format!("others can write to {wrong} (mode 0757); run: chmod go-w {wrong}");
-            assert_eq!(judged(place, &ours), Some(expected));
-        }
         let path = inner.display();
+        let open = format!("others can write to {path} (mode 0757); run: chmod go-w {path}");
+        for place in &places {
+            assert_eq!(judged(place, &ours).as_ref(), Some(&open));
+        }
+        // Who can replace a link that another link leads to decides where both lead.
+        let [home, by_link] = ["home", "by_link"].map(|name| folder.0.join(name));
+        fs::create_dir(&home).expect("a directory");
+        set_mode(&home, 0o755);
+        symlink("../home", inner.join("second")).expect("a link");
+        symlink("inner/./second", &by_link).expect("a link");
+        assert_eq!(judged(&by_link.join("log"), &ours).as_ref(), Some(&open));
         set_mode(&inner, 0o1777);
+        assert_eq!(judged(&by_link.join("log"), &ours), None);
+        symlink("loop", folder.0.join("loop")).expect("a link");
+        assert_eq!(judged(&folder.0.join("loop/log"), &ours), None, "it leads nowhere");
         // Whoever may put files there can have chosen the one that is there; the directories are a stranger's here as well.
         fs::write(&places[0], "").expect("a file");
         let strange = format!("{path} belongs to the user {me}; run: chown root {path}");
@@ -204,6 +242,38 @@ mod tests {
         assert_eq!(
             Foreign::of_place_to(&[me + 1], Some(me), &places[0]).map(|found| found.to_string()),
             Some(strange)
+        );
+    }
+
+    #[test]
+    fn a_link_of_somebody_else_leads_root_nowhere() {
+        const STRANGER: u32 = 64_998;
+        let folder = Folder(std::env::temp_dir().join(format!("ringway-link-{}", std::process::id())));
+        let [open, home] = ["open", "home"].map(|name| folder.0.join(name));
+        for (path, mode) in [(&folder.0, 0o755), (&open, 0o1777), (&home, 0o755)] {
+            fs::create_dir(path).expect("a directory");
+            set_mode(path, mode);
+        }
+        let file = home.join("rw0.toml");
+        fs::write(&file, "").expect("a file");
+        set_mode(&file, 0o644);
+        let link = open.join("link");
+        symlink(&home, &link).expect("a link");
+        let metadata = fs::metadata(&file).expect("it is there");
+        let owners = [ROOT, metadata.uid()];
+        let judged = || {
+            let word = Foreign::to(&owners, unmapped_user(), &link.join("rw0.toml"), &metadata);
+            [word, Foreign::of_place_to(&owners, unmapped_user(), &link.join("log"))]
+        };
+        assert_eq!(judged(), [None, None]);
+        if let Err(error) = lchown(&link, Some(STRANGER), None) {
+            return println!("skipped: only root gives links away: {error}");
+        }
+        let path = link.display();
+        let expected = format!("the link {path} belongs to the user {STRANGER}; run: chown -h root {path}");
+        assert_eq!(
+            judged().map(|foreign| foreign.map(|foreign| foreign.to_string())),
+            [Some(expected.clone()), Some(expected)]
         );
     }
 

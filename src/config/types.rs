@@ -20,6 +20,8 @@ pub use crate::crypto::Choice as Crypto;
 
 /// Where daemons put their control sockets, as `NAME.sock`.
 pub const RUN_DIR: &str = "/run/ringway";
+/// Where those of root and of the service keep state.
+pub const STATE_DIR: &str = "/var/lib/ringway";
 
 /// The control socket of the interface `name` where nothing else is configured.
 pub fn default_control_socket(name: &str) -> PathBuf {
@@ -27,7 +29,7 @@ pub fn default_control_socket(name: &str) -> PathBuf {
 }
 
 /// Where state is kept where nothing else is configured: the directory that systemd gives (`StateDirectory=`), for root
-/// `/var/lib/ringway`, for others `ringway` in their own state directory (XDG base directory specification).
+/// [`STATE_DIR`], for others `ringway` in their own state directory (XDG base directory specification).
 pub fn default_state_dir() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(given) = variable("STATE_DIRECTORY") {
@@ -35,7 +37,7 @@ pub fn default_state_dir() -> Option<PathBuf> {
     }
     // Its owner is the process's effective user.
     if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
-        return Some("/var/lib/ringway".into());
+        return Some(STATE_DIR.into());
     }
     let state = variable("XDG_STATE_HOME").map(PathBuf::from);
     let state = state.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".local/state")));

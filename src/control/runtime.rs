@@ -7,7 +7,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -103,14 +103,27 @@ fn open_with(flags: libc::c_int, options: &mut OpenOptions, path: &Path) -> io::
     }
 }
 
-/// Opens a log. Links are not followed, and root writes to none where others can have chosen what it is.
-fn open_log(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+/// Opens a log, which keeps what it has; where there is none, makes one. Neither links nor other names of a file lead anywhere, and
+/// root writes to none where others can have chosen what it is.
+///
+/// # Errors
+/// What open(2) says; what is in the way; which file or directory is others'.
+pub fn open_log(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     judge_place(path)?;
     // Not with O_NONBLOCK: through a ring that is an error where a write has to wait. To open a pipe would wait for its reader.
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(in_the_way(path));
     }
-    open_with(libc::O_NOFOLLOW, options, path)
+    let file = open_with(libc::O_NOFOLLOW, options.create(true), path)?;
+    // In a directory like /tmp anybody may give another one's file a second name (fs.protected_hardlinks, proc_sys_fs(5)).
+    if file.metadata()?.nlink() > 1 {
+        let why = format!(
+            "{}: the file has other names too (hard links); remove this one",
+            path.display()
+        );
+        return Err(io::Error::other(why));
+    }
+    Ok(file)
 }
 
 /// That root may make a file at `path`, or write to it: nobody else can have put there what it would find.
@@ -167,7 +180,8 @@ enum Handle {
 impl LogFile {
     /// Creates the file, or empties it.
     pub fn create(runtime: Runtime, path: &Path) -> io::Result<LogFile> {
-        let file = open_log(File::options().write(true).create(true).truncate(true), path)?;
+        let file = open_log(File::options().write(true), path)?;
+        file.set_len(0)?;
         let handle = match runtime {
             Runtime::Uring => Handle::Uring(tokio_uring::fs::File::from_std(file)),
             Runtime::Tokio => Handle::Tokio(file),
@@ -178,7 +192,7 @@ impl LogFile {
     /// Opens a file to write behind what it has.
     pub fn open(runtime: Runtime, path: &Path) -> io::Result<LogFile> {
         // Somebody may have moved it away in the meantime.
-        let file = open_log(File::options().append(true).create(true), path)?;
+        let file = open_log(File::options().append(true), path)?;
         let len = file.metadata()?.len();
         let handle = match runtime {
             Runtime::Uring => Handle::Uring(tokio_uring::fs::File::from_std(file)),
@@ -266,12 +280,19 @@ mod tests {
             assert_eq!(std::fs::read(&path).expect("the file exists"), b"one\ntwo\nthree\n");
             let link = folder.join("link");
             std::os::unix::fs::symlink(&path, &link).expect("a link");
-            for refused in [LogFile::create(runtime, &link), LogFile::open(runtime, &link)] {
-                let told = refused.map(drop).expect_err("it leads elsewhere").to_string();
-                assert!(
-                    told.ends_with("link: is in the way and is no file; remove it"),
-                    "{told}"
-                );
+            let name = folder.join("name");
+            std::fs::hard_link(&path, &name).expect("a second name");
+            for (other, why) in [
+                (&link, "link: is in the way and is no file; remove it"),
+                (
+                    &name,
+                    "name: the file has other names too (hard links); remove this one",
+                ),
+            ] {
+                for refused in [LogFile::create(runtime, other), LogFile::open(runtime, other)] {
+                    let told = refused.map(drop).expect_err("it leads elsewhere").to_string();
+                    assert!(told.ends_with(why), "{told}");
+                }
             }
             assert_eq!(std::fs::read(&path).expect("the file exists"), b"one\ntwo\nthree\n");
         });

@@ -17,7 +17,6 @@ use super::api::{
 };
 use super::capture::Feed;
 use super::explain;
-use super::runtime::judge_place;
 use super::socket::{Access, SocketError, SocketFile};
 use crate::sys::exec;
 
@@ -58,8 +57,6 @@ pub struct Server {
 impl Server {
     /// Creates the socket, for its owner and the group [`GROUP`], in place of one that a dead daemon left.
     pub async fn bind(path: &Path) -> Result<Server, SocketError> {
-        // What lies beside it is acted upon: locks, the mark of a tunnel that is up, what the machine's switches were.
-        judge_place(path).map_err(|error| SocketError::Io(path.to_owned(), error))?;
         SocketFile::bind(path, Access::Group(GROUP)).await.map(Server::on)
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
 
-use super::runtime::open_file;
+use super::runtime::{judge_place, open_file};
 
 /// How long another daemon may take to find out whether the name is free. It asks the kernel a few questions.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -55,6 +55,8 @@ impl SocketFile {
     /// Creates the socket in place of one that a dead daemon left, and the directory that it lies in.
     pub async fn bind(path: &Path, access: Access<'_>) -> Result<SocketFile, SocketError> {
         let failed = |error| SocketError::Io(path.to_owned(), error);
+        // What lies beside it is acted upon: locks, the mark of a tunnel that is up, what the machine's switches were.
+        judge_place(path).map_err(failed)?;
         if let Some(folder) = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())

@@ -45,14 +45,10 @@ pub async fn set_up(config: &Config) -> Result<Running, FirewallError> {
     let interface = &config.interface;
     let wanted = Wanted::of(config);
     if wanted.is_none() {
-        match remove_leftovers(&interface.name, &interface.control_socket).await {
-            Ok(removed) => {
-                for what in removed {
-                    tracing::info!("removed what a daemon that was killed has left: {what}");
-                }
-            }
-            // No reason not to come up.
-            Err(error) => tracing::warn!(%error, "cannot remove what a daemon that was killed may have left"),
+        let mut tell = |what| tracing::info!("removed what a daemon that was killed has left: {what}");
+        // No reason not to come up.
+        if let Err(error) = remove_leftovers(&interface.name, &interface.control_socket, &mut tell).await {
+            tracing::warn!(%error, "cannot remove what a daemon that was killed may have left");
         }
     }
     let mut state = State {
@@ -230,7 +226,8 @@ impl State {
     }
 
     async fn remove(&mut self) {
-        self.sysctls.restore();
+        // What could not be put back is in the log.
+        let _ = self.sysctls.restore();
         match nft::delete(&nft::table(PURPOSE, &self.interface)).await {
             Ok(()) | Err(NftError::Missing) => {}
             Err(error) => tracing::warn!(%error, "the gateway's rules are left"),
@@ -265,18 +262,24 @@ impl Wanted {
 }
 
 /// Removes what a daemon that was killed left of the tunnel `name`, which must not run; tells what that was, a phrase each.
-pub async fn remove_leftovers(name: &str, control_socket: &Path) -> Result<Vec<String>, FirewallError> {
-    let mut removed = Vec::new();
+///
+/// # Errors
+/// Something that could not be removed; the rest was.
+pub async fn remove_leftovers(
+    name: &str,
+    control_socket: &Path,
+    tell: &mut dyn FnMut(String),
+) -> Result<(), FirewallError> {
     let state = sysctl::state_path(control_socket);
-    if state.exists() {
-        Sysctls::open(state).restore();
-        removed.push("forwarding".to_owned());
-    }
+    let forwarding = match state.exists() {
+        true => Sysctls::open(state).restore().map(|()| tell("forwarding".to_owned())),
+        false => Ok(()),
+    };
     let table = nft::table(PURPOSE, name);
     // Without nft, or without the right to list tables, there is none of ours.
     if nft::tables().await.is_ok_and(|tables| tables.contains(&table)) {
         nft::delete(&table).await?;
-        removed.push(format!("the table inet {table}"));
+        tell(format!("the table inet {table}"));
     }
-    Ok(removed)
+    forwarding
 }

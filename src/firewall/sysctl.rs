@@ -105,19 +105,31 @@ impl Sysctls {
     }
 
     /// Puts everything back that nobody else has changed since.
-    pub(super) fn restore(&mut self) {
+    ///
+    /// # Errors
+    /// The last of what could not be put back, or not be removed; the rest was.
+    pub(super) fn restore(&mut self) -> Result<(), FirewallError> {
+        let mut result = Ok(());
         while let Some(change) = self.changes.pop() {
             // The interface may be gone, and its switches with it.
             if self.get(&change.key).is_ok_and(|value| value == change.is)
                 && let Err(error) = fs::write(self.root.join(&change.key), &change.was)
             {
                 tracing::warn!(key = shown(&change.key), was = change.was, %error, "cannot put the switch back");
+                result = Err(FirewallError::Sysctl {
+                    key: shown(&change.key),
+                    value: change.was,
+                    error,
+                });
             }
         }
-        if let Err(error) = fs::remove_file(&self.state)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %self.state.display(), %error, "cannot remove the file");
+        match fs::remove_file(&self.state) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.state.display(), %error, "cannot remove the file");
+                let path = self.state.clone();
+                Err(FirewallError::State { path, error })
+            }
+            _ => result,
         }
     }
 
@@ -216,7 +228,7 @@ mod tests {
             change(V4, "1"),
         ];
         fs::write(tree.0.join("state"), serde_json::to_vec(&planted).expect("JSON")).expect("a file");
-        tree.sysctls().restore();
+        tree.sysctls().restore().expect("all of it can be");
         let now = ["kernel/core_pattern", "net/x", V4].map(|key| tree.get(key));
         assert_eq!(now, ["core", "1", "evil"]);
     }
@@ -231,10 +243,18 @@ mod tests {
         drop(killed);
         let mut next = tree.sysctls();
         forward(&mut next).expect("they can be set");
-        next.restore();
+        next.restore().expect("all of it can be");
         assert_eq!([tree.get(V4), tree.get(OTHER)], ["0", "1"]);
         assert!(!tree.0.join("state").exists());
         assert!(tree.sysctls().changes.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_told() {
+        let tree = Tree::new("kept", &[("state/in the way", "")]);
+        let told = tree.sysctls().restore().expect_err("it is no file").to_string();
+        let expected = format!("{}: cannot write or remove", tree.0.join("state").display());
+        assert!(told.starts_with(&expected), "{told}");
     }
 
     #[test]
@@ -245,7 +265,7 @@ mod tests {
             .forward(["eth0"].into_iter(), true, false)
             .expect("it can be set");
         fs::write(tree.0.join(V4), "2").expect("a file");
-        sysctls.restore();
+        sysctls.restore().expect("all of it can be");
         assert_eq!(tree.get(V4), "2");
     }
 
@@ -266,7 +286,7 @@ mod tests {
             (tree.get(all), values()),
             ("1".into(), ["2", "0", "1"].map(str::to_owned))
         );
-        sysctls.restore();
+        sysctls.restore().expect("all of it can be");
         assert_eq!(
             (tree.get(all), values()),
             ("0".into(), ["1", "0", "1"].map(str::to_owned))

@@ -13,7 +13,6 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::{fs, thread};
 
-use super::RunError;
 use super::leftovers::Traces;
 use crate::control::runtime::Runtime;
 use crate::control::signals::{Hangups, Signals};
@@ -123,17 +122,22 @@ fn put_right(traces: &Traces) {
             return;
         }
         let mut tell = |what: String| tracing::info!("removed {what}");
-        match traces.remove(&mut tell).await {
-            Ok(()) => {}
-            // It has swept before it set its own rules, and the commands are for its end.
-            Err(error @ RunError::Runs(_)) => {
+        let claim = match traces.claim().await {
+            Ok(claim) => claim,
+            // It has swept before it set its own rules, and run the commands before its own.
+            Err(error) => {
                 tracing::warn!("{error}, so what was left is its own matter");
                 return;
             }
-            Err(error) => tracing::error!("something is left: {error}; {see}"),
+        };
+        let left = traces.remove(&mut tell).await;
+        let mark = traces.mark();
+        drop(claim);
+        let sockets = traces.remove_sockets(&mut tell).await;
+        let commands = traces.run_post_down(mark, &mut tell).await;
+        for error in [left, sockets, commands].into_iter().filter_map(Result::err) {
+            tracing::error!("something is left: {error}; {see}");
         }
-        traces.remove_sockets(&mut tell).await;
-        traces.run_post_down(&mut tell).await;
     });
     if let Err(error) = result {
         tracing::error!("something is left: {error}; {see}");

@@ -4,7 +4,7 @@
 //! on, there are rules, filters, name servers, sockets and commands that have not run: those are for the guard, or for
 //! `ringway cleanup`.
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::mark::{self, Mark};
 use super::{RunError, hooks};
 use crate::config::{Config, LoadError, Loaded, MetricsListen, RUN_DIR, default_control_socket};
-use crate::control::runtime::Runtime;
+use crate::control::runtime::{Runtime, judge_place};
 use crate::control::socket::{self, Lock};
 use crate::firewall::gateway;
 use crate::link::{self, LinkError};
@@ -87,69 +87,121 @@ impl Traces {
         Ok(())
     }
 
-    /// Removes it all but the sockets once the interface is gone; tells what that was, a phrase each.
+    fn control_socket(&self) -> &Path {
+        self.sockets.first().expect("the control socket's is always there")
+    }
+
+    /// The right to all of this once the interface is gone. A daemon that comes up takes the socket's name before it makes any of
+    /// it, and waits for us until then.
     ///
     /// # Errors
     /// [`RunError::Runs`]: another daemon has come up meanwhile, whose all of this is now.
-    pub(super) async fn remove(&self, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
-        if self.owns_network {
-            let control_socket = self.sockets.first().expect("the control socket's is always there");
-            // One that comes up takes the socket's name before it makes any of this, and waits for us until then. Where there is
-            // no place for a lock there is none for a socket either.
-            let _lock = match Lock::take(control_socket).await {
-                Ok(None) => return Err(RunError::Runs(control_socket.clone())),
-                Ok(lock) => lock,
-                Err(_) => None,
-            };
-            if socket::is_served(control_socket).await {
-                return Err(RunError::Runs(control_socket.clone()));
-            }
-            dns::remove_leftovers(&self.name)
-                .await?
-                .into_iter()
-                .for_each(&mut *tell);
-            link::remove_leftovers(&self.name)
-                .await?
-                .into_iter()
-                .for_each(&mut *tell);
-            gateway::remove_leftovers(&self.name, control_socket)
-                .await?
-                .into_iter()
-                .for_each(tell);
+    pub(super) async fn claim(&self) -> Result<Option<Lock>, RunError> {
+        let runs = || RunError::Runs(self.control_socket().to_owned());
+        let lock = match Lock::take(self.control_socket()).await {
+            Ok(None) => return Err(runs()),
+            Ok(lock) => lock,
+            // Where there is no place for a lock there is none for a socket either.
+            Err(_) => None,
+        };
+        match socket::is_served(self.control_socket()).await {
+            true => Err(runs()),
+            false => Ok(lock),
         }
-        Ok(())
+    }
+
+    /// Removes, by a [claim](Traces::claim), it all but the sockets and the mark; tells what that was, a phrase each.
+    ///
+    /// # Errors
+    /// Something that could not be removed; the rest was.
+    pub(super) async fn remove(&self, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
+        if !self.owns_network {
+            return Ok(());
+        }
+        let mut tell_all = |removed: Vec<String>| removed.into_iter().for_each(&mut *tell);
+        let dns = dns::remove_leftovers(&self.name).await.map(&mut tell_all);
+        let link = link::remove_leftovers(&self.name).await.map(&mut tell_all);
+        let rules = gateway::remove_leftovers(&self.name, self.control_socket(), tell).await;
+        dns?;
+        link?;
+        Ok(rules?)
     }
 
     /// Removes those of its sockets on which nobody answers; tells which those were.
-    pub(super) async fn remove_sockets(&self, tell: &mut dyn FnMut(String)) {
+    ///
+    /// # Errors
+    /// [`RunError::Left`]: one that could not be removed; the rest was.
+    pub(super) async fn remove_sockets(&self, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
+        let mut result = Ok(());
         for path in &self.sockets {
             match socket::remove_dead(path).await {
                 Ok(true) => tell(format!("the socket {}", path.display())),
                 Ok(false) => {}
-                // The next daemon takes its place.
-                Err(error) => tracing::warn!("{}: {error}", path.display()),
+                Err(error) => {
+                    let path = path.clone();
+                    result = Err(RunError::Left { path, error });
+                }
+            }
+        }
+        result
+    }
+
+    /// Runs the commands of the end that `mark` stands for, and removes that.
+    ///
+    /// # Errors
+    /// [`RunError::Left`]: the mark could not be removed.
+    pub(super) async fn run_post_down(&self, mark: Option<Mark>, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
+        let Some(mark) = mark else { return Ok(()) };
+        hooks::run_down("post_down", &self.post_down, &self.name).await;
+        match mark.remove().await {
+            Ok(true) => tell("the mark of a tunnel that was up".to_owned()),
+            Ok(false) => {}
+            Err(error) => {
+                let path = mark::path_of(self.control_socket());
+                return Err(RunError::Left { path, error });
+            }
+        }
+        Ok(())
+    }
+
+    /// What says, by a [claim](Traces::claim), that the commands of the end are to run and that they are ours to run. Who does not run
+    /// them lets go of it before the claim: so who finds it locked has found one who does, and none who only looked.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        match Mark::find(self.control_socket()) {
+            Ok(mark) => mark,
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Error(error)) => {
+                let path = mark::path_of(self.control_socket());
+                tracing::warn!("{}: {error}; post_down does not run", path.display());
+                None
             }
         }
     }
 
-    /// Runs the commands of the end, if the tunnel had come up and nobody else does.
-    pub(super) async fn run_post_down(&self, tell: &mut dyn FnMut(String)) {
-        let Some(mark) = self.mark() else { return };
-        hooks::run_down("post_down", &self.post_down, &self.name).await;
-        mark.remove();
-        tell("the mark of a tunnel that was up".to_owned());
-    }
-
-    /// What says that the commands of the end are to run, and that they are ours to run.
-    fn mark(&self) -> Option<Mark> {
-        let control_socket = self.sockets.first()?;
-        Mark::find(control_socket).unwrap_or_else(|error| {
-            tracing::warn!(
-                "{}: {error}; post_down does not run",
-                mark::path_of(control_socket).display()
-            );
-            None
-        })
+    /// Before such a tunnel begins: runs the commands of the end that a daemon which was killed has not come to, or waits until
+    /// somebody else has.
+    pub(super) async fn run_late_post_down(&self) {
+        // Where others can have put the mark, the tunnel will get no socket.
+        if judge_place(self.control_socket()).is_err() {
+            return;
+        }
+        let mut waits = false;
+        // Whoever has the socket has the commands too, and the tunnel will get none.
+        while let Ok(claim) = self.claim().await {
+            if !matches!(Mark::find(self.control_socket()), Err(TryLockError::WouldBlock)) {
+                let mark = self.mark();
+                drop(claim);
+                let mut tell = |what| tracing::info!("removed {what}");
+                let result = self.run_post_down(mark, &mut tell).await;
+                return result.unwrap_or_else(|error| tracing::warn!("{error}"));
+            }
+            drop(claim);
+            if !waits {
+                tracing::info!("another process runs post_down of the tunnel that was here before; waiting for that");
+            }
+            waits = true;
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Leaves out sockets whose place others may have chosen, all but those of the service's own directory and those that root
@@ -205,8 +257,9 @@ pub fn cleanup(name: &str, from: Option<(&Path, &Loaded)>, tell: &mut dyn FnMut(
         } else if link::exists(name).await? {
             return Err(LinkError::Exists(name.to_owned()).into());
         }
+        let claim = traces.claim().await?;
         let left = traces.remove(tell).await;
-        traces.remove_sockets(tell).await;
+        let mark = traces.mark();
         let refused = match (distrusted, strange) {
             (Some((file, foreign)), Some(socket)) => Some(RunError::StrangeSocket {
                 file: file.to_owned(),
@@ -214,7 +267,7 @@ pub fn cleanup(name: &str, from: Option<(&Path, &Loaded)>, tell: &mut dyn FnMut(
                 foreign: foreign.clone(),
             }),
             // The mark stays, for when they are root's.
-            (Some((file, foreign)), None) if !traces.post_down.is_empty() && traces.mark().is_some() => {
+            (Some((file, foreign)), None) if !traces.post_down.is_empty() && mark.is_some() => {
                 Some(RunError::Config(LoadError::Commands {
                     path: file.to_owned(),
                     hook: "post_down",
@@ -223,11 +276,12 @@ pub fn cleanup(name: &str, from: Option<(&Path, &Loaded)>, tell: &mut dyn FnMut(
             }
             _ => None,
         };
-        // Those of a daemon that comes up meanwhile are for its end. Without a file nobody knows them.
-        if from.is_some() && refused.is_none() && !matches!(left, Err(RunError::Runs(_))) {
-            traces.run_post_down(tell).await;
-        }
-        left?;
+        // Without a file nobody knows the commands.
+        let mark = mark.filter(|_| from.is_some() && refused.is_none());
+        drop(claim);
+        let sockets = traces.remove_sockets(tell).await;
+        let commands = traces.run_post_down(mark, tell).await;
+        left.and(sockets).and(commands)?;
         refused.map_or(Ok(()), Err)
     })?
 }
@@ -246,5 +300,55 @@ pub(crate) async fn sweep(name: &str) {
             }
             Err(error) => tracing::warn!(%error, "cannot remove what a tunnel that was killed may have left"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_only_looks_for_commands_keeps_nobody_from_running_them() {
+        let folder = std::env::temp_dir().join(format!("ringway-leftovers-{}", std::process::id()));
+        fs::create_dir(&folder).expect("a directory");
+        let [socket, ran] = ["rw0.sock", "ran"].map(|name| folder.join(name));
+        let mark = mark::path_of(&socket);
+        let traces = Traces {
+            sockets: vec![socket],
+            post_down: vec![format!("touch {}", ran.display())],
+            ..Traces::of_name("rw0")
+        };
+        fs::write(&mark, "").expect("the directory is ours");
+        let claim = traces.claim().await.expect("nobody has it");
+        let seen = traces.mark();
+        assert!(seen.is_some() && claim.is_some());
+        let mut told = Vec::new();
+        let guard = async {
+            let claim = traces.claim().await.expect("nobody has it for long");
+            let mark = traces.mark();
+            drop(claim);
+            traces.run_post_down(mark, &mut |what| told.push(what)).await
+        };
+        let look = async {
+            // Polled first, the guard has asked for the claim.
+            drop((seen, claim));
+        };
+        tokio::join!(guard, look).0.expect("all of it can be removed");
+        assert_eq!(told, ["the mark of a tunnel that was up"]);
+        assert!(ran.exists() && !mark.exists());
+
+        // What could not be removed is told, and not that it was.
+        told.clear();
+        fs::write(&mark, "").expect("the directory is ours");
+        let seen = traces.mark();
+        fs::create_dir(folder.join("rw0.sock.lock")).expect("the directory is ours");
+        let left = traces.run_post_down(seen, &mut |what| told.push(what)).await;
+        let left = left.expect_err("there is no lock").to_string();
+        assert!(
+            left.starts_with(&format!("{}: cannot be removed", mark.display())),
+            "{left}"
+        );
+        assert_eq!(told, [""; 0]);
+        fs::remove_dir_all(&folder).expect("it is there");
     }
 }

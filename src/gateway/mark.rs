@@ -1,9 +1,11 @@
 //! The mark of a tunnel that is up: a file beside its control socket, there until `post_down` has run.
 //!
-//! Whoever runs those commands, the daemon at its end, a guard or `ringway cleanup`, holds the mark's lock meanwhile and removes
-//! the mark afterwards. So one of them does, and only for a tunnel that had come up; and where that one is killed amid it, the
-//! next one does it again. A daemon holds the lock as long as it has the tunnel, but for the moment in which it becomes another
-//! program: then it is the one who answers at the control socket.
+//! Whoever runs those commands, the daemon at its end, a guard, `ringway cleanup` or the next daemon before it begins, holds the
+//! mark's lock meanwhile and removes the mark afterwards. So one of them does, and only for a tunnel that had come up; and where
+//! that one is killed amid it, the next one does it again. A daemon holds the lock as long as it has the tunnel, but for the moment
+//! in which it becomes another program: then it is the one who answers at the control socket.
+//!
+//! A mark is looked for, made and removed under the [lock](Lock) of the control socket's name, so that nobody removes another's.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -11,104 +13,191 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::control::runtime::{create_anew, open_file};
-use crate::control::socket::is_at;
+use crate::control::socket::{Lock, is_at};
 
 /// The mark, locked as long as this is there. It stays unless it is [removed](Mark::remove).
 #[derive(Debug)]
 pub(super) struct Mark {
-    path: PathBuf,
-    file: File,
+    control_socket: PathBuf,
+    /// `None`: it could not be made, and no other process knows that the tunnel is up.
+    file: Option<File>,
 }
 
 impl Mark {
-    /// Makes that of a tunnel that is up, or goes on with the one that an earlier process has left.
-    ///
-    /// # Errors
-    /// What open(2) and flock(2) say.
-    pub(super) fn make(control_socket: &Path) -> io::Result<Mark> {
-        // One that another user has left and that we may not open is in the way like any other.
-        if let Ok(Some(mark)) = Mark::find(control_socket) {
-            return Ok(mark);
+    /// Makes that of a tunnel that is up, or goes on with the one that an earlier process has left. Where it can't be made, the log
+    /// tells.
+    pub(super) async fn make(control_socket: &Path) -> Mark {
+        let make = async {
+            let _lock = lock(control_socket).await?;
+            // One that another user has left and that we may not open is in the way like any other.
+            if let Ok(Some(Mark { file: Some(file), .. })) = Mark::find(control_socket) {
+                return Ok(file);
+            }
+            // Whoever has the lock of one that is in the way ends an earlier tunnel, and leaves ours alone, which is never there unlocked.
+            let path = path_of(control_socket);
+            let new = with_suffix(&path, ".new");
+            let file = create_anew(&new)?;
+            file.lock()?;
+            fs::rename(new, path)?;
+            io::Result::Ok(file)
+        };
+        let made = make
+            .await
+            .inspect_err(|error| tracing::warn!(%error, "should this daemon be killed, nobody runs post_down for it"));
+        Mark {
+            control_socket: control_socket.to_owned(),
+            file: made.ok(),
         }
-        let path = path_of(control_socket);
-        // Whoever has the lock of one that is in the way ends an earlier tunnel, and leaves ours alone, which is never there unlocked.
-        let new = control_socket.with_extension("up.new");
-        let file = create_anew(&new)?;
-        file.lock()?;
-        fs::rename(new, &path)?;
-        Ok(Mark { path, file })
     }
 
-    /// The mark of a tunnel whose `post_down` nobody has come to. `None`: it had not come up, or those commands have run, or
-    /// another process has them.
+    /// The mark of a tunnel whose `post_down` nobody has come to, if there is one; for who has the lock of the control socket's name.
     ///
     /// # Errors
-    /// What open(2) and flock(2) say.
-    pub(super) fn find(control_socket: &Path) -> io::Result<Option<Mark>> {
+    /// [`TryLockError::WouldBlock`]: another process has those commands. What open(2) and flock(2) say.
+    pub(super) fn find(control_socket: &Path) -> Result<Option<Mark>, TryLockError> {
         let path = path_of(control_socket);
         let file = match open_file(File::options().write(true).mode(0o600), &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
+            file => file.map_err(TryLockError::Error)?,
         };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-        let mark = Mark { path, file };
-        // Who had the lock before may have removed it.
-        Ok(mark.is_in_place().then_some(mark))
+        file.try_lock()?;
+        // Where there is no place for the lock of the name, who had this one may have removed the mark.
+        Ok(is_at(&file, &path).then(|| Mark {
+            control_socket: control_socket.to_owned(),
+            file: Some(file),
+        }))
     }
 
-    /// The commands have run, or are not to.
-    pub(super) fn remove(self) {
+    /// The commands have run, or are not to. Whether a mark was removed by this.
+    ///
+    /// # Errors
+    /// Why it stays.
+    pub(super) async fn remove(self) -> io::Result<bool> {
+        let path = path_of(&self.control_socket);
+        let Some(file) = self.file.filter(|file| is_at(file, &path)) else {
+            return Ok(false);
+        };
+        let _lock = lock(&self.control_socket).await?;
         // It may be gone with its directory, and a later tunnel may have put its own in this place.
-        if self.is_in_place()
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!("{}: cannot be removed: {error}", self.path.display());
+        match is_at(&file, &path) {
+            true => fs::remove_file(path).map(|()| true),
+            false => Ok(false),
         }
-    }
-
-    fn is_in_place(&self) -> bool {
-        is_at(&self.file, &self.path)
     }
 }
 
 /// Where the mark lies.
 pub(super) fn path_of(control_socket: &Path) -> PathBuf {
-    control_socket.with_extension("up")
+    with_suffix(control_socket, ".up")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+async fn lock(control_socket: &Path) -> io::Result<Lock> {
+    let lock = Lock::take(control_socket).await?;
+    lock.ok_or_else(|| io::Error::other("another process keeps the lock of the control socket's name"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn one_has_the_commands_of_a_tunnel_that_was_up_and_who_is_killed_leaves_them_to_the_next() {
-        let folder = std::env::temp_dir().join(format!("ringway-mark-{}", std::process::id()));
-        fs::create_dir(&folder).expect("a directory");
-        let socket = folder.join("rw0.sock");
-        let find = || Mark::find(&socket).expect("it can be asked");
-        // Another test's child may hold the descriptor for a moment, which no process does that is killed.
-        let kill = |mark: Mark| mark.file.unlock().expect("it is locked");
-        assert!(find().is_none(), "it has not come up");
-        let daemon = Mark::make(&socket).expect("the directory is ours");
-        assert!(find().is_none(), "the daemon has it");
+    /// A directory, removed on drop.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let folder = std::env::temp_dir().join(format!("ringway-mark-{name}-{}", std::process::id()));
+            fs::create_dir(&folder).expect("a directory");
+            Folder(folder)
+        }
+
+        fn count(&self) -> usize {
+            fs::read_dir(&self.0).expect("it is there").count()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Another test's child may hold the descriptor for a moment, which no process does that is killed.
+    fn kill(mark: Mark) {
+        mark.file.expect("it was made").unlock().expect("it is locked");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn one_has_the_commands_of_a_tunnel_that_was_up_and_who_is_killed_leaves_them_to_the_next() {
+        let folder = Folder::new("heirs");
+        let socket = folder.0.join("rw0.sock");
+        let find = || Mark::find(&socket);
+        let is_anothers = || matches!(find(), Err(TryLockError::WouldBlock));
+        let is_none = || matches!(find(), Ok(None));
+        let found = || find().expect("nobody has it").expect("it is there");
+        assert!(is_none(), "it has not come up");
+        let daemon = Mark::make(&socket).await;
+        assert!(is_anothers(), "the daemon has it");
         kill(daemon);
-        let guard = find().expect("the daemon was killed");
-        assert!(find().is_none(), "the guard has it");
+        let guard = found();
+        assert!(is_anothers(), "the guard has it");
         kill(guard);
-        let cleanup = find().expect("the guard was killed too");
+        let cleanup = found();
         // A daemon that comes up meanwhile has one of its own.
-        let next = Mark::make(&socket).expect("the directory is ours");
-        cleanup.remove();
-        assert!(find().is_none() && path_of(&socket).exists());
+        let next = Mark::make(&socket).await;
+        assert!(!cleanup.remove().await.expect("there is nothing to do"));
+        assert!(is_anothers());
         kill(next);
-        let resumed = Mark::make(&socket).expect("the directory is ours");
-        resumed.remove();
-        assert!(find().is_none(), "they have run");
-        assert_eq!(fs::read_dir(&folder).expect("it is there").count(), 0);
-        fs::remove_dir(&folder).expect("it is empty");
+        let resumed = Mark::make(&socket).await;
+        // A file whose name only begins in the same way has its own.
+        let other = Mark::make(&folder.0.join("rw0.ctl")).await;
+        assert!(resumed.remove().await.expect("the directory is ours"));
+        assert!(is_none(), "they have run");
+        assert!(other.remove().await.expect("the directory is ours"));
+        assert_eq!(folder.count(), 0);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_mark_that_comes_while_an_earlier_one_is_about_to_be_removed_stays() {
+        let folder = Folder::new("name");
+        let socket = folder.0.join("rw0.sock");
+        let old = Mark::make(&socket).await;
+        let path = path_of(&socket);
+        let lock = Lock::take(&socket).await.expect("it may").expect("nobody has it");
+        let removal = old.remove();
+        let waiting = async {
+            // Polled first, the removal has found its own file in place, and waits.
+            assert!(path.exists(), "it is not removed without the lock");
+            fs::remove_file(&path).expect("it is there");
+            let new = create_anew(&path).expect("the directory is ours");
+            drop(lock);
+            new
+        };
+        let (removed, new) = tokio::join!(removal, waiting);
+        assert!(!removed.expect("there is nothing to do"));
+        assert!(is_at(&new, &path), "it is another's");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_mark_that_cannot_be_made_or_removed_is_no_matter_for_the_tunnel_itself() {
+        let folder = Folder::new("refused");
+        let socket = folder.0.join("rw0.sock");
+        let mark = Mark::make(&socket).await;
+        // No file, and so no lock.
+        let in_the_way = folder.0.join("rw0.sock.lock");
+        fs::create_dir(&in_the_way).expect("the directory is ours");
+        mark.remove().await.expect_err("it is still there");
+        let unmarked = Mark::make(&socket).await;
+        assert!(unmarked.file.is_none());
+        assert!(!unmarked.remove().await.expect("there is nothing to do"));
+        fs::remove_dir(&in_the_way).expect("it is there");
+        let found = Mark::find(&socket).expect("nobody has it");
+        assert!(found.expect("it was left").remove().await.expect("it may"));
+        assert_eq!(folder.count(), 0);
     }
 }

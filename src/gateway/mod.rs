@@ -1,6 +1,6 @@
 //! Puts a tunnel together from its parts, runs it, and takes it apart again.
 //!
-//! Up: kill switch, `pre_up`, TUN queues, socket group, workers, then (in the control thread's runtime) control socket,
+//! Up: kill switch, the `post_down` of one that was killed, `pre_up`, TUN queues, socket group, workers, then (in the control thread's runtime) control socket,
 //! peers, gateway rules, link, `post_up`. Down, whatever ended it: `pre_down`, name servers, link, gateway rules, goodbye to
 //! native peers, workers, control socket; the TUN goes with its last descriptor; `post_down`. Last of all, and only after an
 //! end in good order, the kill switch. As with wg-quick, a tunnel that did not come up, its commands included, has none
@@ -25,7 +25,7 @@ mod upgrade;
 mod wireguard;
 mod workers;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub(crate) use leftovers::sweep;
 pub use upgrade::answer_check;
 pub use wireguard::run_wireguard;
 
-use crate::config::{Config, Foreign, Interface, LoadError, Suite};
+use crate::config::{Config, Foreign, LoadError, Suite};
 use crate::control::api::Response;
 use crate::control::changes::ChangeError;
 use crate::control::exporter::{Exporter, ExporterError};
@@ -60,6 +60,7 @@ use crate::uapi;
 use guard::Guard;
 use handover::Handover;
 use leave::{Departure, Leaving, Luggage};
+use leftovers::Traces;
 use live::Live;
 use mark::Mark;
 use network::Network;
@@ -134,6 +135,15 @@ pub enum RunError {
     /// Somebody has the control socket of what was to be cleaned up after.
     #[error("{}: a daemon answers on this socket, so its tunnel runs; end that first: ringway down", .0.display())]
     Runs(PathBuf),
+    /// What was to be removed of a tunnel that has ended.
+    #[error("{}: cannot be removed: {error}", path.display())]
+    Left {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
     /// What root was to do on the word of others.
     #[error(transparent)]
     Config(#[from] LoadError),
@@ -269,10 +279,10 @@ fn run_open(
     guard: &Cell<Option<Guard>>,
     ready: &mut impl FnMut(&Facts),
 ) -> Result<Option<(Handover, PathBuf)>, RunError> {
-    let interface = &config.interface;
-    if from.is_none() && !interface.hooks.pre_up.is_empty() && !begin(interface)? {
+    if from.is_none() && !begin(config, &file)? {
         return Ok(None);
     }
+    let interface = &config.interface;
     let mut listeners = Listeners::default();
     let (parts, resumed) = match from {
         None => (Parts::assemble(interface)?, None),
@@ -309,8 +319,7 @@ fn run_open(
     };
     let runtime = parts.runtime();
     let interface_name = interface.name.clone();
-    let came_up = Cell::new(false);
-    let mark = Cell::new(None);
+    let mark = RefCell::new(None);
     let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
         let mut hangups = Hangups::install()?;
         exec::accept_signals()?;
@@ -350,7 +359,6 @@ fn run_open(
             file,
             ifindex,
             runtime,
-            came_up: &came_up,
             mark: &mark,
             guard,
         };
@@ -362,11 +370,13 @@ fn run_open(
         return result;
     }
     // The interface is gone.
-    if came_up.get() {
+    if let Some(mark) = mark.take() {
         let interface = &config.interface;
-        runtime.block_on(async |_| hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await)?;
+        runtime.block_on(async |_| {
+            hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await;
+            forget(mark).await;
+        })?;
     }
-    mark.take().into_iter().for_each(Mark::remove);
     result
 }
 
@@ -385,8 +395,16 @@ struct Resumed {
     outcome: Response,
 }
 
+/// Removes a mark: another process has nothing to do for this tunnel any more.
+async fn forget(mark: Mark) {
+    if let Err(error) = mark.remove().await {
+        tracing::warn!(%error, "cannot remove the mark of a tunnel that was up, so post_down will run again");
+    }
+}
+
 /// Runs the commands that come before the interface; false when a signal ends the tunnel before it is there.
-fn begin(interface: &Interface) -> Result<bool, RunError> {
+fn begin(config: &Config, file: &Path) -> Result<bool, RunError> {
+    let interface = &config.interface;
     let is_taken = |error: &TunError| matches!(error, TunError::Exists(_));
     retry::while_taken(is_taken, || match tun::index_of(&interface.name) {
         Some(_) => Err(TunError::Exists(interface.name.clone())),
@@ -398,19 +416,15 @@ fn begin(interface: &Interface) -> Result<bool, RunError> {
             // In this order no signal is lost: what comes while nobody listens waits for who listens next.
             biased;
             () = signals.end() => Ok(false),
-            result = hooks::run("pre_up", &interface.hooks.pre_up, &interface.name) => {
+            result = async {
+                Traces::of(config, file).run_late_post_down().await;
+                hooks::run("pre_up", &interface.hooks.pre_up, &interface.name).await
+            } => {
                 result?;
                 Ok(true)
             }
         }
     })?
-}
-
-/// Has others know that the tunnel is up.
-fn mark_of(interface: &Interface) -> Option<Mark> {
-    let made = Mark::make(&interface.control_socket);
-    made.inspect_err(|error| tracing::warn!(%error, "should this daemon be killed, nobody runs post_down for it"))
-        .ok()
 }
 
 /// What a tunnel has beside its parts.
@@ -421,10 +435,8 @@ struct Tunnel<'a> {
     file: PathBuf,
     ifindex: u32,
     runtime: Runtime,
-    /// Whether the commands of the end are to run.
-    came_up: &'a Cell<bool>,
-    /// What says so to others, should this process not come to them.
-    mark: &'a Cell<Option<Mark>>,
+    /// There while the commands of the end are to run.
+    mark: &'a RefCell<Option<Mark>>,
     /// Who puts things right unless a tunnel that came here runs.
     guard: &'a Cell<Option<Guard>>,
 }
@@ -504,8 +516,8 @@ impl Tunnel<'_> {
             }
         }
         // Whoever hears that it is up may kill it at once.
-        self.came_up.set(true);
-        self.mark.set(mark_of(&config.interface));
+        let mark = Mark::make(&config.interface.control_socket).await;
+        self.mark.replace(Some(mark));
         ready(control.facts());
         service::ready(&name);
         self.guard.take().into_iter().for_each(Guard::dismiss);
@@ -563,8 +575,8 @@ impl Tunnel<'_> {
                 () = service::watch(orders_in.clone(), workers) => Ok(End::Down),
                 never = rules.follow() => match never {},
                 error = post_up => {
-                    self.came_up.set(false);
-                    self.mark.take().into_iter().for_each(Mark::remove);
+                    let mark = self.mark.take().expect("it has come up");
+                    forget(mark).await;
                     Err(error.into())
                 }
             };
@@ -595,10 +607,11 @@ impl Tunnel<'_> {
         let network;
         (network, *config) = live.end();
         let interface = &config.interface;
-        if self.came_up.get() {
+        let came_up = self.mark.borrow().is_some();
+        if came_up {
             hooks::run_down("pre_down", &interface.hooks.pre_down, &name).await;
         }
-        if let Some(path) = interface.save.as_ref().filter(|_| self.came_up.get())
+        if let Some(path) = interface.save.as_ref().filter(|_| came_up)
             && let Err(error) = save::save(control, config, path).await
         {
             tracing::warn!(%error, path = %path.display(), "SaveConfig: the configuration is not written");

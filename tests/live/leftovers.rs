@@ -73,7 +73,7 @@ fn cleanup_waits_for_the_interface_and_does_all_that_a_killed_daemon_has_not_com
         &format!("post_down = [\"echo %i >>{}\"]\n", ended.display()),
         &[format!("[metrics]\nlisten = \"unix:{}\"\n", metrics.display())],
     );
-    let mark = a.control.with_extension("up");
+    let mark = a.control.with_extension("sock.up");
     a.start(&lab.a);
     wait_until("what says that it is up", PATIENCE, || mark.exists());
     assert!(metrics.exists());
@@ -128,6 +128,56 @@ fn cleanup_waits_for_the_interface_and_does_all_that_a_killed_daemon_has_not_com
 }
 
 #[test]
+fn the_next_daemon_runs_what_a_killed_one_has_not_come_to_before_its_own_commands() {
+    let Some(lab) = Lab::new() else { return };
+    let mut a = End::new(&lab, 0);
+    let [words, gate] = ["words", "gate"].map(|name| lab.directory.join(name));
+    let said = || fs::read_to_string(&words).unwrap_or_default();
+    let say = |word: &str| format!("echo {word} >>{}", words.display());
+    let pass = format!("until [ -e {} ]; do sleep 0.02; done", gate.display());
+    let commands = format!(
+        "pre_up = [\"{}\", \"{pass}\"]\npost_down = [\"{}\"]\n",
+        say("begin"),
+        say("end")
+    );
+    a.write(&commands, &[]);
+    let mark = a.control.with_extension("sock.up");
+    let open_gate = || fs::write(&gate, "").expect("the directory is ours");
+    let kill = |a: &mut End| {
+        wait_until("what says that it is up", PATIENCE, || mark.exists());
+        a.end_by(Signal::SIGKILL);
+        wait_until("the interface to go", PATIENCE, || !lab.a.has_interface(INTERFACE));
+    };
+    open_gate();
+    a.start(&lab.a);
+    kill(&mut a);
+    fs::remove_file(&gate).expect("it is there");
+
+    // As long as another process has the commands, the next daemon waits; where that one is killed, they are the daemon's.
+    let theirs = fs::File::open(&mark).expect("the daemon has left it");
+    theirs.lock().expect("nobody else has it");
+    a.start_at_least(&lab.a);
+    wait_until("it to wait", PATIENCE, || {
+        a.log().contains("another process runs post_down")
+    });
+    assert_eq!(said(), "begin\n");
+    theirs.unlock().expect("it is locked");
+    wait_until("its own commands", PATIENCE, || said() == "begin\nend\nbegin\n");
+    // Whoever cleans up beside them has nothing to end.
+    cleanup(&lab, &a.file).expect("it may");
+    assert_eq!(said(), "begin\nend\nbegin\n");
+    open_gate();
+    kill(&mut a);
+
+    // A tunnel that does not come up has none of the commands of the end, and the one before it has had its own.
+    a.write(&format!("{commands}post_up = [\"false\"]\n"), &[]);
+    a.start_at_least(&lab.a);
+    assert!(!a.wait_for_end().success());
+    assert_eq!(said(), "begin\nend\nbegin\nend\nbegin\n");
+    assert!(!mark.exists());
+}
+
+#[test]
 fn root_puts_no_socket_and_no_log_where_others_can_have_put_a_file_first() {
     let Some(lab) = Lab::new() else { return };
     let mut a = End::new(&lab, 0);
@@ -176,6 +226,36 @@ fn root_puts_no_socket_and_no_log_where_others_can_have_put_a_file_first() {
         let told = run(&a, command);
         assert!(told.contains(text(&place)) && told.contains(&open_to_others), "{told}");
     }
+    // Nor may it be a second name of another file.
+    set_mode(0o1777);
+    let log = socket.with_extension("log");
+    fs::remove_file(&log).expect("it is there");
+    fs::hard_link(&victim, &log).expect("root may");
+    let told = run(&a, "up");
+    let names = format!("{}: the file has other names too", log.display());
+    assert!(told.contains(&names), "{told}");
+    set_mode(0o777);
+    let metrics = open.join("metrics.sock");
+    write(
+        &a.file,
+        &format!("{own}[metrics]\nlisten = \"unix:{}\"\n", metrics.display()),
+    );
+    let told = run(&a, "run");
+    assert!(
+        told.contains(text(&metrics)) && told.contains(&open_to_others),
+        "{told}"
+    );
+    // For want of its state no tunnel stays down.
+    let state = open.join("rw0.state");
+    write(
+        &a.file,
+        &own.replace(text(a.state.parent().expect("it has one")), text(&open)),
+    );
+    a.start(&lab.a);
+    a.end_by(Signal::SIGTERM);
+    let log = a.log();
+    assert!(log.contains(text(&state)) && log.contains(&open_to_others), "{log}");
+    assert!(!state.exists());
     assert_eq!(fs::read_to_string(&victim).expect("it is there"), "all of it");
 }
 
@@ -233,7 +313,7 @@ fn root_runs_no_commands_and_removes_no_sockets_on_the_word_of_others() {
     let theirs = pair.lab.directory.join("theirs.sock");
     let switches = theirs.with_extension("sysctl");
     drop(UnixListener::bind(&theirs).expect("a socket"));
-    let mark = theirs.with_extension("up");
+    let mark = theirs.with_extension("sock.up");
     fs::write(&mark, "").expect("the directory is ours");
     fs::write(&switches, "[]").expect("the directory is ours");
     give_away(&theirs).expect("root may");
