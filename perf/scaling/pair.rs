@@ -4,35 +4,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway::crypto::Choice;
-use ringway::path::coalesce::{Coalescer, Offloads};
-use ringway::path::forward::Forwarder;
-use ringway::path::gso::{Batches, SEND_LEN_MAX, Slots};
 use ringway::path::peers::NewPeer;
-use ringway::path::report::{Received, Report};
+use ringway::path::report::Report;
 use ringway::path::route::Routes;
 use ringway::proto::{Action, Device, DeviceConfig, Endpoint, Now, PeerConfig, PeerId, PublicKey, StaticSecret};
 use ringway::proto::{Suite, SuiteChoice, Time};
-use ringway::stats::counters::WorkerCounters;
 use ringway::wire::vnet;
+use ringway::worker::mailbox::Command;
 
-use crate::trace::{turn_of, turn_of_nobody};
+use crate::thread::{Load, Post, Worker};
 
 /// Bytes of TCP payload in each segment, and segments in each super-packet.
 const SEGMENT: usize = 1368;
-const SEGMENTS: usize = 45;
+pub(crate) const SEGMENTS: usize = 45;
 /// Of IPv4 and TCP headers.
 const HEADERS_LEN: usize = 40;
-const NOW: Now = Now {
+const START: Now = Now {
     mono: Time::from_nanos(1_000_000_000),
     unix: Duration::from_secs(1_700_000_000),
 };
+/// Sessions before the one that carries what is counted. A worker's heap gets what the control thread made for it and the
+/// worker lets go of; only after a few sessions is it what it is for the rest of the tunnel's life.
+const SESSIONS_BEFORE: u32 = 2;
+/// Between sessions: more than REKEY_TIMEOUT.
+const SESSION_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Both hosts; host 0 sends.
 pub(crate) struct Pair {
     hosts: [Host; 2],
-    /// The super-packet that each worker sends, and what arrives of it.
-    frames: Vec<Vec<u8>>,
-    wires: Vec<Vec<u8>>,
+    /// None while it is on its way.
+    post: Option<Post>,
+    now: Now,
 }
 
 struct Host {
@@ -41,40 +43,25 @@ struct Host {
     workers: Vec<Worker>,
 }
 
-/// On cache lines of its own, as on the stack of its thread.
-#[repr(align(128))]
-struct Worker {
-    forwarder: Forwarder<Box<[u8]>>,
-    slots: Free,
-}
-
-/// Send slots of one worker, used again and again.
-struct Free(Vec<Box<[u8]>>);
-
-impl Slots for Free {
-    type Slot = Box<[u8]>;
-
-    fn acquire(&mut self) -> Option<Box<[u8]>> {
-        Some(self.0.pop().unwrap_or_else(|| vec![0; SEND_LEN_MAX].into()))
-    }
-}
-
 impl Pair {
-    /// Two hosts of `workers` workers each with a session between them.
-    pub(crate) fn connect(suite: SuiteChoice, workers: u8) -> Pair {
+    /// Two hosts of `workers` workers each with a session between them. `planted`: with counters that they share a line by.
+    pub(crate) fn connect(suite: SuiteChoice, workers: u8, planted: bool) -> Pair {
         let keys = [1, 2].map(|byte| StaticSecret::from([byte; 32]));
-        let hosts = [0, 1].map(|host| Host::new(host, &keys, suite, workers));
-        let lanes = usize::from(workers);
+        let hosts = [0, 1].map(|host| Host::new(host, &keys, suite, workers, planted));
         let mut pair = Pair {
             hosts,
-            frames: (0..lanes).map(frame).collect(),
-            wires: vec![Vec::with_capacity(SEND_LEN_MAX); lanes],
+            post: Some(Post::new()),
+            now: START,
         };
-        pair.hosts[0].device.want_session(pair.hosts[0].peer, NOW);
-        pair.shake_hands();
-        // The responder seals once the initiator has shown that it has the keys.
-        pair.round();
-        pair.shake_hands();
+        for _ in 0..=SESSIONS_BEFORE {
+            pair.now.mono = pair.now.mono + SESSION_INTERVAL;
+            pair.now.unix += SESSION_INTERVAL;
+            pair.hosts[0].device.want_session(pair.hosts[0].peer, pair.now);
+            pair.shake_hands();
+            // The responder seals once the initiator has shown that it has the keys.
+            pair.round(Load::Least);
+            pair.shake_hands();
+        }
         pair
     }
 
@@ -83,7 +70,7 @@ impl Pair {
             let sent: Vec<(usize, Vec<u8>)> = (0..2)
                 .flat_map(|from| {
                     self.hosts[from]
-                        .act()
+                        .act(self.now.mono)
                         .into_iter()
                         .map(move |message| (1 - from, message))
                 })
@@ -92,64 +79,41 @@ impl Pair {
                 return;
             }
             for (to, message) in sent {
-                let accepted = self.hosts[to].device.handle_datagram(NOW, endpoint(1 - to), &message);
+                let accepted = self.hosts[to]
+                    .device
+                    .handle_datagram(self.now, endpoint(1 - to), &message);
                 assert!(accepted.is_ok(), "a handshake between honest hosts: {accepted:?}");
             }
         }
     }
 
-    /// A super-packet on every lane.
-    pub(crate) fn round(&mut self) {
-        (0..self.frames.len()).for_each(|lane| {
-            self.carry(lane);
-        });
+    /// A super-packet on every lane; how many packets that were.
+    pub(crate) fn round(&mut self, load: Load) -> usize {
+        (0..self.hosts[0].workers.len())
+            .map(|lane| self.carry(lane, load))
+            .sum()
     }
 
-    /// The same, traced; how many packets that were.
-    pub(crate) fn counted_round(&mut self) -> usize {
-        (0..self.frames.len()).map(|lane| self.carry(lane)).sum()
-    }
-
-    fn carry(&mut self, lane: usize) -> usize {
+    fn carry(&mut self, lane: usize, load: Load) -> usize {
         let [sender, receiver] = &mut self.hosts;
-        let from = &mut sender.workers[lane];
-        turn_of(0, lane);
-        from.forwarder.outbound(NOW.mono, &self.frames[lane], &mut from.slots);
-        from.forwarder.finish_pass();
-        turn_of_nobody();
-        let mut packets = 0;
-        for batch in from.forwarder.batches.drain() {
-            let wire = &mut self.wires[lane];
-            wire.clear();
-            wire.extend_from_slice(&batch.slot[..batch.len]);
-            from.slots.0.push(batch.slot);
-            packets += batch.count as usize;
-            // Byte 4 is the lane, by which the kernel steers; in the WireGuard suite one worker opens all.
-            let to = usize::from(wire[4]) % receiver.workers.len();
-            let worker = &mut receiver.workers[to];
-            let received = Received {
-                from: endpoint(0),
-                segment: batch.segment,
-                tos: 0,
-                received_unix_ns: 0,
-            };
-            turn_of(1, to);
-            worker
-                .forwarder
-                .inbound(NOW.mono, &received, 0, wire, &mut worker.slots);
-            worker.forwarder.finish_pass();
-            while let Some(group) = worker.forwarder.groups.pop() {
-                worker.forwarder.recycle(group);
-            }
-            turn_of_nobody();
-            receiver.report(to);
+        let empty = self.post.take().expect("the bag comes back").emptied();
+        let (mut post, reports) = sender.workers[lane].send(empty, load, self.now.mono);
+        sender.take(reports, self.now);
+        let (runs, packets) = post.contents();
+        for run in 0..runs {
+            // In the WireGuard suite one worker opens all.
+            let to = post.lane(run) % receiver.workers.len();
+            let reports;
+            (post, reports) = receiver.workers[to].receive(post, run, endpoint(0), self.now.mono);
+            receiver.take(reports, self.now);
         }
+        self.post = Some(post);
         packets
     }
 }
 
 impl Host {
-    fn new(host: usize, keys: &[StaticSecret; 2], suite: SuiteChoice, workers: u8) -> Host {
+    fn new(host: usize, keys: &[StaticSecret; 2], suite: SuiteChoice, workers: u8, planted: bool) -> Host {
         let mut seed = host as u64 + 1;
         let random = move |bytes: &mut [u8]| {
             for byte in bytes {
@@ -173,32 +137,23 @@ impl Host {
             persistent_keepalive: None,
             suite,
         };
-        let peer = device.add_peer(NOW.mono, peer).expect("the only peer");
+        let peer = device.add_peer(START.mono, peer).expect("the only peer");
         let mut routes = Routes::new();
         routes.insert("10.0.0.0/8".parse().expect("a prefix"), peer);
         let table = Arc::new(routes.table());
         let shared = Arc::new(NewPeer::new(Some(endpoint(1 - host)), workers.into()));
-        let worker = |number| {
-            let offloads = Offloads { tcp: true, udp: true };
-            let counters = Arc::new(WorkerCounters::default());
-            let coalescer = Coalescer::new(offloads);
-            let mut forwarder = Forwarder::new(number, workers, coalescer, Batches::new(true), 1420, counters);
-            forwarder.set_routes(table.clone());
-            forwarder.add_peer(peer, shared.clone());
-            Worker {
-                forwarder,
-                slots: Free(Vec::new()),
-            }
-        };
-        Host {
-            device,
-            peer,
-            workers: (0..workers).map(worker).collect(),
+        let start = |number| Worker::start(host, [number, workers], planted, move |load| frame(number.into(), load));
+        let workers: Vec<Worker> = (0..workers).map(start).collect();
+        for worker in &workers {
+            worker.tell(Command::Routes(table.clone()), START.mono);
+            worker.tell(Command::AddPeer(peer, shared.clone()), START.mono);
         }
+        Host { device, peer, workers }
     }
 
-    /// Does what the protocol wants done; the messages that it wants sent.
-    fn act(&mut self) -> Vec<Vec<u8>> {
+    /// Does what the protocol wants done, as the daemon's control thread does (`control::turn`); the messages that it wants
+    /// sent.
+    fn act(&mut self, now: Time) -> Vec<Vec<u8>> {
         let mut messages = Vec::new();
         while let Some(action) = self.device.poll_action() {
             let count = self.workers.len();
@@ -212,24 +167,32 @@ impl Host {
                     sending,
                     ..
                 } => {
+                    let seals: Vec<_> = match suite {
+                        Suite::Native => seals.into_iter().map(Box::new).collect(),
+                        Suite::WireGuard => (0..count).map(|_| Box::new(seals[0].clone())).collect(),
+                    };
                     let mut open: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
                     for half in opens {
-                        open[half.local_index() as usize % 256 % count].push(half);
+                        open[usize::from(half.local_index() as u8) % count].push(half);
                     }
-                    let seals = match suite {
-                        Suite::Native => seals,
-                        Suite::WireGuard => vec![seals[0].clone(); count],
-                    };
-                    for ((worker, seal), open) in self.workers.iter_mut().zip(seals).zip(open) {
-                        worker.forwarder.open_with(peer, open);
-                        worker
-                            .forwarder
-                            .seal_with(NOW.mono, peer, Some(seal), sending, &mut worker.slots);
+                    for (worker, open) in self.workers.iter().zip(open) {
+                        if !open.is_empty() {
+                            worker.tell(Command::Open(peer, open), now);
+                        }
+                    }
+                    for (worker, seal) in self.workers.iter().zip(seals) {
+                        let seal = Some(seal);
+                        worker.tell(Command::Seal { peer, seal, sending }, now);
                     }
                 }
                 Action::Promote { peer, session } => {
-                    for worker in &mut self.workers {
-                        worker.forwarder.promote(NOW.mono, peer, session, &mut worker.slots);
+                    for worker in &self.workers {
+                        worker.tell(Command::Promote(peer, session), now);
+                    }
+                }
+                Action::Retire { peer, session } => {
+                    for worker in &self.workers {
+                        worker.tell(Command::Retire(peer, session), now);
                     }
                 }
                 _ => {}
@@ -239,10 +202,10 @@ impl Host {
     }
 
     /// Tells the protocol what a worker reports.
-    fn report(&mut self, worker: usize) {
-        for report in self.workers[worker].forwarder.reports.drain(..) {
+    fn take(&mut self, reports: Vec<Report>, now: Now) {
+        for report in reports {
             match report {
-                Report::Confirmed(peer, session) => self.device.confirmed(peer, session, NOW),
+                Report::Confirmed(peer, session) => self.device.confirmed(peer, session, now),
                 Report::Roamed(..) => panic!("nobody moves"),
                 _ => {}
             }
@@ -255,8 +218,12 @@ fn endpoint(host: usize) -> Endpoint {
 }
 
 /// A TCP super-packet of flow `flow` as the TUN hands it out.
-fn frame(flow: usize) -> Vec<u8> {
-    let len = HEADERS_LEN + SEGMENTS * SEGMENT;
+fn frame(flow: usize, load: Load) -> Vec<u8> {
+    let segments = match load {
+        Load::Least => 2,
+        Load::Most => SEGMENTS,
+    };
+    let len = HEADERS_LEN + segments * SEGMENT;
     let vnet = vnet::VnetHeader {
         flags: vnet::F_NEEDS_CSUM,
         gso_type: vnet::GSO_TCPV4,

@@ -1,19 +1,19 @@
 //! What lackey traces: whose turn it is, what each worker does in it, and which cache lines workers share.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io::{self, BufRead};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Two hosts of at most 32 workers.
-const TURNS_MAX: usize = 64;
-/// What lies this near to the announcement's own variable is the stack. One thread plays all workers, which have stacks of
-/// their own in truth.
-const STACK_BYTES: u64 = 4 << 20;
+const TURNS_MAX: usize = 2 * WORKERS_MAX;
+/// As many as a word has bits.
+pub(super) const WORKERS_MAX: usize = 32;
 /// CPUs fetch lines of 64 bytes in pairs.
 const LINE_SHIFT: u32 = 7;
 
 /// A store to one of these begins a turn: of worker `i` of host 0, of worker `i` of host 1, of nobody.
-static MARKS: [[AtomicU8; TURNS_MAX / 2]; 2] = [const { [const { AtomicU8::new(0) }; TURNS_MAX / 2] }; 2];
+static MARKS: [[AtomicU8; WORKERS_MAX]; 2] = [const { [const { AtomicU8::new(0) }; WORKERS_MAX] }; 2];
 static NOBODY: AtomicU8 = AtomicU8::new(0);
 
 /// What worker `worker` of host `host` does begins here.
@@ -26,22 +26,38 @@ pub(super) fn turn_of_nobody() {
     NOBODY.store(1, Ordering::SeqCst);
 }
 
-/// Tells the reader of the trace where the marks and the stack are.
-pub(super) fn announcement() -> String {
-    let on_the_stack = 0u8;
-    format!(
+/// Tells the reader of the trace where the marks are, and the program's code.
+pub(super) fn announcement() -> io::Result<String> {
+    let program = std::env::current_exe()?;
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let first = maps.lines().find(|line| line.ends_with(&*program.to_string_lossy()));
+    let base = first
+        .and_then(|line| line.split_once('-'))
+        .and_then(|(base, _)| u64::from_str_radix(base, 16).ok());
+    Ok(format!(
         "marks {} {} {}",
         MARKS.as_ptr().addr(),
         (&raw const NOBODY).addr(),
-        (&raw const on_the_stack).addr()
-    )
+        base.unwrap_or(0)
+    ))
 }
 
-/// Who touches a line: a bit per worker, of each host.
-#[derive(Clone, Copy, Default)]
+/// A cache line of one host.
+#[derive(Default)]
 struct Line {
-    users: [u32; 2],
-    stores: [u64; 2],
+    /// A bit for each worker that touches it.
+    workers: u32,
+    loads: u64,
+    stores: u64,
+    /// The instructions that store to it.
+    code: Vec<u64>,
+}
+
+impl Line {
+    /// Whether it would travel between cores: a worker writes to it, and another one reads or writes.
+    fn is_shared(&self) -> bool {
+        self.workers.count_ones() > 1 && self.stores > 0
+    }
 }
 
 /// A trace, as far as it counts.
@@ -49,18 +65,32 @@ struct Line {
 pub(super) struct Trace {
     packets: u64,
     instructions: u64,
+    /// Where the instruction is that the next accesses are of.
+    instruction: u64,
+    loads: u64,
     stores: u64,
-    lines: HashMap<u64, Line>,
-    stack: u64,
+    lines: HashMap<(usize, u64), Line>,
+    /// Where the program's code begins.
+    base: u64,
 }
 
 /// What a trace comes to.
 pub(super) struct Count {
     pub(super) packets: u64,
     pub(super) instructions: u64,
+    pub(super) loads: u64,
     pub(super) stores: u64,
-    /// To lines that another worker of the same host touches too, of the sending and of the receiving host.
-    pub(super) shared: [u64; 2],
+    /// Of the sending host and of the receiving one.
+    pub(super) shared: [Shared; 2],
+    /// What is to be said of the shared lines, one each.
+    pub(super) lines: Vec<String>,
+}
+
+/// Accesses to lines that one worker of a host writes to, and another one touches.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Shared {
+    pub(super) loads: u64,
+    pub(super) stores: u64,
 }
 
 impl Trace {
@@ -75,78 +105,96 @@ impl Trace {
             output.read_until(b'\n', &mut line)?
         } > 0
         {
-            let text = std::str::from_utf8(&line).unwrap_or_default().trim_end();
-            if let Some(addresses) = text.strip_prefix("marks ") {
-                let mut addresses = addresses.split(' ').filter_map(|word| word.parse().ok());
-                (marks, nobody) = (addresses.next().unwrap_or(0), addresses.next().unwrap_or(0));
-                trace.stack = addresses.next().unwrap_or(0);
-                continue;
-            }
-            if let Some(count) = text.strip_prefix("packets ") {
-                trace.packets = count.parse().unwrap_or(0);
-                continue;
-            }
-            if marks == 0 {
-                continue;
-            }
-            let Some((kind, address, size)) = access(text) else {
-                continue;
-            };
-            if kind != 'I' && address == nobody {
-                turn = None;
-            } else if kind != 'I' && (marks..marks + TURNS_MAX as u64).contains(&address) {
-                let index = (address - marks) as usize;
-                turn = Some((index / (TURNS_MAX / 2), index % (TURNS_MAX / 2)));
-            } else if let Some((host, worker)) = turn {
-                trace.access(kind, address, size, host, worker);
+            if line.starts_with(b"marks ") {
+                let numbers = words(&line).filter_map(|word| word.parse().ok());
+                let numbers: Vec<u64> = numbers.collect();
+                let [of_workers, of_nobody, base] = numbers[..] else {
+                    return Err(io::Error::other("the traced program does not say where its marks are"));
+                };
+                (marks, nobody, trace.base) = (of_workers, of_nobody, base);
+            } else if line.starts_with(b"packets ") {
+                trace.packets = words(&line).nth(1).and_then(|count| count.parse().ok()).unwrap_or(0);
+            } else if marks != 0
+                && let Some((kind, address, size)) = access(&line)
+            {
+                if kind != b'I' && address == nobody {
+                    turn = None;
+                } else if kind != b'I' && (marks..marks + TURNS_MAX as u64).contains(&address) {
+                    let index = (address - marks) as usize;
+                    turn = Some((index / WORKERS_MAX, index % WORKERS_MAX));
+                } else if let Some((host, worker)) = turn {
+                    trace.access(kind, address, size, host, worker);
+                }
             }
         }
         Ok(trace)
     }
 
-    fn access(&mut self, kind: char, address: u64, size: u64, host: usize, worker: usize) {
-        if kind == 'I' {
+    fn access(&mut self, kind: u8, address: u64, size: u64, host: usize, worker: usize) {
+        if kind == b'I' {
             self.instructions += 1;
+            self.instruction = address;
             return;
         }
-        let is_store = kind != 'L';
+        let (is_load, is_store) = (kind != b'S', kind != b'L');
+        self.loads += u64::from(is_load);
         self.stores += u64::from(is_store);
-        if address.abs_diff(self.stack) < STACK_BYTES {
-            return;
-        }
         for line in address >> LINE_SHIFT..=(address + size.max(1) - 1) >> LINE_SHIFT {
-            let line = self.lines.entry(line).or_default();
-            line.users[host] |= 1 << worker;
-            line.stores[host] += u64::from(is_store);
+            let line = self.lines.entry((host, line)).or_default();
+            line.workers |= 1 << worker;
+            line.loads += u64::from(is_load);
+            line.stores += u64::from(is_store);
+            if is_store && !line.code.contains(&self.instruction) {
+                line.code.push(self.instruction);
+            }
         }
     }
 
     /// `None` when no packet was carried.
     pub(super) fn count(&self) -> Option<Count> {
-        let shared = [0, 1].map(|host| {
-            let is_shared = |line: &&Line| line.users[host].count_ones() > 1;
-            self.lines
-                .values()
-                .filter(is_shared)
-                .map(|line| line.stores[host])
-                .sum()
-        });
-        (self.packets > 0).then_some(Count {
+        let mut shared = [Shared::default(); 2];
+        let mut lines: Vec<_> = self.lines.iter().filter(|(_, line)| line.is_shared()).collect();
+        lines.sort_unstable_by_key(|(_, line)| std::cmp::Reverse(line.loads + line.stores));
+        for ((host, _), line) in &lines {
+            shared[*host].loads += line.loads;
+            shared[*host].stores += line.stores;
+        }
+        (self.packets > 0).then(|| Count {
             packets: self.packets,
             instructions: self.instructions,
+            loads: self.loads,
             stores: self.stores,
             shared,
+            lines: lines.iter().map(|(place, line)| self.describe(**place, line)).collect(),
         })
+    }
+
+    fn describe(&self, (host, line): (usize, u64), what: &Line) -> String {
+        let code: Vec<String> = what
+            .code
+            .iter()
+            .map(|at| format!("{:#x}", at.wrapping_sub(self.base)))
+            .collect();
+        format!(
+            "host {host}, line {:#x}: {} loads and {} stores of {} workers; stored to by {}",
+            line << LINE_SHIFT,
+            what.loads,
+            what.stores,
+            what.workers.count_ones(),
+            code.join(" ")
+        )
     }
 }
 
+fn words(line: &[u8]) -> impl Iterator<Item = &str> {
+    str::from_utf8(line).unwrap_or_default().split_ascii_whitespace()
+}
+
 /// `I  0401ab20,3`, ` L 1ffeffe7e,8`, ` S ...`, ` M ...`: instruction, load, store, both.
-fn access(text: &str) -> Option<(char, u64, u64)> {
-    let (kind, rest) = text.trim_start().split_once(' ')?;
-    let kind = kind
-        .chars()
-        .next()
-        .filter(|kind| "ILSM".contains(*kind) && text.len() > 4)?;
-    let (address, size) = rest.trim_start().split_once(',')?;
+fn access(line: &[u8]) -> Option<(u8, u64, u64)> {
+    let text = str::from_utf8(line).ok()?.trim_ascii();
+    let kind = *text.as_bytes().first()?;
+    let (address, size) = text.get(1..)?.trim_ascii_start().split_once(',')?;
+    b"ILSM".contains(&kind).then_some(())?;
     Some((kind, u64::from_str_radix(address, 16).ok()?, size.parse().ok()?))
 }
