@@ -22,7 +22,7 @@ use crate::config::values::check_interface_name;
 use crate::config::{Loaded, default_control_socket};
 use crate::control::api::Request;
 use crate::control::client::{Client, ClientError};
-use crate::control::runtime::{judge_place, open_log};
+use crate::control::runtime::{judge_place, open_log, with_suffix};
 
 /// Where configurations are found by their names.
 const CONFIG_DIR: &str = "/etc/ringway";
@@ -51,7 +51,7 @@ pub(super) fn up(options: &Up) -> Result<(), Failure> {
         Err(error) => return Err(error.into()),
         Ok(_) => return Err(Failure::new(Exit::Failure, format!("{name} is up already"))),
     }
-    let log = socket.with_extension("log");
+    let log = with_suffix(&socket, ".log");
     let failed = |path: &Path, error: io::Error| {
         let Failure { exit, message } = Failure::of(&error);
         Failure::new(exit, format!("{}: {message}", path.display()))
@@ -62,7 +62,7 @@ pub(super) fn up(options: &Up) -> Result<(), Failure> {
         made.map_err(|error| failed(folder, error))?;
     }
     let messages = open_log(File::options().write(true).mode(0o600), &log).map_err(|error| failed(&log, error))?;
-    messages.set_len(0)?;
+    messages.set_len(0).map_err(|error| failed(&log, error))?;
     let mut daemon = Command::new(std::env::current_exe()?)
         .arg("run")
         .arg(std::path::absolute(&file)?)

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use super::exit::{Exit, Failure};
-use crate::control::runtime::Runtime;
+use crate::control::runtime::block_on;
 use crate::firewall::{FirewallError, lockdown};
 
 pub(super) fn unblock(name: Option<&str>) -> Result<(), Failure> {
@@ -31,7 +31,5 @@ pub(super) fn unblock(name: Option<&str>) -> Result<(), Failure> {
 
 /// Runs one thing on the firewall to its end.
 pub(super) fn now<T>(work: impl Future<Output = Result<T, FirewallError>>) -> Result<T, Failure> {
-    Runtime::Tokio
-        .block_on(async |_| work.await)?
-        .map_err(|error| Failure::of(&error))
+    block_on(work)?.map_err(|error| Failure::of(&error))
 }

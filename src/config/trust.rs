@@ -52,7 +52,7 @@ impl Foreign {
     fn to(owners: &[u32], landlord: Option<u32>, path: &Path, metadata: &Metadata) -> Option<Foreign> {
         let is_ours = owners.contains(&metadata.uid());
         let file = judge(path, metadata, is_ours, WRITABLE);
-        file.or_else(|| on_the_way(owners, landlord, path, WRITABLE))
+        file.or_else(|| judge_way(owners, landlord, way_to(path), WRITABLE))
     }
 
     /// Judges the place where root is about to make `path`, or to write to what it finds there: the way there, and whose the file is.
@@ -60,30 +60,33 @@ impl Foreign {
     /// [`RUN_DIR`] and [`STATE_DIR`] are, the service's user. `None`: nobody else can have root write to another file, but by a
     /// second name for it in a directory like /tmp, which the open file tells (`nlink`); or this is not root.
     pub(crate) fn of_place(path: &Path) -> Option<Foreign> {
-        let services = [RUN_DIR, STATE_DIR].map(|folder| Some(Path::new(folder)));
-        if exec::effective_user() != ROOT || services.contains(&path.parent()) {
+        let services = [RUN_DIR, STATE_DIR].map(Path::new);
+        if exec::effective_user() != ROOT || path.parent().is_some_and(|folder| services.contains(&folder)) {
             return None;
         }
         let owners: Vec<u32> = [ROOT].into_iter().chain(sudoer()).collect();
-        Foreign::of_place_to(&owners, unmapped_user(), path)
+        Foreign::of_place_to(&owners, unmapped_user(), &services, path)
     }
 
-    /// As [`Foreign::of_place`], for `owners` in the place of root. Directories may be `landlord`'s too.
-    fn of_place_to(owners: &[u32], landlord: Option<u32>, path: &Path) -> Option<Foreign> {
+    /// As [`Foreign::of_place`], for `owners` in the place of root and these directories in that of the service's. Directories may be
+    /// `landlord`'s too.
+    fn of_place_to(owners: &[u32], landlord: Option<u32>, services: &[&Path], path: &Path) -> Option<Foreign> {
         let path = std::path::absolute(path).ok()?;
         // What does not exist yet is made by us, below what does.
-        let way = on_the_way(owners, landlord, path.parent()?, WRITABLE_BY_OTHERS);
-        way.or_else(|| {
-            let found = fs::symlink_metadata(&path).ok()?;
+        let mut way = way_to(path.parent()?);
+        // By whatever links it was come to.
+        let is_services = way.pop_if(|(place, _)| services.contains(&place.as_path())).is_some();
+        judge_way(owners, landlord, way, WRITABLE_BY_OTHERS).or_else(|| {
+            let found = fs::symlink_metadata(&path).ok().filter(|_| !is_services)?;
             judge(&path, &found, owners.contains(&found.uid()), 0)
         })
     }
 }
 
-/// What is on the [way](way_to) to `path` and nobody's of `owners`, or a directory to which others can write by one of the bits
-/// `writable`; the last such.
-fn on_the_way(owners: &[u32], landlord: Option<u32>, path: &Path, writable: u32) -> Option<Foreign> {
-    way_to(path).into_iter().rev().find_map(|(place, found)| {
+/// What is on a [way](way_to) and nobody's of `owners`, or a directory to which others can write by one of the bits `writable`; the
+/// last such.
+fn judge_way(owners: &[u32], landlord: Option<u32>, way: Vec<(PathBuf, Metadata)>, writable: u32) -> Option<Foreign> {
+    way.into_iter().rev().find_map(|(place, found)| {
         let is_ours = owners.contains(&found.uid()) || landlord == Some(found.uid());
         let is_sticky = found.mode() & STICKY != 0;
         judge(&place, &found, is_ours, if is_sticky { 0 } else { writable })
@@ -204,7 +207,7 @@ mod tests {
         symlink(&inner, &link).expect("a link");
         let ours = [ROOT, me];
         let judged = |path: &Path, owners: &[u32]| {
-            Foreign::of_place_to(owners, unmapped_user(), path).map(|foreign| foreign.to_string())
+            Foreign::of_place_to(owners, unmapped_user(), &[], path).map(|foreign| foreign.to_string())
         };
         for path in [&folder.0, &inner] {
             set_mode(path, 0o755);
@@ -240,9 +243,17 @@ mod tests {
         let path = places[0].display();
         let strange = format!("{path} belongs to the user {me}; run: chown root {path}");
         assert_eq!(
-            Foreign::of_place_to(&[me + 1], Some(me), &places[0]).map(|found| found.to_string()),
+            Foreign::of_place_to(&[me + 1], Some(me), &[], &places[0]).map(|found| found.to_string()),
             Some(strange)
         );
+        // The service's directory is trusted with what is in it, by whatever links it was come to.
+        let place = link.join("log");
+        assert_eq!(
+            Foreign::of_place_to(&[me + 1], Some(me), &[&inner], &place),
+            None,
+            "{place:?}"
+        );
+        assert!(Foreign::of_place_to(&[me + 1], Some(me), &[&folder.0], &place).is_some());
     }
 
     #[test]
@@ -263,7 +274,10 @@ mod tests {
         let owners = [ROOT, metadata.uid()];
         let judged = || {
             let word = Foreign::to(&owners, unmapped_user(), &link.join("rw0.toml"), &metadata);
-            [word, Foreign::of_place_to(&owners, unmapped_user(), &link.join("log"))]
+            [
+                word,
+                Foreign::of_place_to(&owners, unmapped_user(), &[], &link.join("log")),
+            ]
         };
         assert_eq!(judged(), [None, None]);
         if let Err(error) = lchown(&link, Some(STRANGER), None) {

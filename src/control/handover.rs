@@ -182,6 +182,7 @@ impl Control {
     /// # Errors
     /// The disk takes too long. It goes on writing, and the reserve that belongs to a tunnel that stays comes after that.
     pub async fn settle(&mut self) -> Result<(), ControlError> {
+        self.take_last_histograms().await;
         self.finish_state().await?;
         self.end_captures().await;
         Ok(())

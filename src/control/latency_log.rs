@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
 
-use super::runtime::{LogFile, Runtime};
+use super::log_file::{LogFile, Means};
+use super::runtime::within_disk_time;
 use crate::stats::hlog::HistogramLog;
 use crate::stats::latency::StageHistograms;
 
@@ -26,11 +27,11 @@ pub(super) struct LatencyLog {
 
 impl LatencyLog {
     /// Creates the file, or empties it, and writes the head.
-    pub(super) async fn create(runtime: Runtime, path: &Path) -> io::Result<LatencyLog> {
+    pub(super) async fn create(means: Means, path: &Path) -> io::Result<LatencyLog> {
         let since = SystemTime::now();
-        let mut file = LogFile::create(runtime, path)?;
+        let file = LogFile::create(means, path).await?;
         let mut log = HistogramLog::begin(Vec::new(), since)?;
-        file.append(std::mem::take(log.writer_mut())).await?;
+        within_disk_time(file.append(std::mem::take(log.writer_mut()))).await?;
         Ok(LatencyLog {
             file: Some(file),
             writing: None,
@@ -41,9 +42,9 @@ impl LatencyLog {
     }
 
     /// Goes on with the file that an earlier process began at `begin`.
-    pub(super) fn resume(runtime: Runtime, path: &Path, begin: SystemTime) -> io::Result<LatencyLog> {
+    pub(super) async fn resume(means: Means, path: &Path, begin: SystemTime) -> io::Result<LatencyLog> {
         Ok(LatencyLog {
-            file: Some(LogFile::open(runtime, path)?),
+            file: Some(LogFile::open(means, path).await?),
             writing: None,
             log: HistogramLog::resume(Vec::new(), begin),
             recorded: StageHistograms::new(),
@@ -77,7 +78,7 @@ impl LatencyLog {
         self.since = now;
         let text = std::mem::take(self.log.writer_mut());
         if !text.is_empty()
-            && let Some(mut file) = self.file.take()
+            && let Some(file) = self.file.take()
         {
             self.writing = Some(tokio::task::spawn_local(async move {
                 file.append(text).await?;
@@ -87,11 +88,18 @@ impl LatencyLog {
         Ok(())
     }
 
-    /// Waits until the disk has taken what it was given.
+    /// Ends the interval, and waits until the disk has taken all of it.
     ///
     /// # Errors
     /// It could not be written. The log is of no use any more.
-    pub(super) async fn settle(&mut self) -> io::Result<()> {
+    pub(super) async fn finish(&mut self) -> io::Result<()> {
+        self.settle().await?;
+        self.end_interval().await?;
+        self.settle().await
+    }
+
+    /// Waits until the disk has taken what it was given.
+    async fn settle(&mut self) -> io::Result<()> {
         if let Some(writing) = &mut self.writing {
             self.file = Some(writing.await??);
             self.writing = None;
@@ -103,6 +111,7 @@ impl LatencyLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::runtime::block_on;
     use crate::stats::latency::Stage;
 
     #[test]
@@ -116,11 +125,14 @@ mod tests {
         };
         let mut recorded = StageHistograms::new();
         recorded.record(Stage::TunToUdp, 1_000, 1);
-        let ran = Runtime::Tokio.block_on(async |runtime| {
-            let mut log = LatencyLog::create(runtime, &path).await.expect("a file");
+        let means = Means {
+            uring: true,
+            sandbox: false,
+        };
+        let ran = block_on(async {
+            let mut log = LatencyLog::create(means, &path).await.expect("a file");
             log.record(&recorded);
-            log.end_interval().await.expect("it is begun");
-            log.settle().await.expect("it is written");
+            log.finish().await.expect("it is written");
             assert_eq!(lines(Stage::TunToUdp), 1);
 
             // A disk that answers when it is told to.
@@ -136,10 +148,8 @@ mod tests {
             }
             assert_eq!(lines(Stage::TunToUdp), 1);
             answer.send(()).expect("the disk listens");
-            log.settle().await.expect("the disk has answered");
-            log.end_interval().await.expect("it is begun");
+            log.finish().await.expect("the disk has answered");
             assert_eq!(log.recorded.iter().map(|histogram| histogram.count()).sum::<u64>(), 0);
-            log.settle().await.expect("it is written");
             assert_eq!(lines(Stage::TunToUdp), 2);
         });
         ran.expect("a runtime starts");

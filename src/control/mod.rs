@@ -15,6 +15,7 @@ pub mod exporter;
 pub mod handover;
 mod inquiry;
 mod latency_log;
+pub mod log_file;
 mod lookup;
 mod metrics;
 mod names;
@@ -46,12 +47,13 @@ use dump::Dump;
 use inquiry::Inquiries;
 use ipnet::IpNet;
 use latency_log::LatencyLog;
+use log_file::Means;
 use lookup::Lookups;
 use names::{Names, Question};
 use peers::Peers;
 pub(crate) use peers::random_secret;
 use routes::RouteReporter;
-use runtime::{DISK_TIME_MAX, Runtime};
+use runtime::DISK_TIME_MAX;
 use signals::Signals;
 use state::State;
 use stats::Baseline;
@@ -510,15 +512,15 @@ impl Control {
     }
 
     /// Writes what passes inside the tunnel to `path` from here on, an interval per second.
-    pub async fn log_latency(&mut self, runtime: Runtime, path: &Path) -> io::Result<()> {
-        self.latency_log = Some(LatencyLog::create(runtime, path).await?);
+    pub async fn log_latency(&mut self, means: Means, path: &Path) -> io::Result<()> {
+        self.latency_log = Some(LatencyLog::create(means, path).await?);
         self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
         Ok(())
     }
 
     /// As [`Control::log_latency`], to the log that an earlier process began at `begin`.
-    pub fn resume_latency_log(&mut self, runtime: Runtime, path: &Path, begin: SystemTime) -> io::Result<()> {
-        self.latency_log = Some(LatencyLog::resume(runtime, path, begin)?);
+    pub async fn resume_latency_log(&mut self, means: Means, path: &Path, begin: SystemTime) -> io::Result<()> {
+        self.latency_log = Some(LatencyLog::resume(means, path, begin).await?);
         self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
         Ok(())
     }
@@ -542,6 +544,7 @@ impl Control {
         if self.handed_over {
             return;
         }
+        self.take_last_histograms().await;
         for id in self.peers.ids() {
             // Workers that have died need not hear it.
             let _ = self.tell_owner(id, Command::Goodbye(id));
@@ -558,10 +561,19 @@ impl Control {
         }
     }
 
-    /// Writes what must outlive this run as if it ended here, and what the latency log has so far.
+    /// Has the latency log have what workers have recorded since they were asked last.
+    async fn take_last_histograms(&mut self) {
+        if self.latency_log.is_some() {
+            let histograms = self.ask_for_histograms().gather().await;
+            // What a worker that does not answer has recorded is not in the log.
+            let _ = self.take_in(histograms);
+        }
+    }
+
+    /// Writes what must outlive this run as if it ended here, and the latency log's last interval.
     ///
     /// # Errors
-    /// The disk takes too long. That stops nothing of it.
+    /// The disk takes too long. It has been given all of it, unless it had not yet taken what it was given before.
     async fn finish_state(&mut self) -> Result<(), ControlError> {
         let (now, timestamps) = (self.now(), self.timestamps().collect());
         let finished = tokio::time::timeout(DISK_TIME_MAX, async {
@@ -569,7 +581,7 @@ impl Control {
                 state.finish(now, timestamps).await;
             }
             if let Some(log) = &mut self.latency_log {
-                let written = log.settle().await;
+                let written = log.finish().await;
                 self.end_latency_log_unless(written);
             }
         })

@@ -1,9 +1,7 @@
-//! The control thread's runtime, and the only module that knows tokio-uring.
+//! The control thread's runtime, and how it has files opened and written without waiting for a disk.
 //!
-//! `tokio_uring::start` is a tokio current-thread runtime whose file operations go through a ring of its own, so the
-//! latency log is written without blocking the thread that answers handshakes. Where the kernel refuses io_uring, the
-//! same futures run on plain tokio and the file is written by its blocking pool. Either runtime ends when what it has begun
-//! has ended: what must not keep a daemon from its end runs on a thread that neither knows of.
+//! The runtime ends when what it has begun has ended, so nothing that a disk may hold up is begun on it: that runs on threads that it
+//! does not know of. So a disk that does not answer holds up neither handshakes nor the daemon's end.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -20,50 +18,52 @@ use crate::sys::exec;
 /// manager wants a sign of life, whatever else happens in them included.
 pub const DISK_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Which runtime the control thread runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Runtime {
-    /// tokio-uring.
-    Uring,
-    /// Plain tokio.
-    Tokio,
-}
-
-impl Runtime {
-    /// Runs `main` to its end on this thread, and tells it which runtime it got: plain tokio too where the kernel grants
-    /// no ring any more, because workers or others have taken what there was.
-    pub fn block_on<T>(self, main: impl AsyncFnOnce(Runtime) -> T) -> io::Result<T> {
-        if self == Runtime::Uring {
-            match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-                Ok(runtime) => return Ok(runtime.block_on(main(Runtime::Uring))),
-                Err(error) => tracing::warn!(%error, "no ring for the control thread; it goes on with plain tokio"),
-            }
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(tokio::task::LocalSet::new().block_on(&runtime, main(Runtime::Tokio)))
-    }
-}
-
-/// Runs what waits for a disk on a thread of its own. It gets none of the signals that the control thread acts on: after an upgrade
-/// nobody would ask for one that came to it.
+/// Runs `main` to its end on this thread, and the local tasks that it begins.
 ///
 /// # Errors
-/// `work` has panicked.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    #[expect(clippy::disallowed_methods, reason = "this is what is to be called instead")]
-    let task = exec::with_signals_held(|| tokio::task::spawn_blocking(work));
-    task.await.map_err(io::Error::other)
+/// The system grants no runtime: epoll(7), eventfd(2).
+pub fn block_on<T>(main: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(tokio::task::LocalSet::new().block_on(&runtime, main))
 }
 
-/// As [`blocking`], on a thread that ends when it likes, should nobody wait for it any more: the runtime's end does not.
+/// Begins a thread beside the runtime. It gets none of the signals that the control thread acts on: after an upgrade nobody would
+/// ask for one that came to it.
+///
+/// # Errors
+/// There is no thread to be had.
+pub(super) fn begin_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = std::thread::Builder::new().name(name.into());
+    exec::with_signals_held(|| thread.spawn(work)).map(drop)
+}
+
+/// Runs what waits for a disk on a thread of its own, which ends when it likes, should nobody wait for it any more.
 ///
 /// # Errors
 /// There is no thread to be had, or `work` has panicked.
-async fn detached<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let (done, result) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("disk".into());
-    exec::with_signals_held(|| thread.spawn(move || drop(done.send(work()))))?;
+    begin_thread("disk", move || drop(done.send(work())))?;
     result.await.map_err(io::Error::other)
+}
+
+/// What `work` gives, which waits for a disk, but not for longer than [`DISK_TIME_MAX`].
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`], which does not end what `work` has begun.
+pub async fn within_disk_time<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let done = tokio::time::timeout(DISK_TIME_MAX, work).await;
+    done.unwrap_or_else(|_| {
+        let slow = format!("its disk does not answer within {DISK_TIME_MAX:?}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, slow))
+    })
+}
+
+/// What lies beside the file `path` and belongs to it: no other file has one of that name.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 /// Creates a file that only we may read, in the place of one that a killed process may have left. A link is not followed: the
@@ -143,17 +143,16 @@ pub fn judge_place(path: &Path) -> io::Result<()> {
 /// The caller's thread waits for nothing that a disk does, so a deadline holds; who gives up waiting does not stop it.
 pub async fn replace_file(path: &Path, bytes: Vec<u8>) -> io::Result<()> {
     let path = path.to_owned();
-    detached(move || replace_file_now(&path, &bytes)).await.flatten()
+    blocking(move || replace_file_now(&path, &bytes)).await.flatten()
 }
 
-fn replace_file_now(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// As [`replace_file`], but waits.
+pub fn replace_file_now(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.exists()) {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
+    let new = with_suffix(path, ".new");
     let mut file = create_anew(&new)?;
     let written = file
         .write_all(bytes)
@@ -166,159 +165,57 @@ fn replace_file_now(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
-/// A file that grows at its end.
-pub struct LogFile {
-    handle: Handle,
-    len: u64,
-}
-
-enum Handle {
-    Uring(tokio_uring::fs::File),
-    Tokio(std::fs::File),
-}
-
-impl LogFile {
-    /// Creates the file, or empties it.
-    pub fn create(runtime: Runtime, path: &Path) -> io::Result<LogFile> {
-        let file = open_log(File::options().write(true), path)?;
-        file.set_len(0)?;
-        let handle = match runtime {
-            Runtime::Uring => Handle::Uring(tokio_uring::fs::File::from_std(file)),
-            Runtime::Tokio => Handle::Tokio(file),
-        };
-        Ok(LogFile { handle, len: 0 })
-    }
-
-    /// Opens a file to write behind what it has.
-    pub fn open(runtime: Runtime, path: &Path) -> io::Result<LogFile> {
-        // Somebody may have moved it away in the meantime.
-        let file = open_log(File::options().append(true), path)?;
-        let len = file.metadata()?.len();
-        let handle = match runtime {
-            Runtime::Uring => Handle::Uring(tokio_uring::fs::File::from_std(file)),
-            Runtime::Tokio => Handle::Tokio(file),
-        };
-        Ok(LogFile { handle, len })
-    }
-
-    /// Writes `bytes` behind everything that was written before.
-    pub async fn append(&mut self, bytes: Vec<u8>) -> io::Result<()> {
-        let len = bytes.len() as u64;
-        match &self.handle {
-            Handle::Uring(file) => file.write_all_at(bytes, self.len).await.0?,
-            Handle::Tokio(file) => {
-                let mut file = file.try_clone()?;
-                blocking(move || file.write_all(&bytes)).await??;
-            }
-        }
-        self.len += len;
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
-    fn each_runtime(name: &str, test: impl AsyncFn(Runtime, &Path)) {
-        for runtime in [Runtime::Uring, Runtime::Tokio] {
-            let path = std::env::temp_dir().join(format!("ringway-{name}-{runtime:?}-{}", std::process::id()));
-            std::fs::create_dir(&path).expect("a directory");
-            runtime
-                .block_on(async |granted| {
-                    if granted != runtime {
-                        println!("skipped on {runtime:?}: the kernel grants no io_uring");
-                    }
-                    test(granted, &path).await;
-                })
-                .expect("a runtime starts");
-            std::fs::remove_dir_all(&path).expect("it can be removed");
-        }
-    }
-
     #[test]
     fn no_signal_that_ends_the_daemon_comes_to_a_thread_that_waits_for_a_disk() {
         // SIGHUP, SIGINT and SIGTERM, as proc_pid_status(5) has them.
         const OURS: u64 = 1 | 1 << 1 | 1 << 14;
-        for runtime in [Runtime::Uring, Runtime::Tokio] {
-            let held = runtime.block_on(async |_| {
-                let status = blocking(|| std::fs::read_to_string("/proc/thread-self/status")).await;
-                let status = status.expect("no panic").expect("every thread has one");
-                let mask = status
-                    .lines()
-                    .find_map(|line| line.strip_prefix("SigBlk:").map(str::trim));
-                u64::from_str_radix(mask.expect("every thread has one"), 16).expect("a mask")
-            });
-            assert_eq!(held.expect("a runtime starts") & OURS, OURS, "{runtime:?}");
-        }
+        let held = block_on(async {
+            let status = blocking(|| std::fs::read_to_string("/proc/thread-self/status")).await;
+            let status = status.expect("no panic").expect("every thread has one");
+            let mask = status
+                .lines()
+                .find_map(|line| line.strip_prefix("SigBlk:").map(str::trim));
+            u64::from_str_radix(mask.expect("every thread has one"), 16).expect("a mask")
+        });
+        assert_eq!(held.expect("a runtime starts") & OURS, OURS);
     }
 
     #[test]
     fn a_disk_that_does_not_answer_keeps_no_runtime_from_its_end() {
-        for runtime in [Runtime::Uring, Runtime::Tokio] {
-            let (answer, answered) = std::sync::mpsc::channel();
-            let ended = runtime.block_on(async |_| {
-                let stalled = detached(move || answered.recv());
-                tokio::time::timeout(Duration::from_millis(1), stalled).await
-            });
-            ended.expect("a runtime starts").expect_err("nobody has answered");
-            answer.send(()).expect("the thread waits yet");
+        let (answer, answered) = std::sync::mpsc::channel();
+        let ended = block_on(async {
+            let stalled = blocking(move || answered.recv());
+            tokio::time::timeout(Duration::from_millis(1), stalled).await
+        });
+        ended.expect("a runtime starts").expect_err("nobody has answered");
+        answer.send(()).expect("the thread waits yet");
+    }
+
+    #[test]
+    fn a_replaced_file_is_whole_private_and_alone() {
+        let folder = std::env::temp_dir().join(format!("ringway-replace-{}", std::process::id()));
+        std::fs::create_dir(&folder).expect("a directory");
+        let path = folder.join("new/file");
+        for text in ["a long first version", "short"] {
+            replace_file_now(&path, text.as_bytes()).expect("written");
+            assert_eq!(std::fs::read_to_string(&path).expect("there"), text);
         }
-    }
-
-    #[test]
-    fn appended_lines_follow_each_other_on_both_runtimes() {
-        each_runtime("log", async |runtime, folder| {
-            let path = folder.join("log");
-            let mut log = LogFile::create(runtime, &path).expect("a file");
-            log.append(b"one\n".to_vec()).await.expect("written");
-            log.append(b"two\n".to_vec()).await.expect("written");
-            drop(log);
-            let mut log = LogFile::open(runtime, &path).expect("the file exists");
-            log.append(b"three\n".to_vec()).await.expect("written");
-            assert_eq!(std::fs::read(&path).expect("the file exists"), b"one\ntwo\nthree\n");
-            let link = folder.join("link");
-            std::os::unix::fs::symlink(&path, &link).expect("a link");
-            let name = folder.join("name");
-            std::fs::hard_link(&path, &name).expect("a second name");
-            for (other, why) in [
-                (&link, "link: is in the way and is no file; remove it"),
-                (
-                    &name,
-                    "name: the file has other names too (hard links); remove this one",
-                ),
-            ] {
-                for refused in [LogFile::create(runtime, other), LogFile::open(runtime, other)] {
-                    let told = refused.map(drop).expect_err("it leads elsewhere").to_string();
-                    assert!(told.ends_with(why), "{told}");
-                }
-            }
-            assert_eq!(std::fs::read(&path).expect("the file exists"), b"one\ntwo\nthree\n");
-        });
-    }
-
-    #[test]
-    fn a_replaced_file_is_whole_private_and_alone_on_both_runtimes() {
-        each_runtime("replace", async |_, folder| {
-            let path = folder.join("new/file");
-            for text in ["a long first version", "short"] {
-                replace_file(&path, text.into()).await.expect("written");
-                assert_eq!(std::fs::read_to_string(&path).expect("there"), text);
-            }
-            let mode = std::fs::metadata(&path).expect("there").permissions().mode();
-            assert_eq!(mode & 0o777, 0o600);
-            let beside = path.with_file_name("directory");
-            std::fs::create_dir(&beside).expect("a directory");
-            replace_file(&beside, b"x".to_vec())
-                .await
-                .expect_err("a directory is in the way");
-            assert_eq!(
-                std::fs::read_dir(path.parent().expect("a folder"))
-                    .expect("there")
-                    .count(),
-                2
-            );
-        });
+        let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let beside = path.with_file_name("directory");
+        std::fs::create_dir(&beside).expect("a directory");
+        replace_file_now(&beside, b"x").expect_err("a directory is in the way");
+        assert_eq!(
+            std::fs::read_dir(path.parent().expect("a folder"))
+                .expect("there")
+                .count(),
+            2
+        );
+        std::fs::remove_dir_all(&folder).expect("it can be removed");
     }
 }

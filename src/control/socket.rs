@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
 
-use super::runtime::{judge_place, open_file};
+use super::runtime::{judge_place, open_file, with_suffix};
 
-/// How long another daemon may take to find out whether the name is free. It asks the kernel a few questions.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long another process may have the right to decide whose a name is. A daemon asks the kernel a few questions; who removes what
+/// a killed one has left may have to wait for the machine's name servers, 20 s, and for nft, 60 s.
+const LOCK_PATIENCE: Duration = Duration::from_secs(90);
 /// Between two attempts to have the lock.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -66,9 +67,7 @@ impl SocketFile {
             std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
         }
         // Two daemons that find a dead one's socket at the same time must not both put theirs in its place.
-        let Some(_lock) = Lock::take(path).await.map_err(failed)? else {
-            return Err(SocketError::InUse(path.to_owned()));
-        };
+        let _lock = Lock::take(path).await.map_err(failed)?;
         match std::fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
@@ -142,9 +141,7 @@ pub async fn remove_dead(path: &Path) -> io::Result<bool> {
     if !is_socket || !is_dead(path).await {
         return Ok(false);
     }
-    let Some(_lock) = Lock::take(path).await? else {
-        return Ok(false);
-    };
+    let _lock = Lock::take(path).await?;
     match is_dead(path).await {
         true => std::fs::remove_file(path).map(|()| true),
         false => Ok(false),
@@ -174,25 +171,32 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// `None`: another has it, and keeps it.
+    /// Waits until no other process has it.
     ///
     /// # Errors
-    /// What open(2) and flock(2) say.
-    pub async fn take(socket: &Path) -> io::Result<Option<Lock>> {
-        let mut path = socket.as_os_str().to_owned();
-        path.push(".lock");
-        let path = PathBuf::from(path);
-        let deadline = Instant::now() + LOCK_PATIENCE;
+    /// [`io::ErrorKind::TimedOut`]: another one keeps it. What open(2) and flock(2) say; that root would lock what others can have
+    /// made, and keep.
+    pub async fn take(socket: &Path) -> io::Result<Lock> {
+        Lock::take_within(LOCK_PATIENCE, socket).await
+    }
+
+    async fn take_within(patience: Duration, socket: &Path) -> io::Result<Lock> {
+        let path = with_suffix(socket, ".lock");
+        judge_place(&path)?;
+        let deadline = Instant::now() + patience;
         loop {
             let file = open_file(File::options().write(true).create(true).mode(0o600), &path)?;
             match file.try_lock() {
                 // Who had the lock before may have removed the file.
-                Ok(()) if is_at(&file, &path) => return Ok(Some(Lock { path, _file: file })),
+                Ok(()) if is_at(&file, &path) => return Ok(Lock { path, _file: file }),
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                     tokio::time::sleep(LOCK_RETRY_INTERVAL).await;
                 }
-                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::WouldBlock) => {
+                    let kept = format!("another process keeps {} locked; wait for its end", path.display());
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, kept));
+                }
                 Err(TryLockError::Error(error)) => return Err(error),
             }
         }
@@ -373,6 +377,25 @@ mod tests {
             std::fs::remove_file(&lock).expect("it is there yet");
         }
         assert_eq!(std::fs::read(&other).expect("it is there"), b"theirs");
+        clean_up(&path);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_keeps_the_lock_is_waited_for_and_not_taken_for_a_daemon() {
+        let path = path("kept");
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        let kept = Lock::take(&path).await.expect("nobody has it");
+        let refused = Lock::take_within(Duration::from_millis(1), &path).await.map(drop);
+        let refused = refused.expect_err("it is kept");
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+        let expected = format!("another process keeps {}.lock locked", path.display());
+        assert!(refused.to_string().starts_with(&expected), "{refused}");
+        let let_go = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            drop(kept);
+        };
+        let (socket, ()) = tokio::join!(SocketFile::bind(&path, Access::Owner), let_go);
+        assert!(socket.expect("it has become free").is_in_place());
         clean_up(&path);
     }
 

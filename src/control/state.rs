@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::runtime::replace_file;
+use super::runtime::{blocking, replace_file, within_disk_time};
 use super::stamps::{Course, Reserved, Stamps};
 use crate::config::PublicKey;
 use crate::proto::tai64n::Tai64n;
@@ -59,7 +59,9 @@ pub(super) struct State {
 impl State {
     /// Reads what an earlier run left at `path`, and reserves what this one goes on with where that is ahead of the clock.
     pub(super) async fn open(path: &Path, now: Now) -> State {
-        let kept = match std::fs::read_to_string(path) {
+        let file = path.to_owned();
+        let read = blocking(move || std::fs::read_to_string(file));
+        let kept = match within_disk_time(async { read.await.flatten() }).await {
             Ok(text) => Kept::parse(&text).unwrap_or_else(|reason| {
                 tracing::warn!(
                     "{}: {reason}; going on without what it kept: until their next handshakes, peers could be sent old \
@@ -75,16 +77,9 @@ impl State {
             }
         };
         let boot = std::fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned());
-        let mut stamps = Stamps::begin(boot.ok(), now, kept.sent.clone());
-        if stamps.begins_ahead(now) {
-            let text = render(&stamps.renew(stamps.floor(), now), &kept.received);
-            if let Err(error) = replace_file(path, text.into_bytes()).await {
-                tracing::warn!("{}: cannot be written: {error}", path.display());
-            }
-        }
-        State {
+        let mut state = State {
             path: path.to_owned(),
-            stamps,
+            stamps: Stamps::begin(boot.ok(), now, kept.sent.clone()),
             written: kept.received.clone(),
             kept,
             next: None,
@@ -92,7 +87,16 @@ impl State {
             writing: None,
             complained: false,
             ended: false,
+        };
+        if state.stamps.begins_ahead(now) {
+            let reserved = state.stamps.renew(state.stamps.floor(), now);
+            let text = render(&reserved, &state.kept.received);
+            state.begin_to_write(text, true);
+            if let Err(error) = within_disk_time(async { Ok(state.written().await) }).await {
+                tracing::warn!("{}: {error}", path.display());
+            }
         }
+        state
     }
 
     /// What was kept of a peer that is added.
@@ -134,19 +138,23 @@ impl State {
         }
         let text = render(&self.stamps.renew(latest, now), &received);
         (self.written, self.last, self.ended) = (received, Some(now.mono), false);
-        let path = self.path.clone();
         let complained = std::mem::replace(&mut self.complained, true);
+        self.begin_to_write(text, !complained);
+    }
+
+    /// Begins to write this, on a thread of its own; to be called when nothing is being written.
+    fn begin_to_write(&mut self, text: String, complain: bool) {
+        let path = self.path.clone();
         self.writing = Some(tokio::task::spawn_local(async move {
             let result = replace_file(&path, text.into_bytes()).await;
-            if let Err(error) = &result
-                && !complained
-            {
-                tracing::warn!(
-                    "{}: cannot be written: {error}; timestamps will not outlive this run (see state_dir)",
-                    path.display()
-                );
-            }
-            result
+            result.inspect_err(|error| {
+                if complain {
+                    tracing::warn!(
+                        "{}: cannot be written: {error}; timestamps will not outlive this run (see state_dir)",
+                        path.display()
+                    );
+                }
+            })
         }));
     }
 
@@ -158,7 +166,8 @@ impl State {
     }
 
     /// Writes how it ended, without any reserve, if the file could be written at all. Where it goes on after all, the reserve
-    /// comes back with the next write, which is due at once. It is written also when nobody waits for that any more.
+    /// comes back with the next write, which is due at once. Who stops waiting has it written all the same, unless the disk had
+    /// not yet taken what it was given before.
     pub(super) async fn finish(&mut self, now: Now, timestamps: Vec<(PublicKey, Timestamps)>) {
         let can_be_written = match self.written().await {
             Some(was_written) => was_written,
@@ -170,12 +179,8 @@ impl State {
         }
         let (latest, received) = collect(timestamps.into_iter());
         let text = render(&self.stamps.end(latest), &received);
-        let path = self.path.clone();
         (self.next, self.ended) = (Some(now.mono), true);
-        self.writing = Some(tokio::task::spawn_local(async move {
-            let result = replace_file(&path, text.into_bytes()).await;
-            result.inspect_err(|error| tracing::warn!("{}: cannot be written: {error}", path.display()))
-        }));
+        self.begin_to_write(text, true);
         self.written().await;
     }
 }
@@ -256,7 +261,7 @@ fn stamp_of(text: &str) -> Option<Tai64n> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::runtime::Runtime;
+    use crate::control::runtime::block_on;
 
     fn stamp(seconds: u64) -> Tai64n {
         Tai64n::from_unix(Duration::from_secs(seconds))
@@ -336,36 +341,35 @@ mod tests {
                     },
                 ))
             };
-            Runtime::Tokio
-                .block_on(async |_| {
-                    let now = |seconds| now(start + seconds, unix);
-                    let mut state = State::open(&path, now(0)).await;
-                    let kept = state.of_new(&key(1));
-                    if sends {
-                        state.touch(now(0));
-                        assert_eq!(state.poll_timeout(), Some(at(start + 1)));
-                        state.write(now(1), stamps(0));
-                        let is_written = |state: &State| state.writing.as_ref().is_some_and(JoinHandle::is_finished);
-                        while !is_written(&state) {
-                            tokio::task::yield_now().await;
-                        }
-                        state.write(now(9), stamps(0));
-                        assert_eq!(state.last, Some(at(start + 1)), "nothing is new");
-                        state.touch(now(9));
-                        assert_eq!(state.poll_timeout(), Some(at(start + 61)), "not so soon again");
-                        let set = Now {
-                            unix: now(9).unix + Duration::from_secs(5),
-                            ..now(9)
-                        };
-                        state.touch(set);
-                        assert_eq!(state.poll_timeout(), Some(at(start + 9)), "the clock was set");
-                        if finish {
-                            state.finish(now(9), stamps(0).collect()).await;
-                        }
+            block_on(async {
+                let now = |seconds| now(start + seconds, unix);
+                let mut state = State::open(&path, now(0)).await;
+                let kept = state.of_new(&key(1));
+                if sends {
+                    state.touch(now(0));
+                    assert_eq!(state.poll_timeout(), Some(at(start + 1)));
+                    state.write(now(1), stamps(0));
+                    let is_written = |state: &State| state.writing.as_ref().is_some_and(JoinHandle::is_finished);
+                    while !is_written(&state) {
+                        tokio::task::yield_now().await;
                     }
-                    kept
-                })
-                .expect("a runtime")
+                    state.write(now(9), stamps(0));
+                    assert_eq!(state.last, Some(at(start + 1)), "nothing is new");
+                    state.touch(now(9));
+                    assert_eq!(state.poll_timeout(), Some(at(start + 61)), "not so soon again");
+                    let set = Now {
+                        unix: now(9).unix + Duration::from_secs(5),
+                        ..now(9)
+                    };
+                    state.touch(set);
+                    assert_eq!(state.poll_timeout(), Some(at(start + 9)), "the clock was set");
+                    if finish {
+                        state.finish(now(9), stamps(0).collect()).await;
+                    }
+                }
+                kept
+            })
+            .expect("a runtime")
         };
         assert_eq!(run(100, 1000, true, false), Timestamps::default());
         // Killed, and the clock has gone its way: a little ahead of it.
@@ -390,16 +394,15 @@ mod tests {
             sent: stamp(1),
             received: stamp(1),
         };
-        Runtime::Tokio
-            .block_on(async |_| {
-                let mut state = State::open(&path, now(0, 0)).await;
-                assert_eq!(state.of_new(&key(1)), Timestamps::default());
-                std::fs::remove_file(&path).expect("it is there");
-                std::fs::create_dir(&path).expect("it is gone");
-                state.write(now(1, 0), std::iter::once((key(1), stamps)));
-                state.finish(now(1, 0), vec![(key(1), stamps)]).await;
-            })
-            .expect("a runtime");
+        block_on(async {
+            let mut state = State::open(&path, now(0, 0)).await;
+            assert_eq!(state.of_new(&key(1)), Timestamps::default());
+            std::fs::remove_file(&path).expect("it is there");
+            std::fs::create_dir(&path).expect("it is gone");
+            state.write(now(1, 0), std::iter::once((key(1), stamps)));
+            state.finish(now(1, 0), vec![(key(1), stamps)]).await;
+        })
+        .expect("a runtime");
         std::fs::remove_dir(&path).expect("it stays a directory");
     }
 
@@ -411,41 +414,40 @@ mod tests {
             let (sent, received) = (stamp(1001), stamp(7));
             vec![(key(1), Timestamps { sent, received })]
         };
-        Runtime::Tokio
-            .block_on(async |_| {
-                let mut state = State::open(&path, now(0, 1000)).await;
-                state.touch(now(0, 1000));
-                let (end_stall, stalled) = tokio::sync::oneshot::channel();
-                state.writing = Some(tokio::task::spawn_local(async {
-                    stalled.await.map_err(io::Error::other)
-                }));
-                for _ in 0..2 {
-                    let finished = tokio::time::timeout(Duration::from_millis(1), state.finish(now(1, 1000), stamps()));
-                    finished.await.expect_err("the disk stalls");
-                }
-                end_stall.send(()).expect("it is waited for yet");
-                // Nobody waits for the end's own write either; the first poll begins it.
-                {
-                    let mut finish = std::pin::pin!(state.finish(now(2, 1000), stamps()));
-                    while !path.exists() && !Path::new(&format!("{}.new", path.display())).exists() {
-                        tokio::select! {
-                            biased;
-                            () = &mut finish => break,
-                            () = tokio::task::yield_now() => {}
-                        }
+        block_on(async {
+            let mut state = State::open(&path, now(0, 1000)).await;
+            state.touch(now(0, 1000));
+            let (end_stall, stalled) = tokio::sync::oneshot::channel();
+            state.writing = Some(tokio::task::spawn_local(async {
+                stalled.await.map_err(io::Error::other)
+            }));
+            for _ in 0..2 {
+                let finished = tokio::time::timeout(Duration::from_millis(1), state.finish(now(1, 1000), stamps()));
+                finished.await.expect_err("the disk stalls");
+            }
+            end_stall.send(()).expect("it is waited for yet");
+            // Nobody waits for the end's own write either; the first poll begins it.
+            {
+                let mut finish = std::pin::pin!(state.finish(now(2, 1000), stamps()));
+                while !path.exists() && !Path::new(&format!("{}.new", path.display())).exists() {
+                    tokio::select! {
+                        biased;
+                        () = &mut finish => break,
+                        () = tokio::task::yield_now() => {}
                     }
                 }
-                state.written().await;
-                let kept = read();
-                assert_eq!((kept.sent.limit, kept.sent.course), (stamp(1001), None));
-                assert_eq!(kept.received[&key(1)], stamp(7));
-                // The tunnel stays: its reserve comes back.
-                assert_eq!(state.poll_timeout(), Some(at(2)));
-                state.write(now(2, 1000), stamps().into_iter());
-                assert_eq!(state.written().await, Some(true));
-                assert!(read().sent.limit > stamp(1500), "{:?}", read());
-            })
-            .expect("a runtime");
+            }
+            state.written().await;
+            let kept = read();
+            assert_eq!((kept.sent.limit, kept.sent.course), (stamp(1001), None));
+            assert_eq!(kept.received[&key(1)], stamp(7));
+            // The tunnel stays: its reserve comes back.
+            assert_eq!(state.poll_timeout(), Some(at(2)));
+            state.write(now(2, 1000), stamps().into_iter());
+            assert_eq!(state.written().await, Some(true));
+            assert!(read().sent.limit > stamp(1500), "{:?}", read());
+        })
+        .expect("a runtime");
         std::fs::remove_file(&path).expect("it was written");
     }
 }

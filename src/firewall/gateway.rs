@@ -1,6 +1,6 @@
 //! A running gateway: its table in place, packets forwarded, and the egress followed as default routes change.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -8,8 +8,9 @@ use tokio::sync::{Mutex, Notify};
 
 use super::FirewallError;
 use super::rules::{self, GatewayPlan};
-use super::sysctl::{self, Sysctls};
+use super::sysctl::Sysctls;
 use crate::config::{Config, Egress, Gateway, Peer};
+use crate::control::runtime::with_suffix;
 use crate::link;
 use crate::link::nft::{self, NftError};
 
@@ -54,7 +55,7 @@ pub async fn set_up(config: &Config) -> Result<Running, FirewallError> {
     let mut state = State {
         egress: None,
         rules: String::new(),
-        sysctls: Sysctls::open(sysctl::state_path(&interface.control_socket)),
+        sysctls: Sysctls::open(state_path(&interface.control_socket)),
         interface: interface.name.clone(),
         wanted,
     };
@@ -66,6 +67,11 @@ pub async fn set_up(config: &Config) -> Result<Running, FirewallError> {
         state: Mutex::new(state),
         updated: Notify::new(),
     })
+}
+
+/// Where the daemon whose control socket this is keeps what forwarding was before it.
+pub fn state_path(control_socket: &Path) -> PathBuf {
+    with_suffix(control_socket, ".sysctl")
 }
 
 /// What a process that goes on with the tunnel has to know of the rules.
@@ -82,7 +88,7 @@ pub async fn resume(config: &Config, handed_over: &HandedOver) -> Running {
     let mut state = State {
         egress: handed_over.egress.clone(),
         rules: handed_over.rules.clone(),
-        sysctls: Sysctls::open(sysctl::state_path(&interface.control_socket)),
+        sysctls: Sysctls::open(state_path(&interface.control_socket)),
         interface: interface.name.clone(),
         wanted: Wanted::of(config),
     };
@@ -264,22 +270,29 @@ impl Wanted {
 /// Removes what a daemon that was killed left of the tunnel `name`, which must not run; tells what that was, a phrase each.
 ///
 /// # Errors
-/// Something that could not be removed; the rest was.
+/// Something that could not be removed, the log has the others; the rest was.
 pub async fn remove_leftovers(
     name: &str,
     control_socket: &Path,
     tell: &mut dyn FnMut(String),
 ) -> Result<(), FirewallError> {
-    let state = sysctl::state_path(control_socket);
+    let state = state_path(control_socket);
     let forwarding = match state.exists() {
         true => Sysctls::open(state).restore().map(|()| tell("forwarding".to_owned())),
         false => Ok(()),
     };
     let table = nft::table(PURPOSE, name);
-    // Without nft, or without the right to list tables, there is none of ours.
-    if nft::tables().await.is_ok_and(|tables| tables.contains(&table)) {
-        nft::delete(&table).await?;
-        tell(format!("the table inet {table}"));
+    let rules = match nft::tables().await {
+        Ok(tables) if !tables.contains(&table) => Ok(()),
+        Ok(_) => nft::delete(&table)
+            .await
+            .map(|()| tell(format!("the table inet {table}"))),
+        // Then none is ours.
+        Err(error) if matches!(error, NftError::Missing) || error.is_permission_denied() => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let (Err(error), Err(_)) = (&rules, &forwarding) {
+        tracing::error!("{error}");
     }
-    forwarding
+    forwarding.and(rules.map_err(FirewallError::from))
 }

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::FirewallError;
-use crate::control::runtime::{create_anew, open_file};
+use crate::control::runtime::{create_anew, open_file, with_suffix};
 
 /// Switches of this network namespace that were changed.
 pub(super) struct Sysctls {
@@ -107,9 +107,10 @@ impl Sysctls {
     /// Puts everything back that nobody else has changed since.
     ///
     /// # Errors
-    /// The last of what could not be put back, or not be removed; the rest was.
+    /// The last of what could not be put back, or not be removed; the rest was. What could not is still written down.
     pub(super) fn restore(&mut self) -> Result<(), FirewallError> {
         let mut result = Ok(());
+        let mut left = Vec::new();
         while let Some(change) = self.changes.pop() {
             // The interface may be gone, and its switches with it.
             if self.get(&change.key).is_ok_and(|value| value == change.is)
@@ -118,10 +119,16 @@ impl Sysctls {
                 tracing::warn!(key = shown(&change.key), was = change.was, %error, "cannot put the switch back");
                 result = Err(FirewallError::Sysctl {
                     key: shown(&change.key),
-                    value: change.was,
+                    value: change.was.clone(),
                     error,
                 });
+                left.push(change);
             }
+        }
+        left.reverse();
+        self.changes = left;
+        if result.is_err() {
+            return self.write_down().and(result);
         }
         match fs::remove_file(&self.state) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -136,7 +143,7 @@ impl Sysctls {
     fn write_down(&self) -> Result<(), FirewallError> {
         let text = serde_json::to_vec(&self.changes).expect("texts are JSON");
         let write = || {
-            let new = self.state.with_extension("new");
+            let new = with_suffix(&self.state, ".new");
             create_anew(&new)?.write_all(&text)?;
             fs::rename(&new, &self.state)
         };
@@ -159,11 +166,6 @@ impl Sysctls {
 fn is_switch(key: &str) -> bool {
     let mut parts = Path::new(key).components();
     parts.next() == Some(Component::Normal("net".as_ref())) && parts.all(|part| matches!(part, Component::Normal(_)))
-}
-
-/// Where the daemon whose control socket this is keeps what it changed.
-pub(super) fn state_path(control_socket: &Path) -> PathBuf {
-    control_socket.with_extension("sysctl")
 }
 
 /// As sysctl(8) takes it: dots for slashes, and slashes for the dots of an interface's name.
@@ -247,6 +249,36 @@ mod tests {
         assert_eq!([tree.get(V4), tree.get(OTHER)], ["0", "1"]);
         assert!(!tree.0.join("state").exists());
         assert!(tree.sysctls().changes.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_put_back_is_told_and_stays_written_down() {
+        let tree = Tree::new("stuck", &[(OTHER, "1"), ("net/ipv4/conf/eth0/x", "")]);
+        // Not even root writes to this one.
+        let fixed = Path::new("/proc/sys/kernel/ngroups_max");
+        let value = fs::read_to_string(fixed)
+            .expect("every kernel has it")
+            .trim_end()
+            .to_owned();
+        std::os::unix::fs::symlink(fixed, tree.0.join(V4)).expect("a link");
+        let change = |key: &str, is: &str| Change {
+            key: key.into(),
+            was: "0".into(),
+            is: is.into(),
+        };
+        let changes = [change(OTHER, "1"), change(V4, &value)];
+        fs::write(tree.0.join("state"), serde_json::to_vec(&changes).expect("JSON")).expect("a file");
+        for _ in 0..2 {
+            let told = tree.sysctls().restore().expect_err("it is fixed").to_string();
+            assert!(told.contains("net.ipv4.conf.eth0.forwarding=0"), "{told}");
+            assert_eq!(tree.get(OTHER), "0");
+            assert_eq!(tree.sysctls().changes, changes[1..]);
+        }
+        fs::remove_file(tree.0.join(V4)).expect("it is there");
+        fs::write(tree.0.join(V4), &value).expect("a file");
+        tree.sysctls().restore().expect("all of it can be");
+        assert_eq!(tree.get(V4), "0");
+        assert!(!tree.0.join("state").exists());
     }
 
     #[test]

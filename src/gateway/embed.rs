@@ -54,7 +54,7 @@ pub(crate) fn embed(
         suite: Suite::Auto,
     };
     let signals = || Ok(Signals::until_dropped(end));
-    parts.run(identity, signals, async |control, signals, _| {
+    parts.run(identity, signals, async |control, signals| {
         let name = control.facts().name.clone();
         if let Some(session) = session {
             link::describe(ifindex, &name, session).await?;

@@ -13,8 +13,9 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::{fs, thread};
 
+use super::RunError;
 use super::leftovers::Traces;
-use crate::control::runtime::Runtime;
+use crate::control::runtime::block_on;
 use crate::control::signals::{Hangups, Signals};
 use crate::sys::exec;
 
@@ -113,7 +114,7 @@ fn put_right(traces: &Traces) {
     let name = &traces.name;
     let see = format!("see: ringway cleanup {name}");
     tracing::error!("the program that was to go on with the tunnel has not; what is left of it is put right");
-    let result = Runtime::Tokio.block_on(async |_| {
+    let result = block_on(async {
         // As long as they are there, a signal does not end this.
         let _heard = let_commands_hear()
             .inspect_err(|error| tracing::warn!(%error, "no signal but SIGKILL ends commands of post_down"));
@@ -125,8 +126,12 @@ fn put_right(traces: &Traces) {
         let claim = match traces.claim().await {
             Ok(claim) => claim,
             // It has swept before it set its own rules, and run the commands before its own.
-            Err(error) => {
+            Err(error @ RunError::Runs(_)) => {
                 tracing::warn!("{error}, so what was left is its own matter");
+                return;
+            }
+            Err(error) => {
+                tracing::error!("{error}, so nothing was removed; {see}");
                 return;
             }
         };

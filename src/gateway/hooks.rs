@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
+use super::service;
+
 /// How long a command may take when the tunnel goes down, where nobody can be asked any more whether to wait.
 const DOWN_TIME_MAX: Duration = Duration::from_secs(30);
+/// What a service manager grants beyond that, for what comes between two commands.
+const MARGIN: Duration = Duration::from_secs(10);
 
 /// A command that did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,7 @@ pub(super) async fn run(hook: &'static str, commands: &[String], interface: &str
 /// one fails before it is down, but who is told to end can't stay.
 pub(super) async fn run_down(hook: &'static str, commands: &[String], interface: &str) {
     for command in commands {
+        service::takes(DOWN_TIME_MAX + MARGIN);
         let one = run(hook, std::slice::from_ref(command), interface);
         match tokio::time::timeout(DOWN_TIME_MAX, one).await {
             Ok(Ok(())) => {}

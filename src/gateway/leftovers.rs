@@ -5,6 +5,7 @@
 //! `ringway cleanup`.
 
 use std::fs::{self, TryLockError};
+use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::mark::{self, Mark};
-use super::{RunError, hooks};
+use super::{RunError, hooks, service};
 use crate::config::{Config, LoadError, Loaded, MetricsListen, RUN_DIR, default_control_socket};
-use crate::control::runtime::{Runtime, judge_place};
-use crate::control::socket::{self, Lock};
+use crate::control::runtime::block_on;
+use crate::control::socket::{self, Lock, SocketError};
 use crate::firewall::gateway;
 use crate::link::{self, LinkError};
 use crate::{dns, uapi};
@@ -24,7 +25,11 @@ use crate::{dns, uapi};
 /// How long the interface may outlive the process that had it: the kernel lets go of a ring's files some time after its end.
 /// The service's unit gives `ringway cleanup` longer.
 const INTERFACE_TIME_MAX: Duration = Duration::from_secs(8);
-/// Between two looks at it.
+/// How long the machine's name servers, links and rules may take to be as they were: resolved and resolvconf 20 s, nft 60 s.
+const REMOVAL_TIME_MAX: Duration = Duration::from_secs(90);
+/// How long another process may take to run `post_down`: ten commands that do not end by themselves.
+const OTHERS_TIME_MAX: Duration = Duration::from_secs(300);
+/// Between two looks at either.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// What a tunnel has in the system, by names.
@@ -95,17 +100,20 @@ impl Traces {
     /// it, and waits for us until then.
     ///
     /// # Errors
-    /// [`RunError::Runs`]: another daemon has come up meanwhile, whose all of this is now.
+    /// [`RunError::Runs`]: another daemon has come up meanwhile, whose all of this is now. [`RunError::Serve`]: another process
+    /// does not let go of it.
     pub(super) async fn claim(&self) -> Result<Option<Lock>, RunError> {
-        let runs = || RunError::Runs(self.control_socket().to_owned());
-        let lock = match Lock::take(self.control_socket()).await {
-            Ok(None) => return Err(runs()),
-            Ok(lock) => lock,
+        let socket = self.control_socket();
+        let lock = match Lock::take(socket).await {
+            Ok(lock) => Some(lock),
+            Err(kept) if kept.kind() == io::ErrorKind::TimedOut => {
+                return Err(SocketError::Io(socket.to_owned(), kept).into());
+            }
             // Where there is no place for a lock there is none for a socket either.
             Err(_) => None,
         };
-        match socket::is_served(self.control_socket()).await {
-            true => Err(runs()),
+        match socket::is_served(socket).await {
+            true => Err(RunError::Runs(socket.to_owned())),
             false => Ok(lock),
         }
     }
@@ -113,37 +121,40 @@ impl Traces {
     /// Removes, by a [claim](Traces::claim), it all but the sockets and the mark; tells what that was, a phrase each.
     ///
     /// # Errors
-    /// Something that could not be removed; the rest was.
+    /// The first of what could not be removed, the log has the others; the rest was.
     pub(super) async fn remove(&self, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
         if !self.owns_network {
             return Ok(());
         }
+        service::takes(REMOVAL_TIME_MAX);
         let mut tell_all = |removed: Vec<String>| removed.into_iter().for_each(&mut *tell);
         let dns = dns::remove_leftovers(&self.name).await.map(&mut tell_all);
         let link = link::remove_leftovers(&self.name).await.map(&mut tell_all);
         let rules = gateway::remove_leftovers(&self.name, self.control_socket(), tell).await;
-        dns?;
-        link?;
-        Ok(rules?)
+        first_error([
+            dns.map_err(RunError::from),
+            link.map_err(RunError::from),
+            rules.map_err(RunError::from),
+        ])
     }
 
     /// Removes those of its sockets on which nobody answers; tells which those were.
     ///
     /// # Errors
-    /// [`RunError::Left`]: one that could not be removed; the rest was.
+    /// [`RunError::Left`]: the first that could not be removed, the log has the others; the rest was.
     pub(super) async fn remove_sockets(&self, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
-        let mut result = Ok(());
+        let mut results = Vec::new();
         for path in &self.sockets {
             match socket::remove_dead(path).await {
                 Ok(true) => tell(format!("the socket {}", path.display())),
                 Ok(false) => {}
                 Err(error) => {
                     let path = path.clone();
-                    result = Err(RunError::Left { path, error });
+                    results.push(Err(RunError::Left { path, error }));
                 }
             }
         }
-        result
+        first_error(results)
     }
 
     /// Runs the commands of the end that `mark` stands for, and removes that.
@@ -167,39 +178,56 @@ impl Traces {
     /// What says, by a [claim](Traces::claim), that the commands of the end are to run and that they are ours to run. Who does not run
     /// them lets go of it before the claim: so who finds it locked has found one who does, and none who only looked.
     pub(super) fn mark(&self) -> Option<Mark> {
+        self.find_mark().unwrap_or_default()
+    }
+
+    /// As [`Traces::mark`].
+    ///
+    /// # Errors
+    /// Another process runs them.
+    fn find_mark(&self) -> Result<Option<Mark>, BeingEnded> {
         match Mark::find(self.control_socket()) {
-            Ok(mark) => mark,
-            Err(TryLockError::WouldBlock) => None,
+            Ok(mark) => Ok(mark),
+            Err(TryLockError::WouldBlock) => Err(BeingEnded),
             Err(TryLockError::Error(error)) => {
                 let path = mark::path_of(self.control_socket());
                 tracing::warn!("{}: {error}; post_down does not run", path.display());
-                None
+                Ok(None)
             }
         }
     }
 
-    /// Before such a tunnel begins: runs the commands of the end that a daemon which was killed has not come to, or waits until
-    /// somebody else has.
-    pub(super) async fn run_late_post_down(&self) {
-        // Where others can have put the mark, the tunnel will get no socket.
-        if judge_place(self.control_socket()).is_err() {
-            return;
-        }
-        let mut waits = false;
-        // Whoever has the socket has the commands too, and the tunnel will get none.
-        while let Ok(claim) = self.claim().await {
-            if !matches!(Mark::find(self.control_socket()), Err(TryLockError::WouldBlock)) {
-                let mark = self.mark();
+    /// Before such a tunnel begins: where a daemon was killed that had it, removes what that has left and runs the commands of the end
+    /// that it has not come to, or waits until somebody else has. What can't be removed is told.
+    ///
+    /// # Errors
+    /// As [`Traces::claim`]; [`RunError::BeingEnded`].
+    pub(super) async fn end_killed(&self) -> Result<(), RunError> {
+        let mut deadline = None;
+        loop {
+            let claim = self.claim().await?;
+            if let Ok(mark) = self.find_mark() {
+                if mark.is_none() {
+                    return Ok(());
+                }
+                let mut tell = |what| tracing::info!("removed what a tunnel that was killed has left: {what}");
+                let left = self.remove(&mut tell).await;
                 drop(claim);
-                let mut tell = |what| tracing::info!("removed {what}");
-                let result = self.run_post_down(mark, &mut tell).await;
-                return result.unwrap_or_else(|error| tracing::warn!("{error}"));
+                let commands = self.run_post_down(mark, &mut tell).await;
+                for error in [left, commands].into_iter().filter_map(Result::err) {
+                    tracing::warn!("something of a tunnel that was killed is left: {error}");
+                }
+                return Ok(());
             }
             drop(claim);
-            if !waits {
+            let until = *deadline.get_or_insert_with(|| {
                 tracing::info!("another process runs post_down of the tunnel that was here before; waiting for that");
+                service::takes(OTHERS_TIME_MAX + REMOVAL_TIME_MAX);
+                Instant::now() + OTHERS_TIME_MAX
+            });
+            if Instant::now() > until {
+                return Err(RunError::BeingEnded(mark::path_of(self.control_socket())));
             }
-            waits = true;
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -210,7 +238,7 @@ impl Traces {
         let wg = uapi::server::path_of(&self.name);
         let is_roots = |path: &Path| {
             // What lies beside a control socket is acted upon as well.
-            let beside = [path.with_extension("sysctl"), mark::path_of(path)].map(fs::symlink_metadata);
+            let beside = [gateway::state_path(path), mark::path_of(path)].map(fs::symlink_metadata);
             let found = fs::symlink_metadata(path);
             found.is_ok_and(|found| found.uid() == 0 && found.file_type().is_socket())
                 && beside.iter().flatten().all(|found| found.uid() == 0)
@@ -230,8 +258,8 @@ impl Traces {
 /// switch holds.
 ///
 /// # Errors
-/// The tunnel runs, and nothing was done; or what could not be removed, or was left because root would act on the word of
-/// others, and the rest was.
+/// The tunnel runs, or another process is at it, and nothing was done; or the first of what could not be removed, or was left because
+/// root would act on the word of others: the log has the others, and the rest was done.
 pub fn cleanup(name: &str, from: Option<(&Path, &Loaded)>, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
     let mut traces = match from {
         Some((file, loaded)) => Traces::of(&loaded.config, file),
@@ -242,7 +270,7 @@ pub fn cleanup(name: &str, from: Option<(&Path, &Loaded)>, tell: &mut dyn FnMut(
         traces.sockets.push(wg);
     }
     let distrusted = from.and_then(|(file, loaded)| Some((file, loaded.distrusted()?)));
-    Runtime::Tokio.block_on(async |_| {
+    block_on(async {
         let control_socket = traces.sockets[0].clone();
         let strange = distrusted.and_then(|_| traces.leave_strange_sockets());
         // The file may name another interface by now than it did when this daemon read it.
@@ -281,9 +309,19 @@ pub fn cleanup(name: &str, from: Option<(&Path, &Loaded)>, tell: &mut dyn FnMut(
         drop(claim);
         let sockets = traces.remove_sockets(tell).await;
         let commands = traces.run_post_down(mark, tell).await;
-        left.and(sockets).and(commands)?;
-        refused.map_or(Ok(()), Err)
+        first_error([left, sockets, commands, refused.map_or(Ok(()), Err)])
     })?
+}
+
+/// Another process runs the commands of the end.
+struct BeingEnded;
+
+/// The first error; the log gets the others.
+fn first_error(results: impl IntoIterator<Item = Result<(), RunError>>) -> Result<(), RunError> {
+    let mut errors = results.into_iter().filter_map(Result::err);
+    let first = errors.next();
+    errors.for_each(|error| tracing::error!("{error}"));
+    first.map_or(Ok(()), Err)
 }
 
 /// Removes what a tunnel that was killed has left, before one of the same name comes up. What can't be removed is no reason

@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::control::runtime::{create_anew, open_file};
+use crate::control::runtime::{create_anew, judge_place, open_file, with_suffix};
 use crate::control::socket::{Lock, is_at};
 
 /// The mark, locked as long as this is there. It stays unless it is [removed](Mark::remove).
@@ -28,7 +28,7 @@ impl Mark {
     /// tells.
     pub(super) async fn make(control_socket: &Path) -> Mark {
         let make = async {
-            let _lock = lock(control_socket).await?;
+            let _lock = Lock::take(control_socket).await?;
             // One that another user has left and that we may not open is in the way like any other.
             if let Ok(Some(Mark { file: Some(file), .. })) = Mark::find(control_socket) {
                 return Ok(file);
@@ -53,13 +53,15 @@ impl Mark {
     /// The mark of a tunnel whose `post_down` nobody has come to, if there is one; for who has the lock of the control socket's name.
     ///
     /// # Errors
-    /// [`TryLockError::WouldBlock`]: another process has those commands. What open(2) and flock(2) say.
+    /// [`TryLockError::WouldBlock`]: another process has those commands. What open(2) and flock(2) say; that root would act upon
+    /// what others can have put there.
     pub(super) fn find(control_socket: &Path) -> Result<Option<Mark>, TryLockError> {
         let path = path_of(control_socket);
         let file = match open_file(File::options().write(true).mode(0o600), &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(TryLockError::Error)?,
         };
+        judge_place(&path).map_err(TryLockError::Error)?;
         file.try_lock()?;
         // Where there is no place for the lock of the name, who had this one may have removed the mark.
         Ok(is_at(&file, &path).then(|| Mark {
@@ -77,7 +79,7 @@ impl Mark {
         let Some(file) = self.file.filter(|file| is_at(file, &path)) else {
             return Ok(false);
         };
-        let _lock = lock(&self.control_socket).await?;
+        let _lock = Lock::take(&self.control_socket).await?;
         // It may be gone with its directory, and a later tunnel may have put its own in this place.
         match is_at(&file, &path) {
             true => fs::remove_file(path).map(|()| true),
@@ -89,17 +91,6 @@ impl Mark {
 /// Where the mark lies.
 pub(super) fn path_of(control_socket: &Path) -> PathBuf {
     with_suffix(control_socket, ".up")
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut path = path.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
-}
-
-async fn lock(control_socket: &Path) -> io::Result<Lock> {
-    let lock = Lock::take(control_socket).await?;
-    lock.ok_or_else(|| io::Error::other("another process keeps the lock of the control socket's name"))
 }
 
 #[cfg(test)]
@@ -168,7 +159,7 @@ mod tests {
         let socket = folder.0.join("rw0.sock");
         let old = Mark::make(&socket).await;
         let path = path_of(&socket);
-        let lock = Lock::take(&socket).await.expect("it may").expect("nobody has it");
+        let lock = Lock::take(&socket).await.expect("nobody has it");
         let removal = old.remove();
         let waiting = async {
             // Polled first, the removal has found its own file in place, and waits.

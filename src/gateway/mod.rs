@@ -1,6 +1,6 @@
 //! Puts a tunnel together from its parts, runs it, and takes it apart again.
 //!
-//! Up: kill switch, the `post_down` of one that was killed, `pre_up`, TUN queues, socket group, workers, then (in the control thread's runtime) control socket,
+//! Up: kill switch, the end of one that was killed, `pre_up`, TUN queues, socket group, workers, then (in the control thread's runtime) control socket,
 //! peers, gateway rules, link, `post_up`. Down, whatever ended it: `pre_down`, name servers, link, gateway rules, goodbye to
 //! native peers, workers, control socket; the TUN goes with its last descriptor; `post_down`. Last of all, and only after an
 //! end in good order, the kill switch. As with wg-quick, a tunnel that did not come up, its commands included, has none
@@ -45,7 +45,8 @@ use crate::config::{Config, Foreign, LoadError, Suite};
 use crate::control::api::Response;
 use crate::control::changes::ChangeError;
 use crate::control::exporter::{Exporter, ExporterError};
-use crate::control::runtime::Runtime;
+use crate::control::log_file::Means;
+use crate::control::runtime::block_on;
 use crate::control::server::{Desks, Server};
 use crate::control::signals::{Hangups, Signals};
 use crate::control::socket::SocketError;
@@ -135,6 +136,12 @@ pub enum RunError {
     /// Somebody has the control socket of what was to be cleaned up after.
     #[error("{}: a daemon answers on this socket, so its tunnel runs; end that first: ringway down", .0.display())]
     Runs(PathBuf),
+    /// Somebody else puts an end to the tunnel that was there before, and does not come to it.
+    #[error(
+        "{}: another process still runs post_down of the tunnel that was here before; end that process, or remove this file",
+        .0.display()
+    )]
+    BeingEnded(PathBuf),
     /// What was to be removed of a tunnel that has ended.
     #[error("{}: cannot be removed: {error}", path.display())]
     Left {
@@ -187,7 +194,7 @@ enum End {
 /// program.
 pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(), RunError> {
     let file = std::path::absolute(file)?;
-    Runtime::Tokio.block_on(async |_| lockdown::apply(&config.interface).await)??;
+    block_on(lockdown::apply(&config.interface))??;
     run_on(config, file, None, ready)
 }
 
@@ -225,7 +232,7 @@ fn run_on(
     match (&interface.lockdown, &result) {
         (None, _) => {}
         (Some(lockdown), Ok(())) if !lockdown.keep => {
-            Runtime::Tokio.block_on(async |_| lockdown::lift(&interface.name).await)??;
+            block_on(lockdown::lift(&interface.name))??;
         }
         (Some(_), _) => tracing::warn!(
             "the kill switch holds; lift it with: ringway unblock {}",
@@ -317,10 +324,10 @@ fn run_open(
         addresses: interface.addresses.clone(),
         suite: Suite::Auto,
     };
-    let runtime = parts.runtime();
+    let log_means = parts.log_means();
     let interface_name = interface.name.clone();
     let mark = RefCell::new(None);
-    let result = parts.run(identity, Signals::install, async |control, signals, runtime| {
+    let result = parts.run(identity, Signals::install, async |control, signals| {
         let mut hangups = Hangups::install()?;
         exec::accept_signals()?;
         let server = match listeners.control {
@@ -358,7 +365,7 @@ fn run_open(
             exporter,
             file,
             ifindex,
-            runtime,
+            log_means,
             mark: &mark,
             guard,
         };
@@ -372,7 +379,7 @@ fn run_open(
     // The interface is gone.
     if let Some(mark) = mark.take() {
         let interface = &config.interface;
-        runtime.block_on(async |_| {
+        block_on(async {
             hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await;
             forget(mark).await;
         })?;
@@ -406,22 +413,29 @@ async fn forget(mark: Mark) {
 fn begin(config: &Config, file: &Path) -> Result<bool, RunError> {
     let interface = &config.interface;
     let is_taken = |error: &TunError| matches!(error, TunError::Exists(_));
-    retry::while_taken(is_taken, || match tun::index_of(&interface.name) {
-        Some(_) => Err(TunError::Exists(interface.name.clone())),
-        None => Ok(()),
-    })?;
-    Runtime::Tokio.block_on(async |_| {
+    let wait_for_name = || {
+        retry::while_taken(is_taken, || match tun::index_of(&interface.name) {
+            Some(_) => Err(TunError::Exists(interface.name.clone())),
+            None => Ok(()),
+        })
+    };
+    wait_for_name()?;
+    block_on(async {
         let mut signals = Signals::install()?;
         tokio::select! {
             // In this order no signal is lost: what comes while nobody listens waits for who listens next.
             biased;
             () = signals.end() => Ok(false),
             result = async {
-                Traces::of(config, file).run_late_post_down().await;
-                hooks::run("pre_up", &interface.hooks.pre_up, &interface.name).await
+                match Traces::of(config, file).end_killed().await {
+                    Err(RunError::Runs(socket)) => return Err(SocketError::InUse(socket).into()),
+                    ended => ended?,
+                }
+                // Others may have taken it in that time.
+                wait_for_name()?;
+                Ok(hooks::run("pre_up", &interface.hooks.pre_up, &interface.name).await?)
             } => {
-                result?;
-                Ok(true)
+                result.map(|()| true)
             }
         }
     })?
@@ -434,7 +448,7 @@ struct Tunnel<'a> {
     exporter: Option<Exporter>,
     file: PathBuf,
     ifindex: u32,
-    runtime: Runtime,
+    log_means: Means,
     /// There while the commands of the end are to run.
     mark: &'a RefCell<Option<Mark>>,
     /// Who puts things right unless a tunnel that came here runs.
@@ -502,8 +516,8 @@ impl Tunnel<'_> {
                 error,
             };
             let logging = match state.and_then(|state| state.control.latency_log_begin()) {
-                Some(begin) => control.resume_latency_log(self.runtime, path, begin),
-                None => control.log_latency(self.runtime, path).await,
+                Some(begin) => control.resume_latency_log(self.log_means, path, begin).await,
+                None => control.log_latency(self.log_means, path).await,
             };
             match logging.map_err(failed) {
                 // A tunnel that runs does not end for want of its log.

@@ -10,7 +10,8 @@ use super::{RunError, handover, retry, workers};
 use crate::config::{Interface, Io, PrivateKey, Suite, Workers};
 use crate::control::api::OffloadReport;
 use crate::control::changes::Sockets;
-use crate::control::runtime::Runtime;
+use crate::control::log_file::Means;
+use crate::control::runtime;
 use crate::control::signals::Signals;
 use crate::control::{self, Control, Facts, Settings, Workforce};
 use crate::crypto::{self, Algorithm};
@@ -34,7 +35,7 @@ pub(super) struct Parts {
     protocol: Device,
     workforce: Workforce,
     threads: Vec<JoinHandle<()>>,
-    runtime: Runtime,
+    log_means: Means,
 }
 
 /// What the control thread starts with, beside what [`Parts::assemble`] found.
@@ -243,7 +244,10 @@ impl Parts {
         if let Some(cause) = &plan.refusal {
             tracing::warn!("io_uring is refused, so plain system calls carry the packets: {cause}");
         }
-        let runtime = if plan.uring { Runtime::Uring } else { Runtime::Tokio };
+        let log_means = Means {
+            uring: plan.uring,
+            sandbox: plan.sandbox,
+        };
         let mtu = TunMtu::new(&device.queues[0])?;
         let (workforce, threads) = workers::start(plan, device.queues, sockets, control::doorman(&protocol))?;
         Ok(Parts {
@@ -254,13 +258,13 @@ impl Parts {
             protocol,
             workforce,
             threads,
-            runtime,
+            log_means,
         })
     }
 
-    /// What the control thread runs on.
-    pub(super) fn runtime(&self) -> Runtime {
-        self.runtime
+    /// How the tunnel's logs are written.
+    pub(super) fn log_means(&self) -> Means {
+        self.log_means
     }
 
     /// The interface's TUN.
@@ -275,7 +279,7 @@ impl Parts {
         self,
         identity: Identity,
         signals: impl FnOnce() -> io::Result<Signals>,
-        serve: impl AsyncFnOnce(&mut Control, &mut Signals, Runtime) -> Result<T, RunError>,
+        serve: impl AsyncFnOnce(&mut Control, &mut Signals) -> Result<T, RunError>,
     ) -> Result<T, RunError> {
         let settings = Settings {
             private_key: identity.private_key,
@@ -284,10 +288,10 @@ impl Parts {
             suite: identity.suite,
             mtu: self.mtu,
         };
-        let result = self.runtime.block_on(async |runtime| {
+        let result = runtime::block_on(async {
             let mut signals = signals()?;
             let mut control = Control::new(settings, self.facts, self.protocol, self.workforce);
-            let result = serve(&mut control, &mut signals, runtime).await;
+            let result = serve(&mut control, &mut signals).await;
             control.stop().await;
             result
         });

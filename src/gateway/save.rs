@@ -7,7 +7,7 @@ use crate::config::wgquick_text::to_wg_quick;
 use crate::config::{Config, Host, HostPort, Peer};
 use crate::control::Control;
 use crate::control::dump::PeerDump;
-use crate::control::runtime::{DISK_TIME_MAX, replace_file};
+use crate::control::runtime::{blocking, replace_file_now, within_disk_time};
 
 /// Writes what runs over `path`: keys, port and peers as they are, and of `config` what does not change at run time. Readable
 /// for its owner only; where the path is a symbolic link, the file that it leads to is replaced.
@@ -16,12 +16,12 @@ use crate::control::runtime::{DISK_TIME_MAX, replace_file};
 /// What the disk says, or that it takes too long to: what is to be put back after this must not wait for it.
 pub(super) async fn save(control: &Control, config: &Config, path: &Path) -> io::Result<()> {
     let text = to_wg_quick(&current(control, config));
-    let file = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let written = tokio::time::timeout(DISK_TIME_MAX, replace_file(&file, text.as_bytes().to_vec())).await;
-    written.unwrap_or_else(|_| {
-        let slow = format!("its disk has not taken it within {DISK_TIME_MAX:?}");
-        Err(io::Error::new(io::ErrorKind::TimedOut, slow))
-    })
+    let path = path.to_owned();
+    let written = blocking(move || {
+        let file = path.canonicalize().unwrap_or(path);
+        replace_file_now(&file, text.as_bytes())
+    });
+    within_disk_time(async { written.await.flatten() }).await
 }
 
 fn current(control: &Control, config: &Config) -> Config {

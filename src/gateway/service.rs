@@ -36,6 +36,12 @@ pub(super) fn ready(name: &str) {
     ]);
 }
 
+/// Tells the service manager that what comes next, a start or an end, may take this long, where it would wait for less.
+pub(super) fn takes(time: Duration) {
+    let time = time.as_micros().try_into().unwrap_or(u32::MAX);
+    tell(&[NotifyState::ExtendTimeoutUsec(time)]);
+}
+
 /// Tells the service manager that everything moves, before what may take its time.
 pub(super) fn alive() {
     tell(&[NotifyState::Watchdog]);

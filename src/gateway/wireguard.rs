@@ -107,7 +107,7 @@ fn run_open(
         addresses: Vec::new(),
         suite: options.suite,
     };
-    parts.run(identity, Signals::install, async |control, signals, _| {
+    parts.run(identity, Signals::install, async |control, signals| {
         exec::accept_signals()?;
         let name = control.facts().name.clone();
         let uapi_path = uapi::server::path_of(&name);

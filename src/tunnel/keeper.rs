@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::builder::Builder;
 use super::error::Error;
 use crate::config::Table;
-use crate::control::runtime::Runtime;
+use crate::control::runtime::block_on;
 use crate::dns;
 use crate::gateway;
 use crate::link::{self, Counters, Link, LinkError, Routes};
@@ -90,7 +90,7 @@ impl Drop for Keeper {
 
 /// The thread.
 fn keep(plan: &Plan, mut orders: UnboundedReceiver<Order>, tell: &Sender<Result<Option<u32>, Error>>) {
-    let result = Runtime::Tokio.block_on(async |_| {
+    let result = block_on(async {
         let (mut place, mark) = match Place::take(plan).await {
             Ok(taken) => taken,
             Err(error) => return drop(tell.send(Err(error))),

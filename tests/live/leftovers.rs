@@ -161,7 +161,13 @@ fn the_next_daemon_runs_what_a_killed_one_has_not_come_to_before_its_own_command
         a.log().contains("another process runs post_down")
     });
     assert_eq!(said(), "begin\n");
+    // Nor does it go on while somebody removes what is left, however long that takes.
+    let name = fs::File::create(a.control.with_extension("sock.lock")).expect("the directory is ours");
+    name.lock().expect("the daemon keeps it for a moment only");
     theirs.unlock().expect("it is locked");
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(said(), "begin\n");
+    name.unlock().expect("it is locked");
     wait_until("its own commands", PATIENCE, || said() == "begin\nend\nbegin\n");
     // Whoever cleans up beside them has nothing to end.
     cleanup(&lab, &a.file).expect("it may");
@@ -220,15 +226,15 @@ fn root_puts_no_socket_and_no_log_where_others_can_have_put_a_file_first() {
     a.write("", &[]);
     let own = fs::read_to_string(&a.file).expect("it was written");
     let socket = open.join("rw.sock");
-    symlink(&victim, socket.with_extension("log")).expect("a link");
+    symlink(&victim, socket.with_extension("sock.log")).expect("a link");
     write(&a.file, &own.replace(text(&a.control), text(&socket)));
-    for (command, place) in [("run", socket.clone()), ("up", socket.with_extension("log"))] {
+    for (command, place) in [("run", socket.clone()), ("up", socket.with_extension("sock.log"))] {
         let told = run(&a, command);
         assert!(told.contains(text(&place)) && told.contains(&open_to_others), "{told}");
     }
     // Nor may it be a second name of another file.
     set_mode(0o1777);
-    let log = socket.with_extension("log");
+    let log = socket.with_extension("sock.log");
     fs::remove_file(&log).expect("it is there");
     fs::hard_link(&victim, &log).expect("root may");
     let told = run(&a, "up");
@@ -245,6 +251,41 @@ fn root_puts_no_socket_and_no_log_where_others_can_have_put_a_file_first() {
         told.contains(text(&metrics)) && told.contains(&open_to_others),
         "{told}"
     );
+    // In a directory like /tmp anybody can put a mark, and keep its lock: nobody waits for that, nor runs commands because of it.
+    set_mode(0o1777);
+    let own_place = own.replace(text(&a.control), text(&socket));
+    let ran = lab.directory.join("ran");
+    let commands = format!("post_down = [\"touch {}\"]\n", ran.display());
+    a.write(&commands, &[]);
+    let with_commands = fs::read_to_string(&a.file).expect("it was written");
+    write(&a.file, &with_commands.replace(text(&a.control), text(&socket)));
+    let mark = socket.with_extension("sock.up");
+    let theirs = fs::File::create(&mark).expect("it is ours");
+    theirs.lock().expect("nobody else has it");
+    chown(&mark, Some(STRANGER), None).expect("root may");
+    a.start_at_least(&lab.a);
+    wait_until("the control socket", PATIENCE, || socket.exists());
+    let log = a.log();
+    let strange = format!("{} belongs to the user {STRANGER}", mark.display());
+    assert!(
+        log.contains(&strange) && log.contains("post_down does not run"),
+        "{log}"
+    );
+    assert!(!ran.exists());
+    a.end_by(Signal::SIGTERM);
+    assert!(ran.exists(), "those of its own end");
+    // Nor is their lock waited for.
+    let lock = socket.with_extension("sock.lock");
+    fs::write(&lock, "").expect("it is ours");
+    chown(&lock, Some(STRANGER), None).expect("root may");
+    write(&a.file, &own_place);
+    let told = run(&a, "run");
+    assert!(
+        told.contains(text(&lock)) || told.contains("Permission denied"),
+        "{told}"
+    );
+    fs::remove_file(&lock).expect("it is there");
+    set_mode(0o777);
     // For want of its state no tunnel stays down.
     let state = open.join("rw0.state");
     write(
@@ -270,7 +311,7 @@ fn cleanup_by_a_file_that_names_another_interface_by_now_leaves_a_tunnel_that_ru
         "{told}"
     );
     assert_ne!(forwarding(&lab), before);
-    assert!(a.control.with_extension("sysctl").exists());
+    assert!(a.control.with_extension("sock.sysctl").exists());
     a.end_by(Signal::SIGTERM);
     assert_eq!(forwarding(&lab), before);
 }
@@ -311,7 +352,7 @@ fn root_runs_no_commands_and_removes_no_sockets_on_the_word_of_others() {
 
     // A socket that they have made, and what forwarding was before, as they say.
     let theirs = pair.lab.directory.join("theirs.sock");
-    let switches = theirs.with_extension("sysctl");
+    let switches = theirs.with_extension("sock.sysctl");
     drop(UnixListener::bind(&theirs).expect("a socket"));
     let mark = theirs.with_extension("sock.up");
     fs::write(&mark, "").expect("the directory is ours");

@@ -181,6 +181,28 @@ fn a_service_manager_is_told_when_packets_pass_that_all_moves_and_what_is_under_
 }
 
 #[test]
+fn a_service_manager_is_told_how_long_the_end_of_a_killed_tunnel_may_hold_up_the_next_start() {
+    let Some(mut pair) = pair() else { return };
+    let mark = pair.a.control.with_extension("sock.up");
+    pair.a
+        .write("post_down = [\"true\", \"true\"]\n", &[pair.b.as_peer_at_home()]);
+    pair.a.start(&pair.lab.a);
+    wait_until("what says that it is up", PATIENCE, || mark.exists());
+    pair.a.end_by(Signal::SIGKILL);
+    let path = pair.lab.directory.join("notify");
+    let manager = Mailbox::at(&path);
+    let socket = format!("NOTIFY_SOCKET={}", path.display());
+    pair.a.start_under(&pair.lab.a, &["env", &socket]);
+    // Rules and name servers, then 30 s for each command.
+    for seconds in [90, 40, 40] {
+        let granted = format!("{seconds}000000");
+        assert_eq!(manager.message()["EXTEND_TIMEOUT_USEC"], granted);
+    }
+    assert_eq!(manager.message()["READY"], "1");
+    assert!(pair.a.end_by(Signal::SIGTERM).success());
+}
+
+#[test]
 fn a_service_manager_hears_at_each_step_of_an_upgrade_that_all_moves() {
     let Some(mut pair) = pair() else { return };
     let path = pair.lab.directory.join("notify");

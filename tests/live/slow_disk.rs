@@ -1,13 +1,16 @@
 //! A disk that does not answer, as an upgrade and the end of a tunnel meet it.
 
-use std::fs::File;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use nix::sys::signal::Signal;
 
 use crate::end::{End, INTERFACE};
-use crate::lab::wait_until;
+use crate::lab::{Lab, wait_until};
 use crate::traffic::{connect, under_traffic};
 use crate::upgrade::{unchanged, upgrade};
 use crate::{PATIENCE, Pair, inner};
@@ -35,6 +38,88 @@ impl Stall {
     fn of_state(end: &End) -> Option<Stall> {
         wait_until("the state file", PATIENCE, || end.state.exists());
         Stall::of(end.state.parent().expect("it has one"))
+    }
+}
+
+/// A file system of its own. While it is frozen, who writes to it waits, and no signal ends that.
+struct Disk {
+    folder: PathBuf,
+}
+
+impl Disk {
+    /// `None`, with a printed line, where there can be none.
+    fn new(lab: &Lab) -> Option<Disk> {
+        let [image, folder] = ["image", "disk"].map(|name| lab.directory.join(name));
+        let file = File::create(&image).and_then(|file| file.set_len(16 << 20));
+        file.expect("the directory is ours");
+        fs::create_dir(&folder).expect("the directory is ours");
+        let (from, to) = (image.display(), folder.display());
+        let mount = format!("mkfs.ext4 -q '{from}' && mount -o loop '{from}' '{to}'");
+        let mounted = Command::new("sh").args(["-c", &mount]).output().expect("a shell");
+        if !mounted.status.success() {
+            let why = String::from_utf8_lossy(&mounted.stderr);
+            println!("skipped: no disk can be frozen here: {}", why.trim_end());
+            return None;
+        }
+        Some(Disk { folder })
+    }
+
+    /// Whether `fsfreeze OPTION` has done it.
+    fn try_to(&self, option: &str) -> bool {
+        let done = Command::new("fsfreeze").arg(option).arg(&self.folder).output();
+        done.expect("util-linux is installed").status.success()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.try_to("--unfreeze");
+        // A daemon may have a file there yet.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.folder).status();
+    }
+}
+
+#[test]
+fn a_disk_that_never_takes_the_latency_log_keeps_nothing_from_being_put_back() {
+    for io in ["uring", "syscall"] {
+        let Some(lab) = Lab::new() else { return };
+        let [mut a, mut b] = [0, 1].map(|me| End::new(&lab, me));
+        let Some(disk) = Disk::new(&lab) else { return };
+        let ended = lab.directory.join("ended");
+        let log = disk.folder.join("rw0.hlog");
+        a.write(
+            &format!(
+                "io = \"{io}\"\nlatency_log = \"{}\"\npost_down = [\"touch {}\"]\n",
+                log.display(),
+                ended.display()
+            ),
+            &[b.as_peer_at_home()],
+        );
+        b.write("", &[a.as_peer("")]);
+        b.start(&lab.b);
+        a.start(&lab.a);
+        let text = || fs::read_to_string(&log).unwrap_or_default();
+        wait_until("an interval in the log", PATIENCE, || {
+            lab.a.ping(inner(1), 56) && text().contains("Tag=")
+        });
+        assert!(disk.try_to("--freeze"));
+        let before = text();
+        // Packets pass meanwhile, and intervals end.
+        for _ in 0..3 {
+            assert!(lab.a.ping(inner(1), 56));
+            thread::sleep(Duration::from_millis(600));
+        }
+        assert_eq!(text(), before);
+        // It comes back although no signal ends a thread that waits for such a disk.
+        assert_eq!(
+            a.must(&["down", &a.file.display().to_string()]),
+            format!("{INTERFACE} is down")
+        );
+        assert!(ended.exists() && !lab.a.has_interface(INTERFACE) && !a.control.exists());
+        let said = a.log();
+        assert!(said.contains("the latency log is not written within 5s"), "{said}");
+        assert!(disk.try_to("--unfreeze"));
+        a.wait_for_end();
     }
 }
 
