@@ -11,7 +11,8 @@
 //!   between cores. In the native suite there must be none. In the WireGuard suite the workers share a record counter, and
 //!   must touch it no more than a super-packet needs.
 //!
-//! A last count has a counter of each worker planted side by side in memory: unless that is noticed, nothing else counts.
+//! A last count has a counter of each worker planted side by side in memory, for sending and for receiving: unless both are noticed,
+//! nothing else counts.
 //!
 //! ```text
 //! cargo run --release --example scaling
@@ -50,6 +51,8 @@ const WIREGUARD_STORES_MAX: u64 = 1;
 /// Heaps that the C library may keep: one for each thread, as on a machine that has a core for each. (It derives their number
 /// from that of the cores.)
 const HEAPS: u32 = 80;
+/// How often a row is counted that fails.
+const ATTEMPTS: usize = 2;
 /// In less time valgrind fills no pipe.
 const FILLING_TIME: Duration = Duration::from_millis(1);
 /// How many of the shared lines are printed.
@@ -84,6 +87,21 @@ enum Suite {
     Wireguard,
 }
 
+impl Suite {
+    fn choice(self) -> SuiteChoice {
+        match self {
+            Suite::Native => SuiteChoice::Native,
+            Suite::Wireguard => SuiteChoice::WireGuard,
+        }
+    }
+
+    /// As options and tables have it.
+    fn name(self) -> String {
+        let value = self.to_possible_value().expect("every suite is one");
+        value.get_name().to_owned()
+    }
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
     let result = match (options.traced, options.suite) {
@@ -102,12 +120,8 @@ fn main() -> ExitCode {
 
 /// The traced run: prints where the marks are, then carries packets.
 fn carry(options: &Options, suite: Suite) -> io::Result<()> {
-    let suite = match suite {
-        Suite::Native => SuiteChoice::Native,
-        Suite::Wireguard => SuiteChoice::WireGuard,
-    };
     for &workers in &options.workers {
-        let mut pair = Pair::connect(suite, workers, options.planted);
+        let mut pair = Pair::connect(suite.choice(), workers, options.planted);
         (0..WARM_UP_ROUNDS).for_each(|_| {
             pair.round(Load::Most);
         });
@@ -118,47 +132,66 @@ fn carry(options: &Options, suite: Suite) -> io::Result<()> {
     Ok(())
 }
 
-/// Counts for every number of workers and suite; whether nothing grows that should not.
+/// Counts for every number of workers and suite; whether nothing grows that should not, and that would have been noticed.
 fn compare(options: &Options) -> io::Result<bool> {
-    let mut holds = true;
+    let mut numbers = options.workers.clone();
+    numbers.sort_unstable();
+    numbers.dedup();
+    if numbers.len() < 2 {
+        return Err(io::Error::other(
+            "--workers: one number has nothing to be compared with; give two or more, e.g. --workers 1 4",
+        ));
+    }
+    let (mut holds, mut is_blind) = (true, false);
     println!("                    per packet                         to shared lines, out        to shared lines, in");
     println!(
         "suite      workers  instructions     loads    stores        loads      stores          loads      stores"
     );
     let suites = [Suite::Native, Suite::Wireguard].into_iter();
     for suite in suites.filter(|suite| options.suite.is_none_or(|only| only == *suite)) {
-        let mut least = f64::INFINITY;
-        for &workers in &options.workers {
-            let count = counted(options, workers, suite, false)?;
-            print_row(suite, workers, "", &count);
-            let instructions = count.instructions as f64 / count.packets as f64;
-            least = least.min(instructions);
-            if instructions > least * GROWTH_MAX {
-                println!("  more than {GROWTH_MAX} times the instructions");
-                holds = false;
+        let mut of_fewest = None;
+        for &workers in &numbers {
+            let mut complaint = None;
+            for attempt in 1..=ATTEMPTS {
+                let count = counted(options, workers, suite, false)?;
+                print_row(suite, workers, if attempt > 1 { "(again)" } else { "" }, &count);
+                let limit = *of_fewest.get_or_insert(count.instructions_per_packet()) * GROWTH_MAX;
+                complaint = complaint_of(suite, &count, limit);
+                match complaint {
+                    Some(_) => print_lines(&count)?,
+                    None => break,
+                }
             }
-            if !shares_no_more_than_it_must(suite, &count) {
-                print_lines(&count)?;
+            if let Some(complaint) = complaint {
+                println!("  {complaint}");
                 holds = false;
             }
         }
         // What finds nothing has to show that it can find something.
         let planted = counted(options, 2, suite, true)?;
         print_row(suite, 2, "with counters of each worker planted side by side", &planted);
-        if shares_no_more_than_it_must(suite, &planted) {
-            println!("  the planted counters were not noticed: the counts above mean nothing");
-            holds = false;
-        }
+        is_blind |= !notices_what_is_planted(suite, &planted);
     }
     println!(
         "{}",
-        if holds {
-            "nothing grows with the number of workers"
-        } else {
-            "something grows with the number of workers"
+        match (is_blind, holds) {
+            (true, _) => "counters that were planted side by side were not noticed: the counts mean nothing",
+            (false, true) => "nothing grows with the number of workers",
+            (false, false) => "something grows with the number of workers",
         }
     );
-    Ok(holds)
+    Ok(holds && !is_blind)
+}
+
+/// What is wrong with a count that may have `limit` instructions per packet.
+fn complaint_of(suite: Suite, count: &Count, limit: f64) -> Option<String> {
+    let grown = (count.instructions_per_packet() > limit)
+        .then(|| format!("more than {GROWTH_MAX} times the instructions of the fewest workers"));
+    let shared = || {
+        (!shares_no_more_than_it_must(suite, count))
+            .then(|| "more accesses to shared lines than the suite needs".to_owned())
+    };
+    grown.or_else(shared)
 }
 
 fn shares_no_more_than_it_must(suite: Suite, count: &Count) -> bool {
@@ -174,12 +207,15 @@ fn shares_no_more_than_it_must(suite: Suite, count: &Count) -> bool {
     out.loads <= loads && out.stores <= stores && (into.loads, into.stores) == (0, 0)
 }
 
+/// In the WireGuard suite one worker receives everything, so only those that send can share a line.
+fn notices_what_is_planted(suite: Suite, planted: &Count) -> bool {
+    let [_, into] = planted.shared;
+    !shares_no_more_than_it_must(suite, planted) && (suite == Suite::Wireguard || into.stores > 0)
+}
+
 fn print_row(suite: Suite, workers: u8, note: &str, count: &Count) {
     let per_packet = |number: u64| number as f64 / count.packets as f64;
-    let suite = match suite {
-        Suite::Native => "native",
-        Suite::Wireguard => "WireGuard",
-    };
+    let suite = suite.name();
     let [out, into] = count.shared;
     println!(
         "{suite:<10} {workers:>7} {:>13.0} {:>9.0} {:>9.0} {:>12.3} {:>11.3} {:>14.3} {:>11.3} {note}",
@@ -222,7 +258,7 @@ fn counted(options: &Options, workers: u8, suite: Suite, planted: bool) -> io::R
     command
         .arg(std::env::current_exe()?)
         .args(["--traced", "--workers", &workers.to_string()])
-        .args(["--suite", if suite == Suite::Native { "native" } else { "wireguard" }])
+        .args(["--suite", &suite.name()])
         .args(planted.then_some("--planted"))
         .env(
             "GLIBC_TUNABLES",
@@ -242,4 +278,42 @@ fn counted(options: &Options, workers: u8, suite: Suite, planted: bool) -> io::R
     trace?
         .count()
         .ok_or_else(|| io::Error::other("the trace is not of packets"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trace::Shared;
+
+    fn count(instructions: u64, [out, into]: [[u64; 2]; 2]) -> Count {
+        let shared = [out, into].map(|[loads, stores]| Shared { loads, stores });
+        Count {
+            packets: SEGMENTS as u64,
+            instructions,
+            loads: 0,
+            stores: 0,
+            shared,
+            lines: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_grows_or_is_shared_is_complained_of_and_what_is_planted_has_to_show_on_both_sides() {
+        let limit = 1_000.0;
+        let within = 1_000 * SEGMENTS as u64;
+        let complains = |suite, count: &Count| complaint_of(suite, count, limit).is_some();
+        let clean = count(within, [[0; 2]; 2]);
+        let counter = count(within, [[4, 1], [0; 2]]);
+        assert!(!complains(Suite::Native, &clean) && !complains(Suite::Wireguard, &counter));
+        assert!(complains(Suite::Native, &count(within + SEGMENTS as u64, [[0; 2]; 2])));
+        assert!(complains(Suite::Native, &counter));
+        assert!(complains(Suite::Wireguard, &count(within, [[4, 2], [0; 2]])));
+        assert!(complains(Suite::Wireguard, &count(within, [[4, 1], [1, 0]])));
+        let both = count(within, [[4, 2], [2, 1]]);
+        let out_only = count(within, [[4, 2], [0; 2]]);
+        assert!(notices_what_is_planted(Suite::Native, &both));
+        assert!(!notices_what_is_planted(Suite::Native, &out_only));
+        assert!(notices_what_is_planted(Suite::Wireguard, &out_only));
+        assert!(!notices_what_is_planted(Suite::Wireguard, &counter));
+    }
 }

@@ -100,13 +100,16 @@ impl Pair {
         let (mut post, reports) = sender.workers[lane].send(empty, load, self.now.mono);
         sender.take(reports, self.now);
         let (runs, packets) = post.contents();
+        let mut all_opened = 0;
         for run in 0..runs {
             // In the WireGuard suite one worker opens all.
             let to = post.lane(run) % receiver.workers.len();
-            let reports;
-            (post, reports) = receiver.workers[to].receive(post, run, endpoint(0), self.now.mono);
+            let (reports, opened);
+            (post, reports, opened) = receiver.workers[to].receive(post, run, endpoint(0), self.now.mono);
             receiver.take(reports, self.now);
+            all_opened += opened;
         }
+        assert_eq!(all_opened, packets as u64, "all that was sent is opened");
         self.post = Some(post);
         packets
     }

@@ -86,8 +86,14 @@ pub(super) struct Count {
     pub(super) lines: Vec<String>,
 }
 
+impl Count {
+    pub(super) fn instructions_per_packet(&self) -> f64 {
+        self.instructions as f64 / self.packets as f64
+    }
+}
+
 /// Accesses to lines that one worker of a host writes to, and another one touches.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Shared {
     pub(super) loads: u64,
     pub(super) stores: u64,
@@ -150,7 +156,7 @@ impl Trace {
         }
     }
 
-    /// `None` when no packet was carried.
+    /// `None` when no packet was carried, or nobody's turn was seen.
     pub(super) fn count(&self) -> Option<Count> {
         let mut shared = [Shared::default(); 2];
         let mut lines: Vec<_> = self.lines.iter().filter(|(_, line)| line.is_shared()).collect();
@@ -159,7 +165,7 @@ impl Trace {
             shared[*host].loads += line.loads;
             shared[*host].stores += line.stores;
         }
-        (self.packets > 0).then(|| Count {
+        (self.packets > 0 && self.instructions > 0).then(|| Count {
             packets: self.packets,
             instructions: self.instructions,
             loads: self.loads,
@@ -197,4 +203,50 @@ fn access(line: &[u8]) -> Option<(u8, u64, u64)> {
     let (address, size) = text.get(1..)?.trim_ascii_start().split_once(',')?;
     b"ILSM".contains(&kind).then_some(())?;
     Some((kind, u64::from_str_radix(address, 16).ok()?, size.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MARKS_AT: u64 = 4096;
+    const NOBODY_AT: u64 = 8192;
+
+    /// The trace of a program with two packets, and one access of each of these workers of host 0 between its marks.
+    fn count(accesses: &[(u64, &str)]) -> Option<Count> {
+        let mut text = format!("I  10,3\nmarks {MARKS_AT} {NOBODY_AT} 0\n");
+        for (worker, access) in accesses {
+            text += &format!(
+                " S {:x},1\nI  20,3\n{access}\n S {NOBODY_AT:x},1\nI  30,3\n",
+                MARKS_AT + worker
+            );
+        }
+        Trace::read((text + "packets 2\n").as_bytes())
+            .expect("it is in memory")
+            .count()
+    }
+
+    #[test]
+    fn lines_are_shared_that_one_writes_and_another_touches() {
+        let shared = |accesses: &[(u64, &str)]| count(accesses).expect("turns were seen").shared;
+        let [out, into] = shared(&[(0, " S 10000,8"), (1, " L 10078,8")]);
+        assert_eq!((out, into), (Shared { loads: 1, stores: 1 }, Shared::default()));
+        for apart in [
+            [(0, " S 10000,8"), (1, " L 10080,8")],
+            [(0, " L 10000,8"), (1, " L 10078,8")],
+            [(0, " S 10000,8"), (0, " M 10078,8")],
+        ] {
+            assert_eq!(shared(&apart), [Shared::default(); 2], "{apart:?}");
+        }
+    }
+
+    #[test]
+    fn a_trace_without_turns_is_no_count() {
+        assert!(count(&[]).is_none());
+        let count = count(&[(0, " L 10000,8")]).expect("a turn was seen");
+        assert_eq!(
+            (count.packets, count.instructions, count.loads, count.stores),
+            (2, 1, 1, 0)
+        );
+    }
 }

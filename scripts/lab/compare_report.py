@@ -86,13 +86,14 @@ def print_self(result: dict, tolerance: float) -> bool:
                 good = False
                 continue
             found = figures.ratio(result["runs"], case["key"], metric["key"], second, first)
-            if found is None:
+            if found is None and pair[0].median == pair[1].median:
                 continue
-            ratio, error = found
-            within = abs(ratio - 1) <= tolerance
+            ratio, error = found or (None, None)
+            within = ratio is not None and abs(ratio - 1) <= tolerance
             good &= within
             values = [value_text(figure.median, metric["unit"]) for figure in pair]
-            rows.append([f"{case['label']}: {metric['label']}", *values, f"{ratio:.3f}", f"± {error:.3f}", "" if within else "off"])
+            texts = ["" if ratio is None else f"{ratio:.3f}", "" if error is None else f"± {error:.3f}"]
+            rows.append([f"{case['label']}: {metric['label']}", *values, *texts, "" if within else "off"])
     terminal.heading("ringway against itself")
     terminal.table(["", "first", "second", "ratio", "standard error", ""], rows)
     print_errors(view)

@@ -45,15 +45,15 @@ def summarise(runs: list[dict], reference: str, base: str) -> list[Figure]:
     ]
 
 
-def ratio(runs: list[dict], case: str, metric: str, of: str, to: str) -> tuple[float, float] | None:
+def ratio(runs: list[dict], case: str, metric: str, of: str, to: str) -> tuple[float, float | None] | None:
     """A tunnel's median ratio to another within each round, and the standard error of that, which one round says nothing about
-    (0). None: there is no ratio, as where both lost nothing."""
+    (None). None in the place of both: there is no ratio, as where the other one lost nothing."""
     values = _by_round(runs)
     ratios = _ratios(values.get((case, of, metric), {}), values.get((case, to, metric), {}))
     if not ratios:
         return None
     # Of a median of many: sqrt(pi / 2) times that of a mean.
-    error = math.sqrt(math.pi / 2 / len(ratios)) * statistics.stdev(ratios) if len(ratios) > 1 else 0.0
+    error = math.sqrt(math.pi / 2 / len(ratios)) * statistics.stdev(ratios) if len(ratios) > 1 else None
     return statistics.median(ratios), error
 
 
@@ -66,8 +66,10 @@ def _by_round(runs: list[dict]) -> dict[tuple[str, str, str], dict[int, float]]:
 
 
 def _ratios(ours: dict[int, float], others: dict[int, float]) -> list[float]:
-    """Within rounds, whose runs are seconds apart: what slows the machine down for longer slows both down."""
-    return [value / others[turn] for turn, value in ours.items() if others.get(turn)]
+    """Within rounds, whose runs are seconds apart: what slows the machine down for longer slows both down. None of a few rounds
+    where others have no ratio, as of what is mostly 0."""
+    common = [turn for turn in ours if turn in others]
+    return [ours[turn] / others[turn] for turn in common] if all(others[turn] for turn in common) else []
 
 
 def _median(ratios: list[float]) -> float | None:

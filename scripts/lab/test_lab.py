@@ -29,8 +29,13 @@ class Figures(unittest.TestCase):
         ratio, error = figures.ratio(runs, "plain", "tcp_1", "two", "one")
         self.assertEqual(ratio, 1.0)
         self.assertAlmostEqual(error, 0.1 * (3.14159 / 2 / 3) ** 0.5, 4)
-        self.assertEqual(figures.ratio(runs[:4], "plain", "tcp_1", "two", "one"), (0.9, 0.0))
+        self.assertEqual(figures.ratio(runs[:4], "plain", "tcp_1", "two", "one"), (0.9, None))
         self.assertIsNone(figures.ratio([_run("one", 0, 0.0), _run("two", 0, 0.0)], "plain", "tcp_1", "two", "one"))
+        # What is mostly 0 is not compared where it happens not to be.
+        lost = [("one", (0.0, 0.0, 0.1)), ("two", (5.0, 5.0, 0.1))]
+        runs = [_run(tunnel, turn, value) for tunnel, values in lost for turn, value in enumerate(values)]
+        self.assertIsNone(figures.ratio(runs, "plain", "tcp_1", "two", "one"))
+        self.assertIsNone(figures.summarise(runs, "one", "one")[1].to_reference)
 
     def test_values_are_shown_in_units_that_people_use(self):
         shown = [compare_report.value_text(value, unit) for value, unit in ((12.3e9, "bit/s"), (5e8, "packet/s"), (87_654, "ns"), (3.2e6, "ns"))]
@@ -54,6 +59,7 @@ class AgainstItself(unittest.TestCase):
         self.assertFalse(self._is_good([_run("one", 0, 100.0), _run("two", 0, 106.0)]))
         self.assertFalse(self._is_good([]))
         self.assertFalse(self._is_good([_run("one", 0, 100.0)]))
+        self.assertFalse(self._is_good([_run("one", 0, 0.0), _run("two", 0, 5.0)]))
         broken = {"case": "plain", "tunnel": "two", "round": 1, "measurement": "tcp_1", "error": "it broke"}
         self.assertFalse(self._is_good([_run("one", 0, 100.0), _run("two", 0, 100.0), broken]))
 

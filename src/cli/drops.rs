@@ -142,7 +142,7 @@ fn advice(reason: Drop) -> &'static str {
         }
         Drop::SocketFull => {
             "Of a worker: it is slower than the network; more workers, or a larger receive buffer (CAP_NET_ADMIN, or \
-             net.core.rmem_max). Of the control row: a flood of handshakes is faster than ringway wants to look at."
+             net.core.rmem_max). A run of datagrams that came as one counts as one. Of the control row: a flood of handshakes is faster than ringway wants to look at."
         }
         Drop::BadMessage => "Something else sends to this port. Harmless; a firewall can keep it away.",
         Drop::UnknownIndex => {

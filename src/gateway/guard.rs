@@ -45,6 +45,8 @@ impl Guard {
             .arg(GUARD)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            // It is no process that a service manager listens to.
+            .env_remove("NOTIFY_SOCKET")
             // Ctrl-C is for the daemon.
             .process_group(0)
             .spawn()?;

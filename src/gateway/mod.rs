@@ -471,7 +471,10 @@ impl Tunnel<'_> {
             control.keep_state(&folder.join(format!("{name}.state"))).await;
         }
         match &resumed {
-            Some(resumed) => control.resume(&resumed.state.control)?,
+            Some(resumed) => {
+                service::alive();
+                control.resume(&resumed.state.control)?;
+            }
             None => control.add_peers(&config.peers).await?,
         }
         // Before the link, so that no packet of the tunnel passes unjudged.
@@ -519,6 +522,9 @@ impl Tunnel<'_> {
                 Some(begin) => control.resume_latency_log(self.log_means, path, begin).await,
                 None => control.log_latency(self.log_means, path).await,
             };
+            if resumed.is_some() {
+                service::alive();
+            }
             match logging.map_err(failed) {
                 // A tunnel that runs does not end for want of its log.
                 Err(error) if resumed.is_some() => tracing::warn!("{error}"),

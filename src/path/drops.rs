@@ -54,7 +54,8 @@ drop_reasons! {
     SendFailed = "send_failed",
 
     // In: UDP -> TUN.
-    /// The kernel dropped it at the UDP socket: the receive buffer was full, or the checksum wrong.
+    /// The kernel dropped it at the UDP socket: the receive buffer was full, or the checksum wrong. Datagrams that came as one run, as
+    /// over a veth or merged by a card, it counts as one.
     SocketFull = "socket_full",
     /// Too short, of an unknown type, or with reserved bits set.
     BadMessage = "bad_message",

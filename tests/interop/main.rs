@@ -153,6 +153,14 @@ fn a_transfer_outlives_roaming_of_either_end(other: &Implementation) {
             namespace.ip(&["address", "add", &format!("{new}/32"), "dev", UNDERLAY]);
             namespace.ip(&["address", "delete", &format!("{old}/24"), "dev", UNDERLAY]);
             namespace.ip(&["route", "replace", "192.0.2.0/24", "dev", UNDERLAY, "src", new]);
+            if side == B && other.keeps_source {
+                let [there, expected] = [(A, UNDERLAY_V4[A]), (B, new)].map(|(side, ip)| socket(ip, OTHER_PORTS[side]));
+                let a = &pair.ends[A].device.keys.public;
+                wait_until("a to follow", PATIENCE, || {
+                    pair.ends[B].device.wg("set", &["peer", a, "endpoint", &there]);
+                    pair.endpoint_seen_by(A) == expected
+                });
+            }
             found_at(side, new);
         }
     });

@@ -22,6 +22,10 @@ pub(crate) struct Implementation {
     /// and then ends: what reads from its TUN goes with the first of the tasks that it stops, and the one that is stopped last
     /// takes that for the interface's end. Told once, it has nothing to stop.
     pub(crate) reopens_sockets: bool,
+    /// Whether it goes on sending from the address at which it was heard last, even when that is no longer its machine's: until it has
+    /// heard nothing for 15 s, which a new handshake follows, or is told where the other end is. wireguard-go forgets that address
+    /// when routes change, and has it again from any datagram that waits in its socket.
+    pub(crate) keeps_source: bool,
 }
 
 pub(crate) const WIREGUARD_GO: Implementation = Implementation {
@@ -30,6 +34,7 @@ pub(crate) const WIREGUARD_GO: Implementation = Implementation {
     options: &["--foreground"],
     options_for_moving: &[],
     reopens_sockets: true,
+    keeps_source: true,
 };
 pub(crate) const BORINGTUN: Implementation = Implementation {
     name: "boringtun",
@@ -38,6 +43,7 @@ pub(crate) const BORINGTUN: Implementation = Implementation {
     // A connected socket keeps the address that it was connected from.
     options_for_moving: &["--disable-connected-udp"],
     reopens_sockets: true,
+    keeps_source: false,
 };
 pub(crate) const GOTATUN: Implementation = Implementation {
     name: "gotatun",
@@ -45,6 +51,7 @@ pub(crate) const GOTATUN: Implementation = Implementation {
     options: &["--foreground", "--disable-drop-privileges"],
     options_for_moving: &[],
     reopens_sockets: false,
+    keeps_source: false,
 };
 /// All of them, as docs/INTEROP.md has its columns.
 pub(crate) const ALL: [Implementation; 3] = [WIREGUARD_GO, BORINGTUN, GOTATUN];

@@ -218,9 +218,9 @@ fn a_service_manager_hears_at_each_step_of_an_upgrade_that_all_moves() {
     assert_eq!(manager.message()["READY"], "1");
     pair.wait_until_packets_pass();
     pair.a.must(&["upgrade", "@"]);
-    // Before it packs and before it settles, when it has, when workers rest and when they have ended; when it comes, and when
-    // workers are there.
-    for step in 1..=7 {
+    // Before it packs and before it settles, when it has, when workers rest and when they have ended; when it comes, when
+    // workers are there, and when it has its state.
+    for step in 1..=8 {
         assert_eq!(manager.message(), alive, "step {step}");
     }
     assert_eq!(manager.message()["READY"], "1");
