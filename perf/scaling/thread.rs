@@ -292,11 +292,14 @@ impl Work {
         turn_of(self.host, self.number);
         self.forwarder.inbound(now, &received, 0, datagrams, &mut self.slots);
         self.forwarder.finish_pass();
+        let mut groups = 0;
         while let Some(group) = self.forwarder.groups.pop() {
             self.forwarder.recycle(group);
+            groups += 1;
         }
         self.count_beside_others();
         turn_of_nobody();
+        assert!(groups > 0, "what is opened is written");
         post
     }
 

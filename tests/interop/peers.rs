@@ -22,9 +22,9 @@ pub(crate) struct Implementation {
     /// and then ends: what reads from its TUN goes with the first of the tasks that it stops, and the one that is stopped last
     /// takes that for the interface's end. Told once, it has nothing to stop.
     pub(crate) reopens_sockets: bool,
-    /// Whether it goes on sending from the address at which it was heard last, even when that is no longer its machine's: until it has
-    /// heard nothing for 15 s, which a new handshake follows, or is told where the other end is. wireguard-go forgets that address
-    /// when routes change, and has it again from any datagram that waits in its socket.
+    /// Whether it may go on sending from the address at which it was heard last, even when that is no longer its machine's: until it
+    /// has heard nothing for 15 s, which a new handshake follows, or is told where the other end is. wireguard-go mostly lets go of
+    /// such an address at once, but on a busy machine it was seen not to ("network is unreachable").
     pub(crate) keeps_source: bool,
 }
 
