@@ -1,7 +1,7 @@
 //! `ringway cleanup` after daemons that were killed, beside some that run, and by files that are not root's alone.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
@@ -37,6 +37,18 @@ fn gateway() -> Option<(Lab, End, String)> {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("an ASCII path")
+}
+
+/// Locks the file at `path` as another process does that decides whose a name is; a daemon may be removing its own.
+fn lock_as_another(path: &Path) -> fs::File {
+    loop {
+        let file = fs::File::create(path).expect("the directory is ours");
+        file.lock().expect("the daemon keeps it for a moment only");
+        let inode = file.metadata().expect("it is open").ino();
+        if fs::metadata(path).is_ok_and(|found| found.ino() == inode) {
+            return file;
+        }
+    }
 }
 
 /// `ringway cleanup FILE` in a's namespace.
@@ -162,8 +174,7 @@ fn the_next_daemon_runs_what_a_killed_one_has_not_come_to_before_its_own_command
     });
     assert_eq!(said(), "begin\n");
     // Nor does it go on while somebody removes what is left, however long that takes.
-    let name = fs::File::create(a.control.with_extension("sock.lock")).expect("the directory is ours");
-    name.lock().expect("the daemon keeps it for a moment only");
+    let name = lock_as_another(&a.control.with_extension("sock.lock"));
     theirs.unlock().expect("it is locked");
     thread::sleep(Duration::from_secs(6));
     assert_eq!(said(), "begin\n");

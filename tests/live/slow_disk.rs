@@ -106,7 +106,7 @@ fn a_disk_that_never_takes_the_latency_log_keeps_nothing_from_being_put_back() {
         let before = text();
         // Packets pass meanwhile, and intervals end.
         for _ in 0..3 {
-            assert!(lab.a.ping(inner(1), 56));
+            assert!(lab.a.answers(inner(1), 56));
             thread::sleep(Duration::from_millis(600));
         }
         assert_eq!(text(), before);
