@@ -75,7 +75,10 @@ impl Foreign {
         // What does not exist yet is made by us, below what does.
         let mut way = way_to(path.parent()?);
         // By whatever links it was come to.
-        let is_services = way.pop_if(|(place, _)| services.contains(&place.as_path())).is_some();
+        let is_there = path.parent()?.is_dir();
+        let is_services = way
+            .pop_if(|(place, _)| is_there && services.contains(&place.as_path()))
+            .is_some();
         judge_way(owners, landlord, way, WRITABLE_BY_OTHERS).or_else(|| {
             let found = fs::symlink_metadata(&path).ok().filter(|_| !is_services)?;
             judge(&path, &found, owners.contains(&found.uid()), 0)
@@ -254,6 +257,9 @@ mod tests {
             "{place:?}"
         );
         assert!(Foreign::of_place_to(&[me + 1], Some(me), &[&folder.0], &place).is_some());
+        // What can yet be made in it is another matter.
+        let missing = Foreign::of_place_to(&[me + 1], None, &[&inner], &inner.join("new/log"));
+        assert!(missing.is_some());
     }
 
     #[test]

@@ -168,7 +168,9 @@ mod tests {
                 let last = log.append(b"two\n".to_vec());
                 tokio::select! { biased; _ = last => {}, () = std::future::ready(()) => {} }
                 drop(log);
+                let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
                 while text() != "one\ntwo\n" {
+                    assert!(std::time::Instant::now() < deadline, "{}", text());
                     tokio::task::yield_now().await;
                 }
                 let log = LogFile::open(means, &path).await.expect("the file exists");

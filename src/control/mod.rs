@@ -444,7 +444,7 @@ impl Control {
     /// called before peers are added.
     pub async fn keep_state(&mut self, path: &Path) {
         match runtime::judge_place(path) {
-            Ok(()) => self.state = Some(State::open(path, self.now()).await),
+            Ok(()) => self.state = State::open(path, self.now()).await,
             Err(error) => tracing::warn!("{}: {error}; nothing is kept over a restart", path.display()),
         }
     }
@@ -576,17 +576,25 @@ impl Control {
     /// The disk takes too long. It has been given all of it, unless it had not yet taken what it was given before.
     async fn finish_state(&mut self) -> Result<(), ControlError> {
         let (now, timestamps) = (self.now(), self.timestamps().collect());
-        let finished = tokio::time::timeout(DISK_TIME_MAX, async {
+        let state = async {
             if let Some(state) = &mut self.state {
                 state.finish(now, timestamps).await;
             }
-            if let Some(log) = &mut self.latency_log {
-                let written = log.finish().await;
-                self.end_latency_log_unless(written);
+        };
+        let log = async {
+            match &mut self.latency_log {
+                Some(log) => log.finish().await,
+                None => Ok(()),
             }
-        })
-        .await;
-        finished.map_err(|_| ControlError::SlowDisk(DISK_TIME_MAX))
+        };
+        // They may be on two disks.
+        let (state, log) = tokio::join!(
+            tokio::time::timeout(DISK_TIME_MAX, state),
+            tokio::time::timeout(DISK_TIME_MAX, log)
+        );
+        let slow = |_| ControlError::SlowDisk(DISK_TIME_MAX);
+        let log = log.map(|written| self.end_latency_log_unless(written));
+        state.and(log).map_err(slow)
     }
 
     /// A client that hung up loses its own answer only.

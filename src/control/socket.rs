@@ -14,8 +14,8 @@ use tokio::net::{UnixListener, UnixStream};
 use super::runtime::{judge_place, open_file, with_suffix};
 
 /// How long another process may have the right to decide whose a name is. A daemon asks the kernel a few questions; who removes what
-/// a killed one has left may have to wait for the machine's name servers, 20 s, and for nft, 60 s.
-const LOCK_PATIENCE: Duration = Duration::from_secs(90);
+/// a killed one has left may have to wait for name servers and nft, 90 s.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(100);
 /// Between two attempts to have the lock.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -180,12 +180,13 @@ impl Lock {
         Lock::take_within(LOCK_PATIENCE, socket).await
     }
 
-    async fn take_within(patience: Duration, socket: &Path) -> io::Result<Lock> {
+    /// As [`Lock::take`], for another time.
+    pub async fn take_within(patience: Duration, socket: &Path) -> io::Result<Lock> {
         let path = with_suffix(socket, ".lock");
-        judge_place(&path)?;
         let deadline = Instant::now() + patience;
         loop {
             let file = open_file(File::options().write(true).create(true).mode(0o600), &path)?;
+            judge_place(&path)?;
             match file.try_lock() {
                 // Who had the lock before may have removed the file.
                 Ok(()) if is_at(&file, &path) => return Ok(Lock { path, _file: file }),

@@ -57,8 +57,9 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Reads what an earlier run left at `path`, and reserves what this one goes on with where that is ahead of the clock.
-    pub(super) async fn open(path: &Path, now: Now) -> State {
+    /// Reads what an earlier run left at `path`, and reserves what this one goes on with where that is ahead of the clock. `None`, and
+    /// the file stays as it is, where its disk does not answer.
+    pub(super) async fn open(path: &Path, now: Now) -> Option<State> {
         let file = path.to_owned();
         let read = blocking(move || std::fs::read_to_string(file));
         let kept = match within_disk_time(async { read.await.flatten() }).await {
@@ -71,6 +72,10 @@ impl State {
                 Kept::default()
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Kept::default(),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                tracing::warn!("{}: {error}; nothing is kept over a restart", path.display());
+                return None;
+            }
             Err(error) => {
                 tracing::warn!("{}: {error}; going on without what it kept", path.display());
                 Kept::default()
@@ -96,7 +101,7 @@ impl State {
                 tracing::warn!("{}: {error}", path.display());
             }
         }
-        state
+        Some(state)
     }
 
     /// What was kept of a peer that is added.
@@ -343,7 +348,7 @@ mod tests {
             };
             block_on(async {
                 let now = |seconds| now(start + seconds, unix);
-                let mut state = State::open(&path, now(0)).await;
+                let mut state = State::open(&path, now(0)).await.expect("the disk answers");
                 let kept = state.of_new(&key(1));
                 if sends {
                     state.touch(now(0));
@@ -395,7 +400,7 @@ mod tests {
             received: stamp(1),
         };
         block_on(async {
-            let mut state = State::open(&path, now(0, 0)).await;
+            let mut state = State::open(&path, now(0, 0)).await.expect("the disk answers");
             assert_eq!(state.of_new(&key(1)), Timestamps::default());
             std::fs::remove_file(&path).expect("it is there");
             std::fs::create_dir(&path).expect("it is gone");
@@ -415,7 +420,7 @@ mod tests {
             vec![(key(1), Timestamps { sent, received })]
         };
         block_on(async {
-            let mut state = State::open(&path, now(0, 1000)).await;
+            let mut state = State::open(&path, now(0, 1000)).await.expect("the disk answers");
             state.touch(now(0, 1000));
             let (end_stall, stalled) = tokio::sync::oneshot::channel();
             state.writing = Some(tokio::task::spawn_local(async {

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::FirewallError;
-use crate::control::runtime::{create_anew, open_file, with_suffix};
+use crate::control::runtime::{create_anew, judge_place, open_file, with_suffix};
 
 /// Switches of this network namespace that were changed.
 pub(super) struct Sysctls {
@@ -37,9 +37,17 @@ impl Sysctls {
     }
 
     fn below(root: PathBuf, state: PathBuf) -> Sysctls {
-        // A file of before a reboot is gone with /run; one that can't be read says nothing.
+        // A file of before a reboot is gone with /run; one that can't be read says nothing, nor does one that others have put there.
+        let judged = |file: File| match judge_place(&state) {
+            Ok(()) => Some(file),
+            Err(error) => {
+                tracing::warn!("{}: {error}; no switch is put back by it", state.display());
+                None
+            }
+        };
         let mut changes: Vec<Change> = open_file(File::options().read(true), &state)
             .ok()
+            .and_then(judged)
             .and_then(|file| serde_json::from_reader(BufReader::new(file)).ok())
             .unwrap_or_default();
         // Root may read what the service's user has written: no more comes of that than a switch of the network.

@@ -25,7 +25,8 @@ use crate::{dns, uapi};
 /// How long the interface may outlive the process that had it: the kernel lets go of a ring's files some time after its end.
 /// The service's unit gives `ringway cleanup` longer.
 const INTERFACE_TIME_MAX: Duration = Duration::from_secs(8);
-/// How long the machine's name servers, links and rules may take to be as they were: resolved and resolvconf 20 s, nft 60 s.
+/// How long the machine's name servers, links and rules may take to be as they were: resolved and resolvconf have 20 s, nft 60 s.
+/// Who waits for that waits a little longer ([`socket::LOCK_PATIENCE`]).
 const REMOVAL_TIME_MAX: Duration = Duration::from_secs(90);
 /// How long another process may take to run `post_down`: ten commands that do not end by themselves.
 const OTHERS_TIME_MAX: Duration = Duration::from_secs(300);
@@ -104,7 +105,12 @@ impl Traces {
     /// does not let go of it.
     pub(super) async fn claim(&self) -> Result<Option<Lock>, RunError> {
         let socket = self.control_socket();
-        let lock = match Lock::take(socket).await {
+        let mut lock = Lock::take_within(Duration::ZERO, socket).await;
+        if lock.as_ref().is_err_and(|kept| kept.kind() == io::ErrorKind::TimedOut) {
+            service::takes(socket::LOCK_PATIENCE + REMOVAL_TIME_MAX);
+            lock = Lock::take(socket).await;
+        }
+        let lock = match lock {
             Ok(lock) => Some(lock),
             Err(kept) if kept.kind() == io::ErrorKind::TimedOut => {
                 return Err(SocketError::Io(socket.to_owned(), kept).into());
@@ -127,6 +133,14 @@ impl Traces {
             return Ok(());
         }
         service::takes(REMOVAL_TIME_MAX);
+        let removed = tokio::time::timeout(REMOVAL_TIME_MAX, self.remove_all(tell)).await;
+        removed.unwrap_or_else(|_| {
+            let slow = format!("name servers, links or rules are not removed within {REMOVAL_TIME_MAX:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, slow).into())
+        })
+    }
+
+    async fn remove_all(&self, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
         let mut tell_all = |removed: Vec<String>| removed.into_iter().for_each(&mut *tell);
         let dns = dns::remove_leftovers(&self.name).await.map(&mut tell_all);
         let link = link::remove_leftovers(&self.name).await.map(&mut tell_all);

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Config, Hooks, MetricsListen, RUN_DIR};
 use crate::control::Order;
+use crate::control::runtime::DISK_TIME_MAX;
 use crate::dns;
 use crate::sandbox;
 use crate::uapi;
@@ -26,6 +27,10 @@ use crate::uapi;
 /// What every daemon may write to: streams that lead nowhere, terminals, the device that TUN queues come from, and the
 /// network's own settings.
 const WRITABLE: [&str; 4] = ["/dev/null", "/dev/tty", "/dev/net/tun", "/proc/sys/net"];
+
+/// How long an end in good order may take, commands aside: SaveConfig and then the state and the latency log each wait for their disks
+/// ([`DISK_TIME_MAX`]).
+const END_TIME_MAX: Duration = Duration::from_secs(4 * DISK_TIME_MAX.as_secs());
 
 /// Tells the service manager that packets can pass.
 pub(super) fn ready(name: &str) {
@@ -55,9 +60,10 @@ pub(super) fn reloading() {
     }
 }
 
-/// Tells the service manager that the tunnel goes down.
+/// Tells the service manager that the tunnel goes down, which disks may hold up.
 pub(super) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    let time = END_TIME_MAX.as_micros().try_into().unwrap_or(u32::MAX);
+    tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(time)]);
 }
 
 /// Tells the service manager at its pace that everything moves, for as long as it does; never ends where it does not
@@ -109,8 +115,11 @@ pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -
         writable.extend(folder_of(path));
     }
     if let Some(folder) = &interface.state_dir {
-        // What is not there when the limits are set can't be made later. Who writes to it says what is wrong with it.
-        let _ = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        // What is not there when the limits are set can't be made later. Who writes to it says what is wrong with it. Where it is there,
+        // a disk that does not answer would hold up even this.
+        if !folder.exists() {
+            let _ = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        }
         writable.push(folder.clone());
     }
     writable.extend((dns == Some(dns::Backend::File)).then(|| PathBuf::from("/etc")));

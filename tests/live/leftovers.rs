@@ -274,6 +274,13 @@ fn root_puts_no_socket_and_no_log_where_others_can_have_put_a_file_first() {
     let theirs = fs::File::create(&mark).expect("it is ours");
     theirs.lock().expect("nobody else has it");
     chown(&mark, Some(STRANGER), None).expect("root may");
+    // Nor is a switch set as they say that it was.
+    let before = forwarding(&lab);
+    let (is, was) = if before.trim() == "0" { ("0", "1") } else { ("1", "0") };
+    let switches = socket.with_extension("sock.sysctl");
+    let planted = format!("[{{\"key\":\"net/ipv4/conf/under0/forwarding\",\"was\":\"{was}\",\"is\":\"{is}\"}}]");
+    fs::write(&switches, planted).expect("it is ours");
+    chown(&switches, Some(STRANGER), None).expect("root may");
     a.start_at_least(&lab.a);
     wait_until("the control socket", PATIENCE, || socket.exists());
     let log = a.log();
@@ -285,6 +292,7 @@ fn root_puts_no_socket_and_no_log_where_others_can_have_put_a_file_first() {
     assert!(!ran.exists());
     a.end_by(Signal::SIGTERM);
     assert!(ran.exists(), "those of its own end");
+    assert_eq!(forwarding(&lab), before);
     // Nor is their lock waited for.
     let lock = socket.with_extension("sock.lock");
     fs::write(&lock, "").expect("it is ours");
