@@ -101,8 +101,9 @@ impl LatencyLog {
     /// Waits until the disk has taken what it was given.
     async fn settle(&mut self) -> io::Result<()> {
         if let Some(writing) = &mut self.writing {
-            self.file = Some(writing.await??);
+            let written = writing.await;
             self.writing = None;
+            self.file = Some(written??);
         }
         Ok(())
     }

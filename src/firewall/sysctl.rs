@@ -107,7 +107,8 @@ impl Sysctls {
                 was,
                 is: value.into(),
             });
-            self.write_down()?;
+            // What is not written down is not changed, at the next attempt neither.
+            self.write_down().inspect_err(|_| drop(self.changes.pop()))?;
         }
         fs::write(self.root.join(key), value).map_err(failed)
     }
@@ -120,10 +121,14 @@ impl Sysctls {
         let mut result = Ok(());
         let mut left = Vec::new();
         while let Some(change) = self.changes.pop() {
-            // The interface may be gone, and its switches with it.
-            if self.get(&change.key).is_ok_and(|value| value == change.is)
-                && let Err(error) = fs::write(self.root.join(&change.key), &change.was)
-            {
+            let put_back = match self.get(&change.key) {
+                Ok(value) if value == change.is => fs::write(self.root.join(&change.key), &change.was),
+                Ok(_) => Ok(()),
+                // The interface is gone, and its switches with it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = put_back {
                 tracing::warn!(key = shown(&change.key), was = change.was, %error, "cannot put the switch back");
                 result = Err(FirewallError::Sysctl {
                     key: shown(&change.key),
@@ -287,6 +292,17 @@ mod tests {
         tree.sysctls().restore().expect("all of it can be");
         assert_eq!(tree.get(V4), "0");
         assert!(!tree.0.join("state").exists());
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_is_not_changed() {
+        let tree = Tree::new("unwritten", &[(V4, "0"), ("state.new/in the way", "")]);
+        let mut sysctls = tree.sysctls();
+        for _ in 0..2 {
+            let refused = sysctls.forward(["eth0"].into_iter(), true, false);
+            refused.expect_err("a directory is in the way");
+            assert_eq!(tree.get(V4), "0");
+        }
     }
 
     #[test]

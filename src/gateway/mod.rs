@@ -138,7 +138,7 @@ pub enum RunError {
     Runs(PathBuf),
     /// Somebody else puts an end to the tunnel that was there before, and does not come to it.
     #[error(
-        "{}: another process still runs post_down of the tunnel that was here before; end that process, or remove this file",
+        "{}: another process still runs post_down of the tunnel that was here before, and holds this file; end that process",
         .0.display()
     )]
     BeingEnded(PathBuf),
