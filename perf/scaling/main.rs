@@ -147,23 +147,14 @@ fn compare(options: &Options) -> io::Result<bool> {
     );
     let suites = [Suite::Native, Suite::Wireguard].into_iter();
     for suite in suites.filter(|suite| options.suite.is_none_or(|only| only == *suite)) {
-        let mut of_fewest = None;
+        // What is counted too high here would hide growth, so the lesser of two counts.
+        let of_fewest = || counted(options, numbers[0], suite, false).map(|count| count.instructions_per_packet());
+        let limit = of_fewest()?.min(of_fewest()?) * GROWTH_MAX;
         for &workers in &numbers {
             let mut complaint = None;
             for attempt in 1..=ATTEMPTS {
                 let count = counted(options, workers, suite, false)?;
                 print_row(suite, workers, if attempt > 1 { "(again)" } else { "" }, &count);
-                let fewest = match of_fewest {
-                    Some(fewest) => fewest,
-                    // What is counted too high here would hide growth, so the lesser of two counts.
-                    None => {
-                        let again = counted(options, workers, suite, false)?;
-                        print_row(suite, workers, "(again)", &again);
-                        count.instructions_per_packet().min(again.instructions_per_packet())
-                    }
-                };
-                of_fewest = Some(fewest);
-                let limit = fewest * GROWTH_MAX;
                 complaint = complaint_of(suite, &count, limit);
                 match complaint {
                     Some(_) => print_lines(&count)?,

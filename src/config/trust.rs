@@ -73,11 +73,11 @@ impl Foreign {
     fn of_place_to(owners: &[u32], landlord: Option<u32>, services: &[&Path], path: &Path) -> Option<Foreign> {
         let path = std::path::absolute(path).ok()?;
         // What does not exist yet is made by us, below what does.
-        let mut way = way_to(path.parent()?);
+        let folder = path.parent()?;
+        let mut way = way_to(folder);
         // By whatever links it was come to.
-        let is_there = path.parent()?.is_dir();
         let is_services = way
-            .pop_if(|(place, _)| is_there && services.contains(&place.as_path()))
+            .pop_if(|(place, _)| services.contains(&place.as_path()) && folder.is_dir())
             .is_some();
         judge_way(owners, landlord, way, WRITABLE_BY_OTHERS).or_else(|| {
             let found = fs::symlink_metadata(&path).ok().filter(|_| !is_services)?;

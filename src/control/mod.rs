@@ -443,10 +443,7 @@ impl Control {
     /// Keeps in the file at `path` what must outlive this run, and goes on from what an earlier one left there. To be
     /// called before peers are added.
     pub async fn keep_state(&mut self, path: &Path) {
-        match runtime::judge_place(path) {
-            Ok(()) => self.state = State::open(path, self.now()).await,
-            Err(error) => tracing::warn!("{}: {error}; nothing is kept over a restart", path.display()),
-        }
+        self.state = State::open(path, self.now()).await;
     }
 
     /// Runs the tunnel until `signals` or a failure end it.

@@ -183,6 +183,8 @@ impl Lock {
     /// As [`Lock::take`], for another time.
     pub async fn take_within(patience: Duration, socket: &Path) -> io::Result<Lock> {
         let path = with_suffix(socket, ".lock");
+        // Root makes none there, either.
+        judge_place(&path)?;
         let deadline = Instant::now() + patience;
         loop {
             let file = open_file(File::options().write(true).create(true).mode(0o600), &path)?;

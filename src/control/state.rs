@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::runtime::{blocking, replace_file, within_disk_time};
+use super::runtime::{blocking, judge_place, replace_file, within_disk_time};
 use super::stamps::{Course, Reserved, Stamps};
 use crate::config::PublicKey;
 use crate::proto::tai64n::Tai64n;
@@ -58,11 +58,18 @@ pub(super) struct State {
 
 impl State {
     /// Reads what an earlier run left at `path`, and reserves what this one goes on with where that is ahead of the clock. `None`, and
-    /// the file stays as it is, where its disk does not answer.
+    /// the file stays as it is, where its disk does not answer or others can have chosen what it is.
     pub(super) async fn open(path: &Path, now: Now) -> Option<State> {
         let file = path.to_owned();
-        let read = blocking(move || std::fs::read_to_string(file));
-        let kept = match within_disk_time(async { read.await.flatten() }).await {
+        let read = blocking(move || judge_place(&file).map(|()| std::fs::read_to_string(&file)));
+        let read = match within_disk_time(async { read.await.flatten() }).await {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::warn!("{}: {error}; nothing is kept over a restart", path.display());
+                return None;
+            }
+        };
+        let kept = match read {
             Ok(text) => Kept::parse(&text).unwrap_or_else(|reason| {
                 tracing::warn!(
                     "{}: {reason}; going on without what it kept: until their next handshakes, peers could be sent old \
@@ -72,10 +79,6 @@ impl State {
                 Kept::default()
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Kept::default(),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                tracing::warn!("{}: {error}; nothing is kept over a restart", path.display());
-                return None;
-            }
             Err(error) => {
                 tracing::warn!("{}: {error}; going on without what it kept", path.display());
                 Kept::default()

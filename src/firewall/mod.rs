@@ -43,8 +43,8 @@ pub enum FirewallError {
         #[source]
         error: io::Error,
     },
-    /// What a switch was can't be written down, or that can't be removed.
-    #[error("{}: cannot write or remove what the kernel's switches were: {error}", path.display())]
+    /// What a switch was can't be written down, or that can't be read or removed.
+    #[error("{}: cannot read, write or remove what the kernel's switches were: {error}", path.display())]
     State {
         /// The file.
         path: PathBuf,

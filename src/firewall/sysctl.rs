@@ -20,6 +20,8 @@ pub(super) struct Sysctls {
     state: PathBuf,
     /// In the order in which they were made.
     changes: Vec<Change>,
+    /// Why it is not known what an earlier daemon has written down there.
+    unread: Option<io::Error>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,22 +39,24 @@ impl Sysctls {
     }
 
     fn below(root: PathBuf, state: PathBuf) -> Sysctls {
-        // A file of before a reboot is gone with /run; one that can't be read says nothing, nor does one that others have put there.
-        let judged = |file: File| match judge_place(&state) {
-            Ok(()) => Some(file),
-            Err(error) => {
-                tracing::warn!("{}: {error}; no switch is put back by it", state.display());
-                None
-            }
+        let read = open_file(File::options().read(true), &state).and_then(|file| {
+            judge_place(&state)?;
+            Ok(serde_json::from_reader(BufReader::new(file))?)
+        });
+        let (mut changes, unread): (Vec<Change>, _) = match read {
+            Ok(changes) => (changes, None),
+            // That of before a reboot is gone with /run.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), None),
+            Err(error) => (Vec::new(), Some(error)),
         };
-        let mut changes: Vec<Change> = open_file(File::options().read(true), &state)
-            .ok()
-            .and_then(judged)
-            .and_then(|file| serde_json::from_reader(BufReader::new(file)).ok())
-            .unwrap_or_default();
         // Root may read what the service's user has written: no more comes of that than a switch of the network.
         changes.retain(|change| is_switch(&change.key));
-        Sysctls { root, state, changes }
+        Sysctls {
+            root,
+            state,
+            changes,
+            unread,
+        }
     }
 
     /// Lets packets that come from these interfaces be forwarded.
@@ -108,7 +112,10 @@ impl Sysctls {
                 is: value.into(),
             });
             // What is not written down is not changed, at the next attempt neither.
-            self.write_down().inspect_err(|_| drop(self.changes.pop()))?;
+            if let Err(error) = self.write_down() {
+                self.changes.pop();
+                return Err(error);
+            }
         }
         fs::write(self.root.join(key), value).map_err(failed)
     }
@@ -116,8 +123,13 @@ impl Sysctls {
     /// Puts everything back that nobody else has changed since.
     ///
     /// # Errors
-    /// The last of what could not be put back, or not be removed; the rest was. What could not is still written down.
+    /// The last of what could not be put back, or not be removed; the rest was. What could not is still written down. A file that could
+    /// not be read, or that others can have put there, is left as it is.
     pub(super) fn restore(&mut self) -> Result<(), FirewallError> {
+        if let Some(error) = self.unread.take() {
+            let path = self.state.clone();
+            return Err(FirewallError::State { path, error });
+        }
         let mut result = Ok(());
         let mut left = Vec::new();
         while let Some(change) = self.changes.pop() {
@@ -153,14 +165,19 @@ impl Sysctls {
         }
     }
 
-    fn write_down(&self) -> Result<(), FirewallError> {
+    fn write_down(&mut self) -> Result<(), FirewallError> {
         let text = serde_json::to_vec(&self.changes).expect("texts are JSON");
         let write = || {
             let new = with_suffix(&self.state, ".new");
             create_anew(&new)?.write_all(&text)?;
             fs::rename(&new, &self.state)
         };
-        write().map_err(|error| FirewallError::State {
+        let written = write();
+        if written.is_ok() {
+            // It says all that is known now.
+            self.unread = None;
+        }
+        written.map_err(|error| FirewallError::State {
             path: self.state.clone(),
             error,
         })
@@ -295,6 +312,25 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_cannot_be_read_is_told_and_stays() {
+        let tree = Tree::new("unread", &[(V4, "0")]);
+        let state = tree.0.join("state");
+        fs::write(&state, "[{").expect("a file");
+        for _ in 0..2 {
+            tree.sysctls().restore().expect_err("it is damaged");
+            assert!(state.exists());
+        }
+        // Who goes on has one of its own in its place.
+        let mut sysctls = tree.sysctls();
+        sysctls
+            .forward(["eth0"].into_iter(), true, false)
+            .expect("it can be set");
+        sysctls.restore().expect("all of it can be");
+        assert_eq!(tree.get(V4), "0");
+        assert!(!state.exists());
+    }
+
+    #[test]
     fn what_cannot_be_written_down_is_not_changed() {
         let tree = Tree::new("unwritten", &[(V4, "0"), ("state.new/in the way", "")]);
         let mut sysctls = tree.sysctls();
@@ -309,7 +345,7 @@ mod tests {
     fn what_cannot_be_removed_is_told() {
         let tree = Tree::new("kept", &[("state/in the way", "")]);
         let told = tree.sysctls().restore().expect_err("it is no file").to_string();
-        let expected = format!("{}: cannot write or remove", tree.0.join("state").display());
+        let expected = format!("{}: cannot read, write or remove", tree.0.join("state").display());
         assert!(told.starts_with(&expected), "{told}");
     }
 

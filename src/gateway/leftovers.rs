@@ -27,7 +27,7 @@ use crate::{dns, uapi};
 const INTERFACE_TIME_MAX: Duration = Duration::from_secs(8);
 /// How long the machine's name servers, links and rules may take to be as they were: resolved and resolvconf have 20 s, nft 60 s.
 /// Who waits for that waits a little longer ([`socket::LOCK_PATIENCE`]).
-const REMOVAL_TIME_MAX: Duration = Duration::from_secs(90);
+pub(super) const REMOVAL_TIME_MAX: Duration = Duration::from_secs(90);
 /// How long another process may take to run `post_down`: ten commands that do not end by themselves.
 const OTHERS_TIME_MAX: Duration = Duration::from_secs(300);
 /// Between two looks at either.
@@ -102,7 +102,7 @@ impl Traces {
     ///
     /// # Errors
     /// [`RunError::Runs`]: another daemon has come up meanwhile, whose all of this is now. [`RunError::Serve`]: another process
-    /// does not let go of it.
+    /// does not let go of it, or there can be no lock.
     pub(super) async fn claim(&self) -> Result<Option<Lock>, RunError> {
         let socket = self.control_socket();
         let mut lock = Lock::take_within(Duration::ZERO, socket).await;
@@ -112,11 +112,9 @@ impl Traces {
         }
         let lock = match lock {
             Ok(lock) => Some(lock),
-            Err(kept) if kept.kind() == io::ErrorKind::TimedOut => {
-                return Err(SocketError::Io(socket.to_owned(), kept).into());
-            }
-            // Where there is no place for a lock there is none for a socket either.
-            Err(_) => None,
+            // Where there is no directory for a lock there is none for a socket either.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(SocketError::Io(socket.to_owned(), error).into()),
         };
         match socket::is_served(socket).await {
             true => Err(RunError::Runs(socket.to_owned())),

@@ -10,6 +10,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -52,6 +53,8 @@ pub(super) struct Live<'a> {
     asked: mpsc::Receiver<Asked>,
     pending: Option<Pending>,
     examination: Option<Examination>,
+    /// The turn to write the file.
+    saving: Arc<Mutex<()>>,
 }
 
 /// A program that is being asked whether it could go on.
@@ -160,6 +163,7 @@ impl<'a> Live<'a> {
             asked,
             pending: None,
             examination: None,
+            saving: Arc::default(),
         }
     }
 
@@ -392,8 +396,13 @@ impl<'a> Live<'a> {
     /// Writes what runs into the file that it came from.
     async fn save(&mut self) -> Result<ChangeReport, Refused> {
         self.refuse_while_unconfirmed()?;
-        let (file, running) = (self.file.clone(), self.running.clone());
-        let changed = runtime::blocking(move || save::save(&file, &running)).await??;
+        let (file, running, turn) = (self.file.clone(), self.running.clone(), self.saving.clone());
+        let written = runtime::blocking(move || {
+            // One that nobody waits for any more may be writing yet.
+            let _turn = turn.lock();
+            save::save(&file, &running)
+        });
+        let changed = runtime::within_disk_time(written).await??;
         let changes = changed.then(|| format!("{} written", self.file.display()));
         Ok(ChangeReport {
             changes: changes.into_iter().collect(),
@@ -527,7 +536,8 @@ fn refuse(asked: Asked, error: &Refused) {
 /// Reads and checks a file, off the control thread; the configuration, and what is unwise about it.
 async fn load(path: PathBuf) -> Result<(Config, Vec<String>), Refused> {
     let at = path.clone();
-    let Loaded { config, warnings, .. } = runtime::blocking(move || config::load_to_run(&path)).await??;
+    let loaded = runtime::blocking(move || config::load_to_run(&path));
+    let Loaded { config, warnings, .. } = runtime::within_disk_time(loaded).await??;
     let located = Located {
         path: &at,
         problems: &warnings,

@@ -11,9 +11,13 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::control::runtime::{create_anew, judge_place, open_file, with_suffix};
 use crate::control::socket::{Lock, is_at};
+
+/// How long a daemon that is about to be up waits for the lock of its socket's name.
+const NAME_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// The mark, locked as long as this is there. It stays unless it is [removed](Mark::remove).
 #[derive(Debug)]
@@ -28,7 +32,8 @@ impl Mark {
     /// tells.
     pub(super) async fn make(control_socket: &Path) -> Mark {
         let make = async {
-            let _lock = Lock::take(control_socket).await?;
+            // Nobody keeps it for long whose socket is served.
+            let _lock = Lock::take_within(NAME_TIME_MAX, control_socket).await?;
             // One that another user has left and that we may not open is in the way like any other.
             if let Ok(Some(Mark { file: Some(file), .. })) = Mark::find(control_socket) {
                 return Ok(file);

@@ -29,6 +29,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -61,13 +62,15 @@ use crate::uapi;
 use guard::Guard;
 use handover::Handover;
 use leave::{Departure, Leaving, Luggage};
-use leftovers::Traces;
+use leftovers::{REMOVAL_TIME_MAX, Traces};
 use live::Live;
 use mark::Mark;
 use network::Network;
 use parts::{Identity, Parts};
 use upgrade::Granted;
 
+/// How long a guard may take to put things right.
+const GUARD_TIME_MAX: Duration = Duration::from_secs(600);
 /// Changes that may wait for their turn.
 const CHANGES_MAX: usize = 8;
 
@@ -232,6 +235,7 @@ fn run_on(
     match (&interface.lockdown, &result) {
         (None, _) => {}
         (Some(lockdown), Ok(())) if !lockdown.keep => {
+            service::takes(REMOVAL_TIME_MAX);
             block_on(lockdown::lift(&interface.name))??;
         }
         (Some(_), _) => tracing::warn!(
@@ -273,6 +277,8 @@ fn run_here(
 fn raise_alarm(guard: Option<Guard>) {
     if let Some(guard) = guard {
         service::stopping();
+        // It tells nobody itself: the interface, the claim, what is removed, and ten commands.
+        service::takes(GUARD_TIME_MAX);
         guard.alarm();
     }
 }
@@ -332,7 +338,12 @@ fn run_open(
         exec::accept_signals()?;
         let server = match listeners.control {
             Some(listener) => Server::inherited(&config.interface.control_socket, listener)?,
-            None => Server::bind(&config.interface.control_socket).await?,
+            // Another process may keep the name for a while.
+            None => tokio::select! {
+                biased;
+                () = signals.end() => return Ok(None),
+                server = Server::bind(&config.interface.control_socket) => server?,
+            },
         };
         let exporter = match (&config.metrics, listeners.metrics) {
             (Some(listen), Some(listener)) => Some(Exporter::inherited(listen, listener)?),
@@ -493,6 +504,7 @@ impl Tunnel<'_> {
                 Ok(Some(leaving.hand_over()))
             }
             result => {
+                service::takes(REMOVAL_TIME_MAX);
                 rules.tear_down().await;
                 result.map(|_| None)
             }
@@ -636,6 +648,7 @@ impl Tunnel<'_> {
         {
             tracing::warn!(%error, path = %path.display(), "SaveConfig: the configuration is not written");
         }
+        service::takes(REMOVAL_TIME_MAX);
         network.down().await;
         result.map(|_| None)
     }

@@ -28,8 +28,8 @@ use crate::uapi;
 /// network's own settings.
 const WRITABLE: [&str; 4] = ["/dev/null", "/dev/tty", "/dev/net/tun", "/proc/sys/net"];
 
-/// How long an end in good order may take, commands aside: SaveConfig and then the state and the latency log each wait for their disks
-/// ([`DISK_TIME_MAX`]).
+/// How long an end in good order may take beside what [asks for more](takes): SaveConfig, and then the state and the latency log, wait for
+/// their disks ([`DISK_TIME_MAX`]).
 const END_TIME_MAX: Duration = Duration::from_secs(4 * DISK_TIME_MAX.as_secs());
 
 /// Tells the service manager that packets can pass.

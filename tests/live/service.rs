@@ -164,6 +164,10 @@ fn a_service_manager_is_told_when_packets_pass_that_all_moves_and_what_is_under_
     }
     assert!(pair.a.end_by(Signal::SIGTERM).success());
     assert_eq!(manager.next_news()["STOPPING"], "1");
+    // Before the link goes, and before the rules do.
+    for _ in 0..2 {
+        assert_eq!(manager.next_news()["EXTEND_TIMEOUT_USEC"], "90000000");
+    }
     assert!(manager.is_empty(), "that was the last word");
 
     pair.a.write("", &[]);
