@@ -104,13 +104,16 @@ impl End {
 
     /// As [`End::start`], by `program ARGUMENTS... ringway run FILE`.
     pub(crate) fn start_under(&mut self, namespace: &Namespace, program: &[&str]) {
-        let mut command = namespace.command(program[0]);
-        command.args(&program[1..]).arg(RINGWAY).arg("run").arg(&self.file);
-        self.start_by(command);
+        self.start_at_least_under(namespace, program);
+        self.wait_for_socket();
     }
 
     fn start_by(&mut self, command: Command) {
         self.launch(command);
+        self.wait_for_socket();
+    }
+
+    fn wait_for_socket(&self) {
         wait_until("the control socket", Duration::from_secs(20), || self.control.exists());
     }
 
@@ -118,6 +121,13 @@ impl End {
     pub(crate) fn start_at_least(&mut self, namespace: &Namespace) {
         let mut command = namespace.command(RINGWAY);
         command.arg("run").arg(&self.file);
+        self.launch(command);
+    }
+
+    /// As [`End::start_under`], and waits for nothing.
+    pub(crate) fn start_at_least_under(&mut self, namespace: &Namespace, program: &[&str]) {
+        let mut command = namespace.command(program[0]);
+        command.args(&program[1..]).arg(RINGWAY).arg("run").arg(&self.file);
         self.launch(command);
     }
 

@@ -2,6 +2,7 @@
 //! "skipped: needs root" and passes. Run them one at a time: `cargo test --test live -- --test-threads=1`.
 
 mod end;
+mod killed;
 #[path = "../netns/lab.rs"]
 #[expect(dead_code, reason = "another program's tests use the rest of the lab")]
 mod lab;
