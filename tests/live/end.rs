@@ -15,11 +15,11 @@ use crate::lab::{Lab, Namespace, UNDERLAY_V4, wait_until};
 
 pub(crate) const INTERFACE: &str = "rw0";
 pub(crate) const PORT: u16 = 51820;
-/// Inner addresses of a and b.
-pub(crate) const INNER: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
+/// Inner addresses of a and b, and of a third one where a test has that.
+pub(crate) const INNER: [&str; 3] = ["10.99.0.1", "10.99.0.2", "10.99.0.3"];
 
 pub(crate) const RINGWAY: &str = env!("CARGO_BIN_EXE_ringway");
-const NAMES: [&str; 2] = ["a", "b"];
+const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// A key pair.
 pub(crate) struct Keys {
@@ -47,7 +47,7 @@ pub(crate) struct End {
 }
 
 impl End {
-    /// End 0 (a) or 1 (b), not started.
+    /// End 0 (a), 1 (b) or 2 (c), not started.
     pub(crate) fn new(lab: &Lab, me: usize) -> End {
         let in_lab = |extension: &str| lab.directory.join(format!("{}.{extension}", NAMES[me]));
         End {
@@ -90,7 +90,7 @@ impl End {
         )
     }
 
-    /// This end as the other one's peer, at its address.
+    /// This end, a or b, as the other one's peer, at its address.
     pub(crate) fn as_peer_at_home(&self) -> String {
         self.as_peer(&format!("endpoint = \"{}:{PORT}\"", UNDERLAY_V4[self.me]))
     }
