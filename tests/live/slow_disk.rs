@@ -43,12 +43,13 @@ impl Stall {
 }
 
 /// Mounts the image `$1` at `$2`, and does what `fsfreeze` is told line by line. The end of its input is that of the test, however that came:
-/// then it thaws and unmounts. It stands in the file system, so nobody's unmounting keeps it from that.
+/// then it thaws and unmounts. It stands in the file system, so nobody's unmounting keeps it from that. A minute without a word is an
+/// end too: a thread that waits for this disk keeps a killed test's process, and its side of the pipe.
 const KEEPER: &str = r#"
     trap '' HUP INT TERM PIPE
     mkfs.ext4 -q "$1" && mount -o loop "$1" "$2" && cd "$2" || exit
     echo mounted
-    while read -r option; do fsfreeze "$option" . && echo done || echo failed; done
+    while read -r -t 60 option; do fsfreeze "$option" . && echo done || echo failed; done
     fsfreeze --unfreeze .
     umount --lazy "$2"
 "#;
@@ -69,7 +70,7 @@ impl Disk {
         fs::create_dir(&folder).expect("the directory is ours");
         // A session of its own: what ends the test's process group is not meant for it.
         let mut command = Command::new("setsid");
-        command.args(["sh", "-c", KEEPER, "sh"]).args([&image, &folder]);
+        command.args(["bash", "-c", KEEPER, "bash"]).args([&image, &folder]);
         let streams = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
