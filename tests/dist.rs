@@ -1,8 +1,8 @@
 //! What packages ship is what the programs say of themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::{env, fs};
 
 #[path = "../dist/generate.rs"]
@@ -38,6 +38,82 @@ fn man_pages_and_completions_are_those_of_the_command_lines() {
         stale.is_empty(),
         "out of date: {stale:?}; run: cargo run --example dist"
     );
+}
+
+/// A shell's standard output; `None`, with a printed line, where it is not installed. `arguments`: the program's file of
+/// completions, and more.
+fn say(shell: &[&str], script: &str, file: &str, arguments: &[&str]) -> Option<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("dist/completions")
+        .join(file);
+    let mut command = Command::new(shell[0]);
+    command.args(&shell[1..]).args(["-c", script]).arg(path).args(arguments);
+    let Ok(output) = command.env("LC_ALL", "C").stdin(Stdio::null()).output() else {
+        println!("skipped: {} is not installed", shell[0]);
+        return None;
+    };
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success() && err.is_empty(), "{shell:?}: {err}{out}");
+    Some(out)
+}
+
+/// The subcommands of `command` whose names begin with `begin`.
+fn subcommands(command: &clap::Command, begin: &str) -> BTreeSet<String> {
+    let mut command = command.clone();
+    // Which adds "help".
+    command.build();
+    let names = command.get_subcommands().map(|command| command.get_name().to_owned());
+    names.filter(|name| name.starts_with(begin)).collect()
+}
+
+#[test]
+fn shells_offer_the_subcommands_in_place_of_the_last_word() {
+    // As bash does, which knows the function by its registration.
+    let bash = "source \"$0\" && COMP_WORDS=(\"$@\") COMP_CWORD=$(($# - 1)) && way=$(complete -p \"$1\") && way=${way##*-F } \
+                && \"${way%% *}\" \"$1\" \"${COMP_WORDS[-1]}\" \"${COMP_WORDS[-2]}\" && printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let fish = "source $argv[1]; complete -C \"$argv[2..-1]\"";
+    let ringway = ringway::cli::command();
+    let peer = ringway.find_subcommand("peer").expect("there is one");
+    for (shell, script, file) in [
+        (&["bash", "--norc", "--noprofile"][..], bash, "ringway.bash"),
+        (&["fish", "--no-config"], fish, "ringway.fish"),
+    ] {
+        for (words, expected) in [
+            (&["ringway", ""][..], subcommands(&ringway, "")),
+            (&["ringway", "pe"], ["peer".to_owned()].into()),
+            (&["ringway", "peer", ""], subcommands(peer, "")),
+            (&["ringway", "peer", "re"], ["remove".to_owned()].into()),
+        ] {
+            let Some(said) = say(shell, script, file, words) else {
+                break;
+            };
+            // Options are offered too; fish has descriptions behind a tab.
+            let offers = said.lines().filter_map(|line| line.split('\t').next());
+            let offers = offers.filter(|offer| !offer.starts_with('-')).map(str::to_owned);
+            assert_eq!(offers.collect::<BTreeSet<_>>(), expected, "{shell:?} {words:?}");
+        }
+    }
+}
+
+#[test]
+fn zsh_completes_a_subcommand_that_begins_like_no_other() {
+    // Completion is the line editor's, which wants a terminal. The command that was typed tells what it was given.
+    let script = "zmodload zsh/zpty && zpty shell zsh -f -i
+        zpty -w shell \"TMOUT=60; fpath=(${(q)0:h} \\$fpath); autoload -Uz compinit; compinit -D -u; $1() { print -r -- \\\"<\\$*>\\\" }\"
+        zpty -w shell \"$*\"$'\\t'
+        zpty -w shell exit
+        while zpty -r shell text; do print -rn -- $text; done
+        true";
+    for (words, expected) in [
+        (&["ringway", "pe"][..], "<peer>"),
+        (&["ringway", "peer", "re"], "<peer remove>"),
+        (&["ringway-wg", "--sui"], "<--suite>"),
+    ] {
+        let Some(said) = say(&["zsh", "-f"], script, "_ringway", words) else {
+            return;
+        };
+        assert!(said.contains(expected), "{words:?}: {said}");
+    }
 }
 
 #[test]

@@ -18,11 +18,12 @@ use clap::Args;
 
 use super::exit::{Exit, Failure};
 use super::{load, load_to_run};
+use crate::config::files::with_suffix;
 use crate::config::values::check_interface_name;
 use crate::config::{Loaded, default_control_socket};
 use crate::control::api::Request;
 use crate::control::client::{Client, ClientError};
-use crate::control::runtime::{judge_place, open_log, with_suffix};
+use crate::control::runtime::{judge_place, open_log};
 
 /// Where configurations are found by their names.
 const CONFIG_DIR: &str = "/etc/ringway";

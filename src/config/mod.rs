@@ -6,6 +6,7 @@
 
 pub mod dns;
 pub mod edit;
+pub mod files;
 pub mod gateway;
 pub mod host;
 pub mod key;

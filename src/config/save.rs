@@ -1,14 +1,15 @@
 //! Writes what runs back into the TOML file that it came from, with everything in it that did not change: comments,
 //! order, spelling. A file of wg-quick's is written anew, as wg-quick does it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, TableLike, Value};
 use zeroize::Zeroizing;
 
+use super::files::{create_anew, follow, with_suffix};
 use super::gateway;
 use super::key::{PrivateKey, PublicKey};
 use super::problem::LoadError;
@@ -50,7 +51,7 @@ pub fn save(path: &Path, running: &Config) -> Result<bool, SaveError> {
         error,
     };
     // Not the link is to be replaced, but the file that it leads to.
-    let target = fs::canonicalize(path).map_err(failed)?;
+    let target = follow(path).map_err(failed)?;
     let text = Zeroizing::new(fs::read_to_string(&target).map_err(failed)?);
     let file = check(path, &text, 0)?.config;
     if file == *running {
@@ -297,18 +298,10 @@ fn list_or_none(items: &[impl ToString]) -> Option<Value> {
 /// whole.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let old = fs::metadata(path)?;
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".new");
-    let new = path.with_file_name(name);
+    let new = with_suffix(path, ".new");
     let write = || {
         // Nobody but the owner sees it before it has the mode that it is to have.
-        let mut file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
+        let mut file = create_anew(&new)?;
         file.write_all(bytes)?;
         fchown(&file, Some(old.uid()), Some(old.gid()))?;
         file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
@@ -378,6 +371,23 @@ mod tests {
                 "[\"10.0.0.2/32\", \"10.0.1.0/24\"] # one\npersistent_keepalive = 25\n",
             );
         assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn a_link_in_the_way_leads_nowhere() {
+        let other = std::env::temp_dir().join(format!("ringway-save-{}-other", std::process::id()));
+        fs::write(&other, "theirs").expect("a file");
+        let after = saved("planted.toml", &file(), |config| {
+            let new = std::env::temp_dir().join(format!(
+                "ringway-save-{}-planted.toml/planted.toml.new",
+                std::process::id()
+            ));
+            std::os::unix::fs::symlink(&other, new).expect("a link");
+            config.with_mtu("auto").expect("valid")
+        });
+        assert!(after.expect("saved").contains("mtu = \"auto\""));
+        assert_eq!(fs::read(&other).expect("it is there"), b"theirs");
+        fs::remove_file(other).expect("it is there");
     }
 
     #[test]

@@ -58,19 +58,26 @@ impl Foreign {
     /// Judges the place where root is about to make `path`, or to write to what it finds there: the way there, and whose the file is.
     /// Groups may write to a directory on it, /var/log is syslog's on some machines, and their members are trusted; so is whose
     /// [`RUN_DIR`] and [`STATE_DIR`] are, the service's user. `None`: nobody else can have root write to another file, but by a
-    /// second name for it in a directory like /tmp, which the open file tells (`nlink`); or this is not root.
-    pub(crate) fn of_place(path: &Path) -> Option<Foreign> {
+    /// second name for it in a directory like /tmp, which the open file tells (`nlink`); or this is not root. What lies there may be
+    /// another file a moment later: that which was opened there is judged by its own metadata, `open`.
+    pub(crate) fn of_place(path: &Path, open: Option<Metadata>) -> Option<Foreign> {
         let services = [RUN_DIR, STATE_DIR].map(Path::new);
         if exec::effective_user() != ROOT || path.parent().is_some_and(|folder| services.contains(&folder)) {
             return None;
         }
         let owners: Vec<u32> = [ROOT].into_iter().chain(sudoer()).collect();
-        Foreign::of_place_to(&owners, unmapped_user(), &services, path)
+        Foreign::of_place_to(&owners, unmapped_user(), &services, path, open)
     }
 
     /// As [`Foreign::of_place`], for `owners` in the place of root and these directories in that of the service's. Directories may be
     /// `landlord`'s too.
-    fn of_place_to(owners: &[u32], landlord: Option<u32>, services: &[&Path], path: &Path) -> Option<Foreign> {
+    fn of_place_to(
+        owners: &[u32],
+        landlord: Option<u32>,
+        services: &[&Path],
+        path: &Path,
+        open: Option<Metadata>,
+    ) -> Option<Foreign> {
         let path = std::path::absolute(path).ok()?;
         // What does not exist yet is made by us, below what does.
         let folder = path.parent()?;
@@ -80,7 +87,8 @@ impl Foreign {
             .pop_if(|(place, _)| services.contains(&place.as_path()) && folder.is_dir())
             .is_some();
         judge_way(owners, landlord, way, WRITABLE_BY_OTHERS).or_else(|| {
-            let found = fs::symlink_metadata(&path).ok().filter(|_| !is_services)?;
+            let found = open.or_else(|| fs::symlink_metadata(&path).ok());
+            let found = found.filter(|_| !is_services)?;
             judge(&path, &found, owners.contains(&found.uid()), 0)
         })
     }
@@ -210,7 +218,7 @@ mod tests {
         symlink(&inner, &link).expect("a link");
         let ours = [ROOT, me];
         let judged = |path: &Path, owners: &[u32]| {
-            Foreign::of_place_to(owners, unmapped_user(), &[], path).map(|foreign| foreign.to_string())
+            Foreign::of_place_to(owners, unmapped_user(), &[], path, None).map(|foreign| foreign.to_string())
         };
         for path in [&folder.0, &inner] {
             set_mode(path, 0o755);
@@ -246,19 +254,19 @@ mod tests {
         let path = places[0].display();
         let strange = format!("{path} belongs to the user {me}; run: chown root {path}");
         assert_eq!(
-            Foreign::of_place_to(&[me + 1], Some(me), &[], &places[0]).map(|found| found.to_string()),
+            Foreign::of_place_to(&[me + 1], Some(me), &[], &places[0], None).map(|found| found.to_string()),
             Some(strange)
         );
         // The service's directory is trusted with what is in it, by whatever links it was come to.
         let place = link.join("log");
         assert_eq!(
-            Foreign::of_place_to(&[me + 1], Some(me), &[&inner], &place),
+            Foreign::of_place_to(&[me + 1], Some(me), &[&inner], &place, None),
             None,
             "{place:?}"
         );
-        assert!(Foreign::of_place_to(&[me + 1], Some(me), &[&folder.0], &place).is_some());
+        assert!(Foreign::of_place_to(&[me + 1], Some(me), &[&folder.0], &place, None).is_some());
         // What can yet be made in it is another matter.
-        let missing = Foreign::of_place_to(&[me + 1], None, &[&inner], &inner.join("new/log"));
+        let missing = Foreign::of_place_to(&[me + 1], None, &[&inner], &inner.join("new/log"), None);
         assert!(missing.is_some());
     }
 
@@ -282,7 +290,7 @@ mod tests {
             let word = Foreign::to(&owners, unmapped_user(), &link.join("rw0.toml"), &metadata);
             [
                 word,
-                Foreign::of_place_to(&owners, unmapped_user(), &[], &link.join("log")),
+                Foreign::of_place_to(&owners, unmapped_user(), &[], &link.join("log"), None),
             ]
         };
         assert_eq!(judged(), [None, None]);

@@ -176,18 +176,6 @@ impl Control {
         state
     }
 
-    /// Ends what may take its time before a tunnel leaves, a disk's for example: the file of what must outlive this process, and
-    /// captures. Packets pass meanwhile.
-    ///
-    /// # Errors
-    /// The disk takes too long. It goes on writing, and the reserve that belongs to a tunnel that stays comes after that.
-    pub async fn settle(&mut self) -> Result<(), ControlError> {
-        self.take_last_histograms().await;
-        self.finish_state().await?;
-        self.end_captures().await;
-        Ok(())
-    }
-
     /// Has the workers carry what they have read to its end, and read nothing more. All other things go on, and packets wait
     /// in the kernel.
     ///

@@ -6,10 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
 
+use super::Control;
 use super::log_file::{LogFile, Means};
 use super::runtime::within_disk_time;
 use crate::stats::hlog::HistogramLog;
 use crate::stats::latency::StageHistograms;
+use crate::worker;
 
 /// One line per stage for each of these.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
@@ -29,9 +31,14 @@ impl LatencyLog {
     /// Creates the file, or empties it, and writes the head.
     pub(super) async fn create(means: Means, path: &Path) -> io::Result<LatencyLog> {
         let since = SystemTime::now();
-        let file = LogFile::create(means, path).await?;
         let mut log = HistogramLog::begin(Vec::new(), since)?;
-        within_disk_time(file.append(std::mem::take(log.writer_mut()))).await?;
+        let head = std::mem::take(log.writer_mut());
+        let file = within_disk_time(async {
+            let file = LogFile::create(means, path).await?;
+            file.append(head).await?;
+            Ok(file)
+        })
+        .await?;
         Ok(LatencyLog {
             file: Some(file),
             writing: None,
@@ -44,7 +51,7 @@ impl LatencyLog {
     /// Goes on with the file that an earlier process began at `begin`.
     pub(super) async fn resume(means: Means, path: &Path, begin: SystemTime) -> io::Result<LatencyLog> {
         Ok(LatencyLog {
-            file: Some(LogFile::open(means, path).await?),
+            file: Some(within_disk_time(LogFile::open(means, path)).await?),
             writing: None,
             log: HistogramLog::resume(Vec::new(), begin),
             recorded: StageHistograms::new(),
@@ -106,6 +113,35 @@ impl LatencyLog {
             self.file = Some(written??);
         }
         Ok(())
+    }
+}
+
+impl Control {
+    /// Writes what passes inside the tunnel to `path` from here on, an interval per second.
+    pub async fn log_latency(&mut self, means: Means, path: &Path) -> io::Result<()> {
+        self.latency_log = Some(LatencyLog::create(means, path).await?);
+        self.next_log = Some(worker::time_now() + INTERVAL);
+        Ok(())
+    }
+
+    /// As [`Control::log_latency`], to the log that an earlier process began at `begin`.
+    pub async fn resume_latency_log(&mut self, means: Means, path: &Path, begin: SystemTime) -> io::Result<()> {
+        self.latency_log = Some(LatencyLog::resume(means, path, begin).await?);
+        self.next_log = Some(worker::time_now() + INTERVAL);
+        Ok(())
+    }
+
+    pub(super) async fn write_latency_log(&mut self) {
+        let Some(log) = &mut self.latency_log else { return };
+        let written = log.end_interval().await;
+        self.end_latency_log_unless(written);
+    }
+
+    pub(super) fn end_latency_log_unless(&mut self, written: io::Result<()>) {
+        if let Err(error) = written {
+            tracing::warn!(%error, "the latency log cannot be written any more");
+            (self.latency_log, self.next_log) = (None, None);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::runtime::{begin_thread, open_log, within_disk_time};
+use super::runtime::{UnderWay, begin_thread, open_log};
 use crate::sandbox;
 
 /// How a log is written.
@@ -38,7 +38,7 @@ impl LogFile {
     /// Creates the file, or empties it.
     ///
     /// # Errors
-    /// What open(2) says; what is in the way; that the disk does not answer.
+    /// What open(2) says; what is in the way.
     pub(super) async fn create(means: Means, path: &Path) -> io::Result<LogFile> {
         let path = path.to_owned();
         LogFile::begin(means, move || {
@@ -69,14 +69,19 @@ impl LogFile {
     ) -> io::Result<LogFile> {
         let (texts, given) = mpsc::unbounded_channel();
         let (opened, is_open) = oneshot::channel();
-        begin_thread("log", move || match open() {
-            Ok((file, len)) => {
-                let _ = opened.send(Ok(()));
-                write(means, file, len, given);
+        let opening = UnderWay::begin();
+        begin_thread("log", move || {
+            let open = open();
+            drop(opening);
+            match open {
+                Ok((file, len)) => {
+                    let _ = opened.send(Ok(()));
+                    write(means, file, len, given);
+                }
+                Err(error) => drop(opened.send(Err(error))),
             }
-            Err(error) => drop(opened.send(Err(error))),
         })?;
-        within_disk_time(async { is_open.await.map_err(io::Error::other)? }).await?;
+        is_open.await.map_err(io::Error::other)??;
         Ok(LogFile { texts })
     }
 
@@ -178,10 +183,14 @@ mod tests {
                 assert_eq!(text(), "one\ntwo\nthree\n", "{means:?}");
                 let link = folder.join("link");
                 std::os::unix::fs::symlink(&path, &link).expect("a link");
+                let pipe = folder.join("pipe");
+                let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+                assert!(made.expect("coreutils are there").success());
                 let name = folder.join("name");
                 std::fs::hard_link(&path, &name).expect("a second name");
                 for (other, why) in [
                     (&link, "link: is in the way and is no file; remove it"),
+                    (&pipe, "pipe: is in the way and is no file; remove it"),
                     (
                         &name,
                         "name: the file has other names too (hard links); remove this one",

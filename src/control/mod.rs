@@ -10,6 +10,7 @@ mod capture;
 pub mod changes;
 pub mod client;
 pub mod dump;
+mod end;
 mod explain;
 pub mod exporter;
 pub mod handover;
@@ -32,12 +33,12 @@ mod stamps;
 mod state;
 mod stats;
 mod turn;
+mod workforce;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use allowed::AllowedIps;
@@ -47,32 +48,26 @@ use dump::Dump;
 use inquiry::Inquiries;
 use ipnet::IpNet;
 use latency_log::LatencyLog;
-use log_file::Means;
 use lookup::Lookups;
 use names::{Names, Question};
 use peers::Peers;
 pub(crate) use peers::random_secret;
 use routes::RouteReporter;
-use runtime::DISK_TIME_MAX;
 use signals::Signals;
 use state::State;
 use stats::Baseline;
 use tokio::sync::{mpsc, oneshot};
+pub use workforce::{Descriptors, DoorInfo, WorkerInfo, Workforce};
 use zeroize::Zeroizing;
 
 use crate::config::{self, PrivateKey, PublicKey};
-use crate::path::drops::Drop;
 use crate::proto::{Device, Doorman, Now, PeerId, PeerUpdate, Time, Timestamps};
 use crate::stats::buckets::StageBuckets;
-use crate::stats::counters::WorkerCounters;
 use crate::stats::exposition::Format;
-use crate::stats::latency::StageHistograms;
-use crate::sys::tun::TunQueue;
 use crate::sys::tun_mtu::TunMtu;
-use crate::sys::udp::{UdpOptions, UdpSocket};
+use crate::sys::udp::UdpOptions;
 use crate::worker;
-use crate::worker::door::DoorPort;
-use crate::worker::mailbox::{Command, Reports, WorkerGone, WorkerPort};
+use crate::worker::mailbox::{Command, Reports, WorkerGone};
 
 /// How often the workers' tallies are read for the protocol's timers, whose shortest period is 5 s.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
@@ -102,138 +97,12 @@ pub enum ControlError {
          latency_log) is not that slow any more"
     )]
     SlowDisk(Duration),
+    /// A thread waits for a disk, so that no other program can take this one's place.
+    #[error("a disk does not answer to what was read or written before (the log has told); try again when it does")]
+    BusyDisk,
     /// The control thread's own runtime failed.
     #[error("the control thread cannot go on: {0}")]
     Io(#[from] io::Error),
-}
-
-/// What the control thread needs to know of one worker.
-pub struct WorkerInfo {
-    /// Its mailbox.
-    port: WorkerPort,
-    /// What it counts.
-    counters: Arc<WorkerCounters>,
-    /// Its TUN queue.
-    queue: TunQueue,
-    /// Its UDP socket.
-    socket: WatchedSocket,
-    /// The socket on its lane's own port, if it has one.
-    lane_socket: Option<UdpSocket>,
-    /// The core it is pinned to.
-    cpu: Option<u32>,
-    /// "uring" or "syscall".
-    io: &'static str,
-    /// Why not the other one.
-    io_reason: Option<String>,
-    /// What it has recorded, up to the last read.
-    histograms: StageHistograms,
-    /// An empty set for the next read.
-    spare: Box<StageHistograms>,
-}
-
-/// Descriptors of the control thread's own for what a worker reads and writes.
-pub struct Descriptors {
-    /// Its TUN queue, for whoever goes on with the tunnel.
-    pub queue: TunQueue,
-    /// Its UDP socket.
-    pub socket: UdpSocket,
-    /// The socket on its lane's own port, if it has one.
-    pub lane_socket: Option<UdpSocket>,
-}
-
-impl WorkerInfo {
-    /// A worker that has just started.
-    pub fn new(
-        port: WorkerPort,
-        counters: Arc<WorkerCounters>,
-        descriptors: Descriptors,
-        cpu: Option<u32>,
-        io: &'static str,
-        io_reason: Option<String>,
-    ) -> WorkerInfo {
-        let (histograms, spare) = Default::default();
-        WorkerInfo {
-            port,
-            counters,
-            queue: descriptors.queue,
-            socket: WatchedSocket::new(descriptors.socket),
-            lane_socket: descriptors.lane_socket,
-            cpu,
-            io,
-            io_reason,
-            histograms,
-            spare,
-        }
-    }
-
-    /// Answers leave on `socket` from here on, a descriptor of the socket that the worker is about to move to.
-    fn replace_socket(&mut self, socket: UdpSocket) {
-        self.socket.replace(socket, &self.counters);
-    }
-}
-
-/// What the control thread needs to know of the door.
-pub struct DoorInfo {
-    /// The way to its thread.
-    port: DoorPort,
-    /// What it counts: drops only.
-    counters: Arc<WorkerCounters>,
-    /// Its socket, on which handshake messages leave.
-    socket: WatchedSocket,
-}
-
-impl DoorInfo {
-    /// A door that has just been opened; `socket` is a descriptor of its socket.
-    pub fn new(port: DoorPort, counters: Arc<WorkerCounters>, socket: UdpSocket) -> DoorInfo {
-        DoorInfo {
-            port,
-            counters,
-            socket: WatchedSocket::new(socket),
-        }
-    }
-
-    fn replace_socket(&mut self, socket: UdpSocket) {
-        self.socket.replace(socket, &self.counters);
-    }
-}
-
-/// A descriptor of somebody's socket.
-struct WatchedSocket {
-    socket: UdpSocket,
-    /// What the kernel said when its drops at the socket were last counted.
-    drops: u32,
-}
-
-impl WatchedSocket {
-    fn new(socket: UdpSocket) -> WatchedSocket {
-        WatchedSocket { socket, drops: 0 }
-    }
-
-    /// Counts what the kernel has dropped at the socket since the last time. Nobody else writes to that counter.
-    fn count_drops(&mut self, counters: &WorkerCounters) {
-        let Ok(drops) = self.socket.drops() else { return };
-        let news = drops.wrapping_sub(std::mem::replace(&mut self.drops, drops));
-        if news > 0 {
-            counters.dropped(Drop::SocketFull, news.into());
-        }
-    }
-
-    fn replace(&mut self, socket: UdpSocket, counters: &WorkerCounters) {
-        self.count_drops(counters);
-        *self = WatchedSocket::new(socket);
-    }
-}
-
-/// All threads beside the control thread, and how they reach it.
-pub struct Workforce {
-    /// Receives what is no data.
-    pub door: DoorInfo,
-    /// In order of their numbers.
-    pub workers: Vec<WorkerInfo>,
-    /// What they report.
-    pub reports: Reports,
-    /// Says why a worker ended by itself.
-    pub died: mpsc::UnboundedReceiver<ControlError>,
 }
 
 /// The facts of a tunnel that is up.
@@ -506,92 +375,6 @@ impl Control {
                 self.write_latency_log().await;
             }
         }
-    }
-
-    /// Writes what passes inside the tunnel to `path` from here on, an interval per second.
-    pub async fn log_latency(&mut self, means: Means, path: &Path) -> io::Result<()> {
-        self.latency_log = Some(LatencyLog::create(means, path).await?);
-        self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
-        Ok(())
-    }
-
-    /// As [`Control::log_latency`], to the log that an earlier process began at `begin`.
-    pub async fn resume_latency_log(&mut self, means: Means, path: &Path, begin: SystemTime) -> io::Result<()> {
-        self.latency_log = Some(LatencyLog::resume(means, path, begin).await?);
-        self.next_log = Some(worker::time_now() + latency_log::INTERVAL);
-        Ok(())
-    }
-
-    async fn write_latency_log(&mut self) {
-        let Some(log) = &mut self.latency_log else { return };
-        let written = log.end_interval().await;
-        self.end_latency_log_unless(written);
-    }
-
-    fn end_latency_log_unless(&mut self, written: io::Result<()>) {
-        if let Err(error) = written {
-            tracing::warn!(%error, "the latency log cannot be written any more");
-            (self.latency_log, self.next_log) = (None, None);
-        }
-    }
-
-    /// Tells native peers goodbye, ends the workers, and writes what must outlive this run. Nothing happens where another
-    /// process goes on with the tunnel.
-    pub async fn stop(&mut self) {
-        if self.handed_over {
-            return;
-        }
-        self.take_last_histograms().await;
-        for id in self.peers.ids() {
-            // Workers that have died need not hear it.
-            let _ = self.tell_owner(id, Command::Goodbye(id));
-        }
-        for worker in &self.workers {
-            let _ = worker.port.send(Command::Stop);
-        }
-        let _ = self.door.port.stop();
-        if self.finish_state().await.is_err() {
-            tracing::warn!(
-                "the state file or the latency log is not written within {DISK_TIME_MAX:?} (see state_dir and latency_log): the \
-                 next run may begin as after a kill"
-            );
-        }
-    }
-
-    /// Has the latency log have what workers have recorded since they were asked last.
-    async fn take_last_histograms(&mut self) {
-        if self.latency_log.is_some() {
-            let histograms = self.ask_for_histograms().gather().await;
-            // What a worker that does not answer has recorded is not in the log.
-            let _ = self.take_in(histograms);
-        }
-    }
-
-    /// Writes what must outlive this run as if it ended here, and the latency log's last interval.
-    ///
-    /// # Errors
-    /// The disk takes too long. It has been given all of it, unless it had not yet taken what it was given before.
-    async fn finish_state(&mut self) -> Result<(), ControlError> {
-        let (now, timestamps) = (self.now(), self.timestamps().collect());
-        let state = async {
-            if let Some(state) = &mut self.state {
-                state.finish(now, timestamps).await;
-            }
-        };
-        let log = async {
-            match &mut self.latency_log {
-                Some(log) => log.finish().await,
-                None => Ok(()),
-            }
-        };
-        // They may be on two disks.
-        let (state, log) = tokio::join!(
-            tokio::time::timeout(DISK_TIME_MAX, state),
-            tokio::time::timeout(DISK_TIME_MAX, log)
-        );
-        let slow = |_| ControlError::SlowDisk(DISK_TIME_MAX);
-        let log = log.map(|written| self.end_latency_log_unless(written));
-        state.and(log).map_err(slow)
     }
 
     /// A client that hung up loses its own answer only.

@@ -5,18 +5,24 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::config::Foreign;
-use crate::sys::exec;
+use crate::config::files::{create_anew, with_suffix};
+use crate::sys::{exec, flags};
 
 /// How long a disk may take to write one file while something else waits for that: less than the 10 s in which the service's
 /// manager wants a sign of life, whatever else happens in them included.
 pub const DISK_TIME_MAX: Duration = Duration::from_secs(5);
+/// Between two looks whether all threads that wait for disks have ended.
+const IDLE_LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Runs `main` to its end on this thread, and the local tasks that it begins.
 ///
@@ -25,6 +31,33 @@ pub const DISK_TIME_MAX: Duration = Duration::from_secs(5);
 pub fn block_on<T>(main: impl Future<Output = T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(tokio::task::LocalSet::new().block_on(&runtime, main))
+}
+
+/// What is under way of what was [begun](blocking), by all runtimes of this process.
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts in [`UNDER_WAY`] as long as it is there.
+pub(super) struct UnderWay(());
+
+impl UnderWay {
+    pub(super) fn begin() -> UnderWay {
+        UNDER_WAY.fetch_add(1, Ordering::Relaxed);
+        UnderWay(())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits until no disk keeps a thread of this process any more, one that nobody waits for included: execve(2) waits for all of them,
+/// and a disk's do not hear of it.
+pub(super) async fn idle() {
+    while UNDER_WAY.load(Ordering::Relaxed) > 0 {
+        tokio::time::sleep(IDLE_LOOK_INTERVAL).await;
+    }
 }
 
 /// Begins a thread beside the runtime. It gets none of the signals that the control thread acts on: after an upgrade nobody would
@@ -43,7 +76,12 @@ pub(super) fn begin_thread(name: &str, work: impl FnOnce() + Send + 'static) -> 
 /// There is no thread to be had, or `work` has panicked.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let (done, result) = oneshot::channel();
-    begin_thread("disk", move || drop(done.send(work())))?;
+    let under_way = UnderWay::begin();
+    begin_thread("disk", move || {
+        let done_work = work();
+        drop(under_way);
+        let _ = done.send(done_work);
+    })?;
     result.await.map_err(io::Error::other)
 }
 
@@ -52,69 +90,52 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 /// # Errors
 /// [`io::ErrorKind::TimedOut`], which does not end what `work` has begun.
 pub async fn within_disk_time<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    let done = tokio::time::timeout(DISK_TIME_MAX, work).await;
+    by_disk_deadline(disk_deadline(), work).await
+}
+
+/// When a disk has to have done all that is asked of it from now on.
+pub(super) fn disk_deadline() -> Instant {
+    Instant::now() + DISK_TIME_MAX
+}
+
+/// As [`within_disk_time`], where that is for several works.
+pub(super) async fn by_disk_deadline<T>(deadline: Instant, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let done = tokio::time::timeout_at(deadline, work).await;
     done.unwrap_or_else(|_| {
         let slow = format!("its disk does not answer within {DISK_TIME_MAX:?}");
         Err(io::Error::new(io::ErrorKind::TimedOut, slow))
     })
 }
 
-/// What lies beside the file `path` and belongs to it: no other file has one of that name.
-pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut path = path.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
-}
-
-/// Creates a file that only we may read, in the place of one that a killed process may have left. A link is not followed: the
-/// folder may be another user's.
-///
-/// # Errors
-/// What open(2) and unlink(2) say.
-pub fn create_anew(path: &Path) -> io::Result<File> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => File::options().write(true).create_new(true).mode(0o600).open(path),
-    }
-}
-
 /// Opens a regular file in a folder that may be another user's: what else that user has put there, a link or a pipe, leads
-/// nowhere and keeps nobody waiting.
+/// nowhere and keeps nobody waiting. Root opens none that others can have put there.
 ///
 /// # Errors
-/// What open(2) says; that something else is in the way.
+/// What open(2) says; that something else is in the way; which file or directory is others'.
 pub fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    open_with(libc::O_NOFOLLOW | libc::O_NONBLOCK, options, path)
-}
-
-fn in_the_way(path: &Path) -> io::Error {
-    io::Error::other(format!("{}: is in the way and is no file; remove it", path.display()))
-}
-
-fn open_with(flags: libc::c_int, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    match options.custom_flags(flags).open(path) {
-        Ok(file) if file.metadata()?.is_file() => Ok(file),
-        Ok(_) => Err(in_the_way(path)),
+    // Before it makes one.
+    judge_place(path)?;
+    let in_the_way = || io::Error::other(format!("{}: is in the way and is no file; remove it", path.display()));
+    let opened = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
         // A link; a socket or a pipe without a reader; a directory.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO | libc::EISDIR)) => {
-            Err(in_the_way(path))
-        }
-        Err(error) => Err(error),
+        Some(libc::ELOOP | libc::ENXIO | libc::EISDIR) => in_the_way(),
+        _ => error,
+    })?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(in_the_way());
     }
+    refuse(Foreign::of_place(path, Some(found)))?;
+    Ok(file)
 }
 
-/// Opens a log, which keeps what it has; where there is none, makes one. Neither links nor other names of a file lead anywhere, and
-/// root writes to none where others can have chosen what it is.
+/// Opens a log, which keeps what it has; where there is none, makes one. Neither links nor other names of a file lead anywhere.
 ///
 /// # Errors
-/// What open(2) says; what is in the way; which file or directory is others'.
+/// As [`open_file`].
 pub fn open_log(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    judge_place(path)?;
-    // Not with O_NONBLOCK: through a ring that is an error where a write has to wait. To open a pipe would wait for its reader.
-    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
-        return Err(in_the_way(path));
-    }
-    let file = open_with(libc::O_NOFOLLOW, options.create(true), path)?;
+    let file = open_file(options.create(true), path)?;
     // In a directory like /tmp anybody may give another one's file a second name (fs.protected_hardlinks, proc_sys_fs(5)).
     if file.metadata()?.nlink() > 1 {
         let why = format!(
@@ -123,6 +144,8 @@ pub fn open_log(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
         );
         return Err(io::Error::other(why));
     }
+    // Through a ring it would be an error that a write has to wait.
+    flags::clear_nonblock(file.as_fd())?;
     Ok(file)
 }
 
@@ -131,7 +154,11 @@ pub fn open_log(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 /// # Errors
 /// Which file or directory is others', and what would put that right.
 pub fn judge_place(path: &Path) -> io::Result<()> {
-    Foreign::of_place(path).map_or(Ok(()), |foreign| {
+    refuse(Foreign::of_place(path, None))
+}
+
+fn refuse(foreign: Option<Foreign>) -> io::Result<()> {
+    foreign.map_or(Ok(()), |foreign| {
         let why = format!("root writes nothing at a place that others can have chosen: {foreign}");
         Err(io::Error::other(why))
     })
@@ -194,6 +221,20 @@ mod tests {
         });
         ended.expect("a runtime starts").expect_err("nobody has answered");
         answer.send(()).expect("the thread waits yet");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_under_way_until_the_disk_answers() {
+        let (answer, answered) = std::sync::mpsc::channel();
+        let ran = block_on(async {
+            let given_up = blocking(move || answered.recv());
+            tokio::select! { biased; _ = given_up => panic!("nobody has answered"), () = std::future::ready(()) => {} }
+            tokio::select! { biased; () = idle() => panic!("it is under way"), () = std::future::ready(()) => {} }
+            answer.send(()).expect("the thread waits yet");
+            // Those of other tests in this process end too.
+            idle().await;
+        });
+        ran.expect("a runtime starts");
     }
 
     #[test]

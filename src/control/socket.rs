@@ -11,11 +11,14 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
 
-use super::runtime::{judge_place, open_file, with_suffix};
+use super::runtime::{judge_place, open_file};
+use crate::config::files::with_suffix;
 
-/// How long another process may have the right to decide whose a name is. A daemon asks the kernel a few questions; who removes what
-/// a killed one has left may have to wait for name servers and nft, 90 s.
-pub const LOCK_PATIENCE: Duration = Duration::from_secs(100);
+/// How long another process may have the right to decide whose a name is: it asks the kernel a few questions.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// As [`LOCK_PATIENCE`], for the name of a control socket: who removes what a killed daemon has left may have to wait for name
+/// servers and nft, 90 s.
+pub const CLAIM_PATIENCE: Duration = Duration::from_secs(100);
 /// Between two attempts to have the lock.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -54,6 +57,9 @@ pub enum SocketError {
 
 impl SocketFile {
     /// Creates the socket in place of one that a dead daemon left, and the directory that it lies in.
+    ///
+    /// # Errors
+    /// [`SocketError::Io`] of the kind `TimedOut`: another process keeps the name for longer than [`LOCK_PATIENCE`]. What is in the way.
     pub async fn bind(path: &Path, access: Access<'_>) -> Result<SocketFile, SocketError> {
         let failed = |error| SocketError::Io(path.to_owned(), error);
         // What lies beside it is acted upon: locks, the mark of a tunnel that is up, what the machine's switches were.
@@ -171,7 +177,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Waits until no other process has it.
+    /// Waits until no other process has it, for [`LOCK_PATIENCE`].
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`]: another one keeps it. What open(2) and flock(2) say; that root would lock what others can have
@@ -183,12 +189,9 @@ impl Lock {
     /// As [`Lock::take`], for another time.
     pub async fn take_within(patience: Duration, socket: &Path) -> io::Result<Lock> {
         let path = with_suffix(socket, ".lock");
-        // Root makes none there, either.
-        judge_place(&path)?;
         let deadline = Instant::now() + patience;
         loop {
             let file = open_file(File::options().write(true).create(true).mode(0o600), &path)?;
-            judge_place(&path)?;
             match file.try_lock() {
                 // Who had the lock before may have removed the file.
                 Ok(()) if is_at(&file, &path) => return Ok(Lock { path, _file: file }),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::runtime::{blocking, judge_place, replace_file, within_disk_time};
+use super::runtime::{blocking, by_disk_deadline, disk_deadline, judge_place, replace_file};
 use super::stamps::{Course, Reserved, Stamps};
 use crate::config::PublicKey;
 use crate::proto::tai64n::Tai64n;
@@ -62,7 +62,8 @@ impl State {
     pub(super) async fn open(path: &Path, now: Now) -> Option<State> {
         let file = path.to_owned();
         let read = blocking(move || judge_place(&file).map(|()| std::fs::read_to_string(&file)));
-        let read = match within_disk_time(async { read.await.flatten() }).await {
+        let deadline = disk_deadline();
+        let read = match by_disk_deadline(deadline, async { read.await.flatten() }).await {
             Ok(read) => read,
             Err(error) => {
                 tracing::warn!("{}: {error}; nothing is kept over a restart", path.display());
@@ -100,7 +101,7 @@ impl State {
             let reserved = state.stamps.renew(state.stamps.floor(), now);
             let text = render(&reserved, &state.kept.received);
             state.begin_to_write(text, true);
-            if let Err(error) = within_disk_time(async { Ok(state.written().await) }).await {
+            if let Err(error) = by_disk_deadline(deadline, async { Ok(state.written().await) }).await {
                 tracing::warn!("{}: {error}", path.display());
             }
         }

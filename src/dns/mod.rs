@@ -19,6 +19,7 @@ pub use dbus::CallError;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Dns;
+use crate::control::runtime::blocking;
 use file::Directory;
 use resolved::Resolved;
 
@@ -151,11 +152,20 @@ pub async fn set(name: &str, index: u32, dns: &Dns) -> Result<Setting, DnsError>
                 }
             },
             Way::Resolvconf(program) => resolvconf::set(program, name, &text(dns)).await.map_err(failed),
-            Way::File => etc().set(name, &text(dns)).map_err(failed),
+            Way::File => {
+                let (name, text) = (name.to_owned(), text(dns));
+                in_etc(move |etc| etc.set(&name, &text)).await.map_err(failed)
+            }
         }
     };
-    let done = tokio::time::timeout(TIME_MAX, work).await;
-    let done = done.map_err(|_| DnsError::Slow(backend)).flatten();
+    let done = match backend {
+        // Who gave up waiting for a disk would not know whether it is set.
+        Backend::File => work.await,
+        _ => {
+            let done = tokio::time::timeout(TIME_MAX, work).await;
+            done.map_err(|_| DnsError::Slow(backend)).flatten()
+        }
+    };
     if done.is_err()
         && let Way::Resolvconf(program) = &way
     {
@@ -215,7 +225,7 @@ impl Setting {
                     Some(program) => resolvconf::unset(&program, &self.name).await.map_err(failed),
                     None => Ok(()),
                 },
-                Backend::File => etc().restore(&self.name).map(drop).map_err(failed),
+                Backend::File => restore(self.name).await.map(drop).map_err(failed),
             }
         };
         tokio::time::timeout(TIME_MAX, work)
@@ -236,7 +246,7 @@ pub async fn remove_leftovers(name: &str) -> Result<Vec<String>, DnsError> {
         result.map_err(|error| DnsError::Io { backend, error })?;
         removed.push("the name servers that resolvconf has of it".into());
     }
-    let restored = etc().restore(name).map_err(|error| DnsError::Io {
+    let restored = restore(name.to_owned()).await.map_err(|error| DnsError::Io {
         backend: Backend::File,
         error,
     })?;
@@ -246,8 +256,16 @@ pub async fn remove_leftovers(name: &str) -> Result<Vec<String>, DnsError> {
     Ok(removed)
 }
 
-fn etc() -> Directory<'static> {
-    Directory(Path::new("/etc"))
+/// Puts back what was kept for `name`; whether anything was.
+async fn restore(name: String) -> io::Result<bool> {
+    in_etc(move |etc| etc.restore(&name)).await
+}
+
+/// Works on the file where the caller's thread does not wait for its disk.
+async fn in_etc<T: Send + 'static>(
+    work: impl FnOnce(Directory<'static>) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    blocking(move || work(Directory(Path::new("/etc")))).await.flatten()
 }
 
 /// In resolv.conf's form.

@@ -9,8 +9,8 @@ use tokio::sync::{Mutex, Notify};
 use super::FirewallError;
 use super::rules::{self, GatewayPlan};
 use super::sysctl::Sysctls;
+use crate::config::files::with_suffix;
 use crate::config::{Config, Egress, Gateway, Peer};
-use crate::control::runtime::with_suffix;
 use crate::link;
 use crate::link::nft::{self, NftError};
 
@@ -232,8 +232,9 @@ impl State {
     }
 
     async fn remove(&mut self) {
-        // What could not be put back is in the log.
-        let _ = self.sysctls.restore();
+        if let Err(error) = self.sysctls.restore() {
+            tracing::warn!(%error, "forwarding may not be as before; see: ringway cleanup {}", self.interface);
+        }
         match nft::delete(&nft::table(PURPOSE, &self.interface)).await {
             Ok(()) | Err(NftError::Missing) => {}
             Err(error) => tracing::warn!(%error, "the gateway's rules are left"),

@@ -10,7 +10,8 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::FirewallError;
-use crate::control::runtime::{create_anew, judge_place, open_file, with_suffix};
+use crate::config::files::{create_anew, with_suffix};
+use crate::control::runtime::open_file;
 
 /// Switches of this network namespace that were changed.
 pub(super) struct Sysctls {
@@ -39,10 +40,8 @@ impl Sysctls {
     }
 
     fn below(root: PathBuf, state: PathBuf) -> Sysctls {
-        let read = open_file(File::options().read(true), &state).and_then(|file| {
-            judge_place(&state)?;
-            Ok(serde_json::from_reader(BufReader::new(file))?)
-        });
+        let read = open_file(File::options().read(true), &state)
+            .and_then(|file| Ok(serde_json::from_reader(BufReader::new(file))?));
         let (mut changes, unread): (Vec<Change>, _) = match read {
             Ok(changes) => (changes, None),
             // That of before a reboot is gone with /run.
@@ -126,8 +125,9 @@ impl Sysctls {
     /// The last of what could not be put back, or not be removed; the rest was. What could not is still written down. A file that could
     /// not be read, or that others can have put there, is left as it is.
     pub(super) fn restore(&mut self) -> Result<(), FirewallError> {
-        if let Some(error) = self.unread.take() {
+        if let Some(unread) = &self.unread {
             let path = self.state.clone();
+            let error = io::Error::new(unread.kind(), unread.to_string());
             return Err(FirewallError::State { path, error });
         }
         let mut result = Ok(());
@@ -157,7 +157,6 @@ impl Sysctls {
         }
         match fs::remove_file(&self.state) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %self.state.display(), %error, "cannot remove the file");
                 let path = self.state.clone();
                 Err(FirewallError::State { path, error })
             }
@@ -175,7 +174,9 @@ impl Sysctls {
         let written = write();
         if written.is_ok() {
             // It says all that is known now.
-            self.unread = None;
+            if let Some(error) = self.unread.take() {
+                tracing::warn!(path = %self.state.display(), %error, "what an earlier daemon has written down of switches was not read, and is replaced");
+            }
         }
         written.map_err(|error| FirewallError::State {
             path: self.state.clone(),
@@ -316,8 +317,9 @@ mod tests {
         let tree = Tree::new("unread", &[(V4, "0")]);
         let state = tree.0.join("state");
         fs::write(&state, "[{").expect("a file");
+        let mut sysctls = tree.sysctls();
         for _ in 0..2 {
-            tree.sysctls().restore().expect_err("it is damaged");
+            sysctls.restore().expect_err("it is damaged");
             assert!(state.exists());
         }
         // Who goes on has one of its own in its place.

@@ -26,7 +26,7 @@ use crate::{dns, uapi};
 /// The service's unit gives `ringway cleanup` longer.
 const INTERFACE_TIME_MAX: Duration = Duration::from_secs(8);
 /// How long the machine's name servers, links and rules may take to be as they were: resolved and resolvconf have 20 s, nft 60 s.
-/// Who waits for that waits a little longer ([`socket::LOCK_PATIENCE`]).
+/// Who waits for that waits a little longer ([`socket::CLAIM_PATIENCE`]).
 pub(super) const REMOVAL_TIME_MAX: Duration = Duration::from_secs(90);
 /// How long another process may take to run `post_down`: ten commands that do not end by themselves.
 const OTHERS_TIME_MAX: Duration = Duration::from_secs(300);
@@ -107,8 +107,8 @@ impl Traces {
         let socket = self.control_socket();
         let mut lock = Lock::take_within(Duration::ZERO, socket).await;
         if lock.as_ref().is_err_and(|kept| kept.kind() == io::ErrorKind::TimedOut) {
-            service::takes(socket::LOCK_PATIENCE + REMOVAL_TIME_MAX);
-            lock = Lock::take(socket).await;
+            service::takes(socket::CLAIM_PATIENCE + REMOVAL_TIME_MAX);
+            lock = Lock::take_within(socket::CLAIM_PATIENCE, socket).await;
         }
         let lock = match lock {
             Ok(lock) => Some(lock),
@@ -131,23 +131,23 @@ impl Traces {
             return Ok(());
         }
         service::takes(REMOVAL_TIME_MAX);
-        let removed = tokio::time::timeout(REMOVAL_TIME_MAX, self.remove_all(tell)).await;
-        removed.unwrap_or_else(|_| {
+        let mut results = Vec::new();
+        let removed = tokio::time::timeout(REMOVAL_TIME_MAX, self.remove_all(tell, &mut results)).await;
+        if removed.is_err() {
             let slow = format!("name servers, links or rules are not removed within {REMOVAL_TIME_MAX:?}");
-            Err(io::Error::new(io::ErrorKind::TimedOut, slow).into())
-        })
+            results.push(Err(io::Error::new(io::ErrorKind::TimedOut, slow).into()));
+        }
+        first_error(results)
     }
 
-    async fn remove_all(&self, tell: &mut dyn FnMut(String)) -> Result<(), RunError> {
+    async fn remove_all(&self, tell: &mut dyn FnMut(String), results: &mut Vec<Result<(), RunError>>) {
         let mut tell_all = |removed: Vec<String>| removed.into_iter().for_each(&mut *tell);
         let dns = dns::remove_leftovers(&self.name).await.map(&mut tell_all);
+        results.push(dns.map_err(RunError::from));
         let link = link::remove_leftovers(&self.name).await.map(&mut tell_all);
+        results.push(link.map_err(RunError::from));
         let rules = gateway::remove_leftovers(&self.name, self.control_socket(), tell).await;
-        first_error([
-            dns.map_err(RunError::from),
-            link.map_err(RunError::from),
-            rules.map_err(RunError::from),
-        ])
+        results.push(rules.map_err(RunError::from));
     }
 
     /// Removes those of its sockets on which nobody answers; tells which those were.

@@ -10,7 +10,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -54,7 +54,7 @@ pub(super) struct Live<'a> {
     pending: Option<Pending>,
     examination: Option<Examination>,
     /// The turn to write the file.
-    saving: Arc<Mutex<()>>,
+    saving: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A program that is being asked whether it could go on.
@@ -397,11 +397,15 @@ impl<'a> Live<'a> {
     async fn save(&mut self) -> Result<ChangeReport, Refused> {
         self.refuse_while_unconfirmed()?;
         let (file, running, turn) = (self.file.clone(), self.running.clone(), self.saving.clone());
-        let written = runtime::blocking(move || {
+        let written = async {
             // One that nobody waits for any more may be writing yet.
-            let _turn = turn.lock();
-            save::save(&file, &running)
-        });
+            let turn = turn.lock_owned().await;
+            runtime::blocking(move || {
+                let _turn = turn;
+                save::save(&file, &running)
+            })
+            .await
+        };
         let changed = runtime::within_disk_time(written).await??;
         let changes = changed.then(|| format!("{} written", self.file.display()));
         Ok(ChangeReport {

@@ -11,13 +11,10 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use crate::control::runtime::{create_anew, judge_place, open_file, with_suffix};
+use crate::config::files::{create_anew, with_suffix};
+use crate::control::runtime::open_file;
 use crate::control::socket::{Lock, is_at};
-
-/// How long a daemon that is about to be up waits for the lock of its socket's name.
-const NAME_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// The mark, locked as long as this is there. It stays unless it is [removed](Mark::remove).
 #[derive(Debug)]
@@ -33,11 +30,12 @@ impl Mark {
     pub(super) async fn make(control_socket: &Path) -> Mark {
         let make = async {
             // Nobody keeps it for long whose socket is served.
-            let _lock = Lock::take_within(NAME_TIME_MAX, control_socket).await?;
+            let lock = Lock::take(control_socket).await;
             // One that another user has left and that we may not open is in the way like any other.
             if let Ok(Some(Mark { file: Some(file), .. })) = Mark::find(control_socket) {
                 return Ok(file);
             }
+            let _lock = lock?;
             // Whoever has the lock of one that is in the way ends an earlier tunnel, and leaves ours alone, which is never there unlocked.
             let path = path_of(control_socket);
             let new = with_suffix(&path, ".new");
@@ -66,7 +64,6 @@ impl Mark {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(TryLockError::Error)?,
         };
-        judge_place(&path).map_err(TryLockError::Error)?;
         file.try_lock()?;
         // Where there is no place for the lock of the name, who had this one may have removed the mark.
         Ok(is_at(&file, &path).then(|| Mark {
@@ -188,10 +185,17 @@ mod tests {
         let in_the_way = folder.0.join("rw0.sock.lock");
         fs::create_dir(&in_the_way).expect("the directory is ours");
         mark.remove().await.expect_err("it is still there");
+        // Who goes on with the tunnel needs no lock for that.
+        let found = Mark::make(&socket).await;
+        assert!(found.file.is_some());
+        kill(found);
+        let aside = folder.0.join("aside");
+        fs::rename(path_of(&socket), &aside).expect("it is there");
         let unmarked = Mark::make(&socket).await;
         assert!(unmarked.file.is_none());
         assert!(!unmarked.remove().await.expect("there is nothing to do"));
         fs::remove_dir(&in_the_way).expect("it is there");
+        fs::rename(&aside, path_of(&socket)).expect("it is there");
         let found = Mark::find(&socket).expect("nobody has it");
         assert!(found.expect("it was left").remove().await.expect("it may"));
         assert_eq!(folder.count(), 0);

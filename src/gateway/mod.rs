@@ -7,7 +7,9 @@
 //! of the commands of the end.
 #![forbid(unsafe_code)]
 
+mod begin;
 mod embed;
+mod error;
 mod guard;
 mod handover;
 mod hooks;
@@ -29,11 +31,12 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 pub(crate) use embed::{Wish, embed};
+pub use error::RunError;
 pub use guard::keep_guard;
 pub use handover::HandoverError;
 pub use hooks::HookError;
@@ -42,27 +45,23 @@ pub(crate) use leftovers::sweep;
 pub use upgrade::answer_check;
 pub use wireguard::run_wireguard;
 
-use crate::config::{Config, Foreign, LoadError, Suite};
+use crate::config::{Config, Suite};
 use crate::control::api::Response;
-use crate::control::changes::ChangeError;
-use crate::control::exporter::{Exporter, ExporterError};
+use crate::control::exporter::Exporter;
 use crate::control::log_file::Means;
 use crate::control::runtime::block_on;
 use crate::control::server::{Desks, Server};
 use crate::control::signals::{Hangups, Signals};
-use crate::control::socket::SocketError;
-use crate::control::{self, Control, ControlError, Facts};
-use crate::crypto;
-use crate::dns::DnsError;
-use crate::firewall::{self, FirewallError, lockdown};
-use crate::link::LinkError;
-use crate::sys::tun::TunError;
-use crate::sys::{exec, probe, tun};
+use crate::control::socket::{self, SocketError};
+use crate::control::{self, Control, Facts};
+use crate::firewall::{self, lockdown};
+use crate::sys::exec;
 use crate::uapi;
+use begin::begin;
 use guard::Guard;
 use handover::Handover;
 use leave::{Departure, Leaving, Luggage};
-use leftovers::{REMOVAL_TIME_MAX, Traces};
+use leftovers::REMOVAL_TIME_MAX;
 use live::Live;
 use mark::Mark;
 use network::Network;
@@ -73,113 +72,6 @@ use upgrade::Granted;
 const GUARD_TIME_MAX: Duration = Duration::from_secs(600);
 /// Changes that may wait for their turn.
 const CHANGES_MAX: usize = 8;
-
-/// Why a tunnel did not come up, or went down by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// No AEAD implementation passes its self-test.
-    #[error(transparent)]
-    SelfTest(#[from] crypto::SelfTestError),
-    /// The TUN device.
-    #[error(transparent)]
-    Tun(#[from] tun::TunError),
-    /// The UDP sockets.
-    #[error("cannot listen on UDP port {port}: {error}")]
-    Udp {
-        /// The configured port.
-        port: u16,
-        /// What the kernel said.
-        #[source]
-        error: io::Error,
-    },
-    /// `bind_interface` is not there.
-    #[error("bind_interface = {0:?}: there is no such interface")]
-    NoDevice(String),
-    /// A worker could not start.
-    #[error("worker {worker}: {cause}")]
-    Worker {
-        /// Its number.
-        worker: usize,
-        /// Why.
-        cause: String,
-    },
-    /// `io = "uring"` where the kernel refuses io_uring.
-    #[error("io = \"uring\", but {0}; or set io = \"auto\"")]
-    Uring(probe::Refusal),
-    /// The latency log.
-    #[error("{}: cannot write the latency log: {error}", path.display())]
-    LatencyLog {
-        /// The configured file.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        error: io::Error,
-    },
-    /// Name servers.
-    #[error(transparent)]
-    Dns(#[from] DnsError),
-    /// Addresses, MTU or routes.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    /// The gateway's rules, or the kill switch.
-    #[error(transparent)]
-    Firewall(#[from] FirewallError),
-    /// A socket for requests.
-    #[error(transparent)]
-    Serve(#[from] SocketError),
-    /// The metrics.
-    #[error(transparent)]
-    Metrics(#[from] ExporterError),
-    /// What another process has handed over.
-    #[error(transparent)]
-    Handover(#[from] HandoverError),
-    /// A command of the configuration.
-    #[error(transparent)]
-    Hook(#[from] HookError),
-    /// Somebody has the control socket of what was to be cleaned up after.
-    #[error("{}: a daemon answers on this socket, so its tunnel runs; end that first: ringway down", .0.display())]
-    Runs(PathBuf),
-    /// Somebody else puts an end to the tunnel that was there before, and does not come to it.
-    #[error(
-        "{}: another process still runs post_down of the tunnel that was here before, and holds this file; end that process",
-        .0.display()
-    )]
-    BeingEnded(PathBuf),
-    /// What was to be removed of a tunnel that has ended.
-    #[error("{}: cannot be removed: {error}", path.display())]
-    Left {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        error: io::Error,
-    },
-    /// What root was to do on the word of others.
-    #[error(transparent)]
-    Config(#[from] LoadError),
-    /// Where root was to remove something on the word of others.
-    #[error(
-        "{}: root removes nothing at a place that others can have chosen ({}), and runs no commands of theirs: {foreign}",
-        file.display(), socket.display()
-    )]
-    StrangeSocket {
-        /// Whose word it is.
-        file: PathBuf,
-        /// The place.
-        socket: PathBuf,
-        /// By what they can.
-        foreign: Foreign,
-    },
-    /// A peer could not be added.
-    #[error(transparent)]
-    Change(#[from] ChangeError),
-    /// It ran, and ended by itself.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// The system refused something basic.
-    #[error("the system refused something basic: {0}")]
-    Io(#[from] io::Error),
-}
 
 /// The program whose tunnels these are.
 const PROGRAM: &str = "ringway";
@@ -342,7 +234,7 @@ fn run_open(
             None => tokio::select! {
                 biased;
                 () = signals.end() => return Ok(None),
-                server = Server::bind(&config.interface.control_socket) => server?,
+                server = bind(&config.interface.control_socket) => server?,
             },
         };
         let exporter = match (&config.metrics, listeners.metrics) {
@@ -398,6 +290,19 @@ fn run_open(
     result
 }
 
+/// Serves the control socket, once nobody puts right what a killed daemon has left of its tunnel.
+async fn bind(path: &Path) -> Result<Server, SocketError> {
+    let deadline = Instant::now() + socket::CLAIM_PATIENCE;
+    loop {
+        match Server::bind(path).await {
+            Err(SocketError::Io(_, error)) if error.kind() == io::ErrorKind::TimedOut && Instant::now() < deadline => {
+                service::takes(socket::CLAIM_PATIENCE);
+            }
+            bound => return bound,
+        }
+    }
+}
+
 /// Listeners of an earlier process.
 #[derive(Default)]
 struct Listeners {
@@ -418,38 +323,6 @@ async fn forget(mark: Mark) {
     if let Err(error) = mark.remove().await {
         tracing::warn!(%error, "cannot remove the mark of a tunnel that was up, so post_down will run again");
     }
-}
-
-/// Runs the commands that come before the interface; false when a signal ends the tunnel before it is there.
-fn begin(config: &Config, file: &Path) -> Result<bool, RunError> {
-    let interface = &config.interface;
-    let is_taken = |error: &TunError| matches!(error, TunError::Exists(_));
-    let wait_for_name = || {
-        retry::while_taken(is_taken, || match tun::index_of(&interface.name) {
-            Some(_) => Err(TunError::Exists(interface.name.clone())),
-            None => Ok(()),
-        })
-    };
-    wait_for_name()?;
-    block_on(async {
-        let mut signals = Signals::install()?;
-        tokio::select! {
-            // In this order no signal is lost: what comes while nobody listens waits for who listens next.
-            biased;
-            () = signals.end() => Ok(false),
-            result = async {
-                match Traces::of(config, file).end_killed().await {
-                    Err(RunError::Runs(socket)) => return Err(SocketError::InUse(socket).into()),
-                    ended => ended?,
-                }
-                // Others may have taken it in that time.
-                wait_for_name()?;
-                Ok(hooks::run("pre_up", &interface.hooks.pre_up, &interface.name).await?)
-            } => {
-                result.map(|()| true)
-            }
-        }
-    })?
 }
 
 /// What a tunnel has beside its parts.
@@ -530,8 +403,10 @@ impl Tunnel<'_> {
                 path: path.clone(),
                 error,
             };
-            let logging = match state.and_then(|state| state.control.latency_log_begin()) {
-                Some(begin) => control.resume_latency_log(self.log_means, path, begin).await,
+            let logging = match state.map(|state| state.control.latency_log_begin()) {
+                Some(Some(begin)) => control.resume_latency_log(self.log_means, path, begin).await,
+                // It had ended before, of what may be wrong with its disk yet; the log has told.
+                Some(None) => Ok(()),
                 None => control.log_latency(self.log_means, path).await,
             };
             if resumed.is_some() {
@@ -554,7 +429,7 @@ impl Tunnel<'_> {
         service::ready(&name);
         self.guard.take().into_iter().for_each(Guard::dismiss);
         if !network.confined {
-            network.confined = service::confine(config, &self.file, network.dns_backend());
+            network.confined = service::confine(config, &self.file, network.dns_backend()).await;
         }
         // The commands of the start have run in an earlier process.
         let begun = Cell::new(resumed.is_some());

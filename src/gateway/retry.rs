@@ -14,19 +14,49 @@ pub(super) fn while_taken<T, E: Display>(
     is_taken: impl Fn(&E) -> bool,
     attempt: impl Fn() -> Result<T, E>,
 ) -> Result<T, E> {
-    let deadline = Instant::now() + PREDECESSOR_PATIENCE;
-    let mut waiting = false;
+    let mut patience = Patience::new();
     loop {
         match attempt() {
-            Err(error) if is_taken(&error) && Instant::now() < deadline => {
-                if !waiting {
-                    tracing::warn!("{error}; waiting a moment in case it belongs to a daemon that was just killed");
-                }
-                waiting = true;
-                thread::sleep(RETRY_INTERVAL);
-            }
+            Err(error) if is_taken(&error) && patience.lasts(&error) => thread::sleep(RETRY_INTERVAL),
             result => return result,
         }
+    }
+}
+
+/// As [`while_taken`], where other things go on meanwhile.
+pub(super) async fn until_free<T, E: Display>(
+    is_taken: impl Fn(&E) -> bool,
+    attempt: impl Fn() -> Result<T, E>,
+) -> Result<T, E> {
+    let mut patience = Patience::new();
+    loop {
+        match attempt() {
+            Err(error) if is_taken(&error) && patience.lasts(&error) => tokio::time::sleep(RETRY_INTERVAL).await,
+            result => return result,
+        }
+    }
+}
+
+struct Patience {
+    deadline: Instant,
+    waiting: bool,
+}
+
+impl Patience {
+    fn new() -> Patience {
+        Patience {
+            deadline: Instant::now() + PREDECESSOR_PATIENCE,
+            waiting: false,
+        }
+    }
+
+    /// Whether to try once more after this; the first time it is told.
+    fn lasts(&mut self, error: &impl Display) -> bool {
+        let lasts = Instant::now() < self.deadline;
+        if lasts && !std::mem::replace(&mut self.waiting, true) {
+            tracing::warn!("{error}; waiting a moment in case it belongs to a daemon that was just killed");
+        }
+        lasts
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use crate::config::files::follow;
 use crate::config::wgquick_text::to_wg_quick;
 use crate::config::{Config, Host, HostPort, Peer};
 use crate::control::Control;
@@ -18,7 +19,11 @@ pub(super) async fn save(control: &Control, config: &Config, path: &Path) -> io:
     let text = to_wg_quick(&current(control, config));
     let path = path.to_owned();
     let written = blocking(move || {
-        let file = path.canonicalize().unwrap_or(path);
+        let file = match follow(&path) {
+            // It was removed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => path,
+            file => file?,
+        };
         replace_file_now(&file, text.as_bytes())
     });
     within_disk_time(async { written.await.flatten() }).await

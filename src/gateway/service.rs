@@ -19,9 +19,9 @@ use tokio::sync::mpsc;
 
 use crate::config::{Config, Hooks, MetricsListen, RUN_DIR};
 use crate::control::Order;
-use crate::control::runtime::DISK_TIME_MAX;
+use crate::control::runtime::{DISK_TIME_MAX, blocking, within_disk_time};
 use crate::dns;
-use crate::sandbox;
+use crate::sandbox::ControlLimits;
 use crate::uapi;
 
 /// What every daemon may write to: streams that lead nowhere, terminals, the device that TUN queues come from, and the
@@ -87,9 +87,9 @@ pub(super) async fn watch(orders: mpsc::Sender<Order>, workers: usize) {
 }
 
 /// Gives up what the control thread does not need, unless commands of the configuration are to run, which nobody knows
-/// the needs of. `file`: where the configuration came from and is saved to; `dns`: who was told of name servers, and has to
-/// be told of their end. False where nothing was given up.
-pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -> bool {
+/// the needs of, or a disk does not answer where it may write. `file`: where the configuration came from and is saved to; `dns`: who
+/// was told of name servers, and has to be told of their end. False where nothing was given up.
+pub(super) async fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -> bool {
     let interface = &config.interface;
     if !interface.sandbox {
         return false;
@@ -102,6 +102,25 @@ pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -
         tracing::info!("resolvconf runs unconfined, so the control thread is not confined either");
         return false;
     }
+    let (config, file) = (config.clone(), file.to_owned());
+    let limits = blocking(move || ControlLimits::new(writable(&config, &file, dns).iter().map(PathBuf::as_path)));
+    match within_disk_time(limits).await {
+        Ok(limits) => {
+            for missing in limits.confine() {
+                tracing::debug!("{missing}");
+            }
+            true
+        }
+        Err(error) => {
+            tracing::warn!("{error}, where the daemon may write, so the control thread is not confined");
+            false
+        }
+    }
+}
+
+/// Where the control thread may write. Looks at the file system, and makes the directory of what is kept.
+fn writable(config: &Config, file: &Path, dns: Option<dns::Backend>) -> Vec<PathBuf> {
+    let interface = &config.interface;
     let folder_of = |path: &Path| path.parent().map(Path::to_owned);
     let mut writable: Vec<PathBuf> = WRITABLE.iter().map(PathBuf::from).collect();
     writable.push(RUN_DIR.into());
@@ -116,7 +135,7 @@ pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -
     }
     if let Some(folder) = &interface.state_dir {
         // What is not there when the limits are set can't be made later. Who writes to it says what is wrong with it. Where it is there,
-        // a disk that does not answer would hold up even this.
+        // a disk on which writes wait would hold up even this.
         if !folder.exists() {
             let _ = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         }
@@ -125,10 +144,7 @@ pub(super) fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -
     writable.extend((dns == Some(dns::Backend::File)).then(|| PathBuf::from("/etc")));
     let saved = [Some(file), interface.save.as_deref()].into_iter().flatten();
     writable.extend(saved.filter_map(|path| folder_of(&path.canonicalize().ok()?)));
-    for missing in sandbox::confine_control(writable.iter().map(PathBuf::as_path)) {
-        tracing::debug!("{missing}");
-    }
-    true
+    writable
 }
 
 fn tell(state: &[NotifyState<'_>]) {

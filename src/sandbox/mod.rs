@@ -15,6 +15,8 @@ mod filter;
 
 use std::path::Path;
 
+use landlock::RulesetCreated;
+
 /// Why a part of the sandbox does not hold.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
@@ -40,12 +42,23 @@ pub fn confine_worker() -> Vec<SandboxError> {
     results.into_iter().filter_map(Result::err).collect()
 }
 
-/// Takes from the calling thread, and from the threads and programs that it starts, what a daemon does not need: calls
-/// that change the machine, and writing to files outside of `writable`, which are directories or files; those that do
-/// not exist are passed over.
-pub fn confine_control<'a>(writable: impl IntoIterator<Item = &'a Path>) -> Vec<SandboxError> {
-    let results = [files::allow_writing(writable), filter::deny(calls::NEVER)];
-    results.into_iter().filter_map(Result::err).collect()
+/// What the control thread keeps of the files.
+#[derive(Debug)]
+pub struct ControlLimits(Result<RulesetCreated, SandboxError>);
+
+impl ControlLimits {
+    /// Writing to files in `writable` only, which are directories or files; those that do not exist are passed over. May have to wait
+    /// for their disks.
+    pub fn new<'a>(writable: impl IntoIterator<Item = &'a Path>) -> ControlLimits {
+        ControlLimits(files::allow_writing(writable))
+    }
+
+    /// Takes from the calling thread, and from the threads and programs that it starts, what a daemon does not need: calls
+    /// that change the machine, and writing to other files.
+    pub fn confine(self) -> Vec<SandboxError> {
+        let results = [self.0.and_then(files::restrict), filter::deny(calls::NEVER)];
+        results.into_iter().filter_map(Result::err).collect()
+    }
 }
 
 #[cfg(test)]
@@ -94,7 +107,7 @@ mod tests {
         fs::write(other.join("kept"), "1").expect("not confined yet");
         let absent = scratch.join("absent");
         confined(
-            || confine_control([mine.as_path(), absent.as_path(), Path::new("/dev/null")]),
+            || ControlLimits::new([mine.as_path(), absent.as_path(), Path::new("/dev/null")]).confine(),
             || {
                 fs::write(mine.join("a"), "1").expect("it may");
                 fs::rename(mine.join("a"), mine.join("b")).expect("it may");

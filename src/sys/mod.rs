@@ -11,6 +11,7 @@
 //! tap       packet sockets, which see all that passes an interface
 //! exec      another program in our place  inherit  descriptors that it has too     memfd    what it is told
 //! device    one interface for a socket, and the mark that keeps it out of the tunnel    tun_packets   a TUN without offloads
+//! flags    whether reads and writes wait
 //! ```
 
 mod address;
@@ -22,6 +23,7 @@ pub mod device;
 pub mod engine;
 mod errno;
 pub mod exec;
+pub mod flags;
 mod gather;
 pub mod inbox;
 pub mod inherit;

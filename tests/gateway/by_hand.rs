@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::hosts::RINGWAY;
 use crate::lab::{Lab, wait_until};
-use crate::readme::{Machine, blocks, sections_with};
+use crate::readme::{Machine, blocks, commands};
 use crate::says::assert_says;
 use crate::{PATIENCE, ping_until};
 
@@ -48,23 +48,124 @@ fn machines(lab: &Lab) -> ([Machine<'_>; 2], [String; 2]) {
     (machines, keys)
 }
 
+/// Who types a command of the README's.
+enum Typed {
+    /// The test of this name.
+    By(&'static str),
+    /// No test, for a reason.
+    ByNone(&'static str),
+}
+
+const SITES: Typed = Typed::By("two_sites_are_joined_by_the_files_and_commands_of_the_readme");
+const CLIENT: Typed =
+    Typed::By("the_readmes_gateway_and_client_serve_leak_nothing_and_survive_being_killed_in_each_phase");
+const BY_HAND: Typed = Typed::By("a_tunnel_by_hand_is_looked_at_changed_and_taken_down_by_the_commands_of_the_readme");
+const WG_QUICK: Typed = Typed::By("wg_quick_runs_ringway_by_the_command_of_the_readme");
+const SERVICE: Typed = Typed::By("the_service_of_the_readme_runs_as_its_unit_says");
+
+/// All of its commands, in their order.
+const COMMANDS: [(&[&str], Typed); 12] = [
+    (&["scripts/demo"], Typed::ByNone("a measurement: for people to look at")),
+    (&["scripts/test"], Typed::ByNone("it runs this test")),
+    (
+        &[
+            "mkdir -p -m 700 /etc/ringway && cd /etc/ringway",
+            "(umask 077; ringway genkey > rw0.key); ringway pubkey < rw0.key",
+            "ringway check rw0.toml",
+            "ringway run rw0.toml",
+        ],
+        SITES,
+    ),
+    (
+        &[
+            "ringway check rw0.toml",
+            "ringway run rw0.toml",
+            "curl -sS http://www.example.com/",
+            "ringway status rw0",
+            "ringway leaktest rw0 --seconds 2",
+        ],
+        CLIENT,
+    ),
+    (&["ip route add 10.2.0.0/24 via 10.1.0.1", "ping -c 1 10.2.0.2"], SITES),
+    (
+        &[
+            "(umask 077; ringway genkey > rw0.key); ringway pubkey < rw0.key",
+            "ringway check rw0.toml",
+            "ringway run rw0.toml",
+            "ringway status",
+            "ringway latency",
+            "ringway top",
+            "ringway stats",
+            "ringway drops",
+            "ringway explain 10.99.0.1 10.99.0.2 tcp 443",
+            "ringway capture rw0 -w rw0.pcapng tcp port 443",
+            "ringway doctor rw0.toml",
+            "ringway up rw0",
+            "ringway down rw0",
+            "ringway reload rw0",
+            "ringway apply new.toml --confirm 60s",
+            "ringway peer add rw0 PUBLIC_KEY --name ann --allowed-ips 10.99.0.7/32",
+            "ringway peer set rw0 ann --endpoint ann.example:51820",
+            "ringway set mtu 1400 rw0",
+            "ringway save rw0",
+            "ringway upgrade rw0",
+            "ringway leaktest rw0",
+            "ringway unblock [rw0]",
+        ],
+        BY_HAND,
+    ),
+    (
+        &["WG_QUICK_USERSPACE_IMPLEMENTATION=ringway-wg wg-quick up wg0"],
+        WG_QUICK,
+    ),
+    (
+        &["cargo install cargo-deb && cargo deb && apt install ./target/debian/ringway_*.deb"],
+        Typed::ByNone("a release build; dist/check-deb installs its package"),
+    ),
+    (
+        &["install -o ringway -g ringway -m 600 rw0.toml rw0.key /etc/ringway/"],
+        SERVICE,
+    ),
+    (
+        &["systemctl enable --now ringway@rw0"],
+        Typed::ByNone("it takes systemd, which dist/check-deb boots for it"),
+    ),
+    (
+        &["dist/check-deb", "dist/check-container"],
+        Typed::ByNone("they take a release build and a Debian mirror"),
+    ),
+    (
+        &[
+            "scripts/compare --cases plain --measurements tcp_1 tcp_4 tcp_both_ways udp_64 ping rtt_bulk --seconds 2 --rounds 3",
+            "scripts/compare --cases uso_off mtu_9000 peers_1000 --seconds 2 --rounds 3",
+        ],
+        Typed::ByNone("measurements of half an hour"),
+    ),
+];
+
 #[test]
-fn no_section_has_commands_that_no_test_runs() {
+fn the_readme_has_no_command_that_no_test_runs_without_a_reason() {
+    let known: Vec<&str> = COMMANDS.iter().flat_map(|(lines, _)| *lines).copied().collect();
     assert_eq!(
-        sections_with("sh"),
-        [
-            // scripts/demo, and what runs this test.
-            "Two commands",
-            "A gateway in five minutes",
-            "A client",
-            "Site to site",
-            "A tunnel by hand",
-            "In place of wireguard-go",
-            "As a service",
-            // A measurement of half an hour.
-            "How fast",
-        ]
+        commands(),
+        known,
+        "run what is new in a test, and name that in COMMANDS"
     );
+    let sources = [
+        include_str!("by_hand.rs"),
+        include_str!("proof.rs"),
+        include_str!("readme.rs"),
+    ]
+    .concat();
+    for (lines, typed) in &COMMANDS {
+        match typed {
+            Typed::By(test) => assert!(
+                sources.contains(&format!("\n#[test]\nfn {test}() {{\n")),
+                "{test}: {lines:?}"
+            ),
+            Typed::ByNone(reason) => println!("not run: {lines:?}: {reason}"),
+        }
+    }
 }
 
 #[test]

@@ -192,9 +192,9 @@ impl Hosts {
         self.daemons[0].take().expect("it runs").end_by(signal)
     }
 
-    /// A client's address in the tunnel.
-    pub(crate) fn inner(&self, client: usize) -> IpAddr {
-        format!("10.99.0.{}", 2 + client).parse().expect("an address")
+    /// A client's addresses in the tunnel.
+    pub(crate) fn inner(&self, client: usize) -> [IpAddr; 2] {
+        ["10.99.0.", "fd99::"].map(|network| format!("{network}{}", 2 + client).parse().expect("an address"))
     }
 
     /// Whom the server on the internet talks to when a client calls it; none when it can't be reached.

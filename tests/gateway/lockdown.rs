@@ -229,6 +229,12 @@ fn nothing_leaks_while_another_program_goes_on_nor_where_it_fails_to() {
 fn what_may_go_inside_and_outside_does_and_dns_only_to_servers_listed_by_address() {
     let keys = "lockdown_inside = [\"10.99.0.9\"]\nlockdown_outside = [\"198.51.100.0/24\", \"192.0.2.2\"]";
     let Some(mut client) = Client::new(keys) else { return };
+    client.lab.b.ip(&["address", "add", "10.99.0.9/32", "dev", "lo"]);
+    let text = std::fs::read_to_string(&client.client_config).expect("it was written");
+    write_private(
+        &client.client_config,
+        &text.replace("\"10.99.0.2/32\"", "\"10.99.0.2/32\", \"10.99.0.9/32\""),
+    );
     client.start_server();
     client.start();
     let frames = client.frames_while_probing();
@@ -242,6 +248,8 @@ fn what_may_go_inside_and_outside_does_and_dns_only_to_servers_listed_by_address
         "{frames:#?}"
     );
     assert!(!left("2001:db8:9::9") && !left("2001:db8:2::2.443"), "{frames:#?}");
+    // The same peer has both.
+    ping_until(&client.lab.a, "10.99.0.9");
     assert!(
         !client.lab.a.ping("10.99.0.2".parse().unwrap(), 56),
         "not on the list for the inside"

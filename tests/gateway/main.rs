@@ -43,10 +43,15 @@ fn masqueraded_peers_reach_the_internet_under_the_gateways_address() {
     assert_eq!(hosts.address_seen_from(0, INTERNET_V6), Some(UPLINK_V6.into()));
     // From outside nothing leads to a peer, and peers do not reach each other.
     hosts.internet.ip(&["route", "add", "10.99.0.0/24", "via", UPLINK_V4]);
-    assert!(!hosts.internet.ping(hosts.inner(0), 56));
-    assert!(!hosts.clients[0].ping(hosts.inner(1), 56));
+    hosts.internet.ip(&["route", "add", "fd99::/64", "via", UPLINK_V6]);
+    for (peer, other) in hosts.inner(0).into_iter().zip(hosts.inner(1)) {
+        assert!(!hosts.internet.ping(peer, 56), "internet -> {peer}");
+        assert!(!hosts.clients[0].ping(other, 56), "c0 -> {other}");
+    }
     // The gateway itself.
-    ping_until(&hosts.clients[0], "10.99.0.1");
+    for address in ["10.99.0.1", "fd99::1"] {
+        ping_until(&hosts.clients[0], address);
+    }
 
     // What the operator has is left alone, also by the end.
     let rules = "table inet theirs { chain forward { type filter hook forward priority 5; counter; }; }";
@@ -92,14 +97,20 @@ fn the_mss_of_connections_through_the_tunnel_is_held_to_its_mtu() {
     for (gateway, clamped) in [("[gateway]", true), ("[gateway]\nmss_clamp = false", false)] {
         let Some(mut hosts) = Hosts::new(gateway) else { return };
         hosts.start();
-        let capture = Capture::start(&hosts.internet);
         // Wider than the gateway's end: the SYN promises more than comes through.
         hosts.clients[0].ip(&["link", "set", "rw0", "mtu", "1480"]);
         hosts.gateway.ip(&["link", "set", "rw0", "mtu", "1300"]);
-        hosts.address_seen_from(0, INTERNET_V4);
-        let frames = capture.end();
-        let mss = frames.iter().find_map(Frame::mss_of_first_syn).expect("a SYN came");
-        assert_eq!(mss, if clamped { 1260 } else { 1440 });
+        for (server, headers_len) in [(INTERNET_V4, 20 + 20), (INTERNET_V6, 40 + 20)] {
+            let capture = Capture::start(&hosts.internet);
+            hosts.address_seen_from(0, server);
+            let frames = capture.end();
+            let mss = frames.iter().find_map(Frame::mss_of_first_syn).expect("a SYN came");
+            assert_eq!(
+                mss,
+                if clamped { 1300 } else { 1480 } - headers_len,
+                "{gateway}: {server}"
+            );
+        }
     }
 }
 
@@ -117,13 +128,14 @@ fn peers_reach_each_other_where_they_may_and_nobody_else_is_let_in_between() {
     for (policy, expected) in policies {
         hosts.reload(&format!("[gateway]\npeer_to_peer = {policy}"));
         for (other, expected) in [1, 2].into_iter().zip(expected) {
-            let address = hosts.inner(other);
-            match expected {
-                true => ping_until(&hosts.clients[0], &address.to_string()),
-                false => assert!(
-                    !hosts.clients[0].ping(address, 56),
-                    "peer_to_peer = {policy}: c0 -> c{other}"
-                ),
+            for address in hosts.inner(other) {
+                match expected {
+                    true => ping_until(&hosts.clients[0], &address.to_string()),
+                    false => assert!(
+                        !hosts.clients[0].ping(address, 56),
+                        "peer_to_peer = {policy}: c0 -> {address}"
+                    ),
+                }
             }
         }
     }
@@ -134,11 +146,13 @@ fn each_peer_reaches_what_its_policy_says() {
     let Some(mut hosts) = Hosts::new("[gateway]\npeer_to_peer = true") else {
         return;
     };
-    hosts.internet.ip(&["address", "add", "198.51.100.7/32", "dev", "lo"]);
+    for address in ["198.51.100.7/32", "2001:db8:7::7/128"] {
+        hosts.internet.ip(&["address", "add", address, "dev", "lo", "nodad"]);
+    }
     hosts.gateway.ip(&["address", "add", "192.0.2.99/32", "dev", "lo"]);
     hosts.policies = vec![
-        format!("deny = [\"{INTERNET_V4}/32\", \"192.0.2.99\"]"),
-        "allow = [\"198.51.100.0/24\"]".into(),
+        format!("deny = [\"{INTERNET_V4}/32\", \"192.0.2.99\", \"2001:db8:7::/64\"]"),
+        "allow = [\"198.51.100.0/24\", \"2001:db8:7::/64\"]".into(),
     ];
     hosts.start();
     let expect = |hosts: &Hosts, client: usize, reached: &[&str], denied: &[&str]| {
@@ -150,15 +164,18 @@ fn each_peer_reaches_what_its_policy_says() {
             assert!(!hosts.clients[client].ping(address, 56), "c{client} -> {address}");
         }
     };
-    expect(&hosts, 0, &["198.51.100.7", INTERNET_V6], &[INTERNET_V4, "192.0.2.99"]);
-    let denied = [INTERNET_V4, INTERNET_V6, "192.0.2.99", "10.99.0.2"];
-    expect(&hosts, 1, &["198.51.100.7", "10.99.0.1"], &denied);
+    let denied = [INTERNET_V4, "192.0.2.99", "2001:db8:7::7"];
+    expect(&hosts, 0, &["198.51.100.7", INTERNET_V6], &denied);
+    let reached = ["198.51.100.7", "2001:db8:7::7", "10.99.0.1", "fd99::1"];
+    let denied = [INTERNET_V4, INTERNET_V6, "192.0.2.99", "10.99.0.2", "fd99::2"];
+    expect(&hosts, 1, &reached, &denied);
 
     // Changed while it runs.
     hosts.policies = vec!["internet = false".into(), String::new()];
     hosts.reload("[gateway]\npeer_to_peer = true");
-    expect(&hosts, 0, &["10.99.0.3", "192.0.2.99"], &[INTERNET_V4, INTERNET_V6]);
-    expect(&hosts, 1, &[INTERNET_V4], &[]);
+    let reached = ["10.99.0.3", "fd99::3", "192.0.2.99"];
+    expect(&hosts, 0, &reached, &[INTERNET_V4, INTERNET_V6]);
+    expect(&hosts, 1, &[INTERNET_V4, INTERNET_V6], &[]);
 }
 
 #[test]

@@ -35,12 +35,17 @@ pub(crate) fn blocks<const N: usize>(section: &str, languages: [&str; N]) -> [St
         .expect("as many as languages")
 }
 
-/// The sections that have code blocks of a language, in their order.
-pub(crate) fn sections_with(language: &str) -> Vec<&'static str> {
-    let sections = include_str!("../../README.md").split("\n## ").skip(1);
-    let has_block = |section: &&str| section.contains(&format!("\n```{language}\n"));
-    let names = sections.filter(has_block).filter_map(|section| section.lines().next());
-    names.collect()
+/// What all of its code blocks tell people to type, without comments, in their order.
+pub(crate) fn commands() -> Vec<&'static str> {
+    let blocks = include_str!("../../README.md").split("\n```").skip(1).step_by(2);
+    let blocks = blocks.filter_map(|block| match block.split_once('\n').expect("a fence is a line") {
+        ("sh", code) => Some(code),
+        ("toml" | "rust", _) => None,
+        (language, _) => panic!("README.md: does one type {language:?}?"),
+    });
+    let lines = blocks.flat_map(str::lines).filter(|line| !line.is_empty());
+    let commands = lines.map(|line| line.split(" #").next().expect("split gives one at least").trim_end());
+    commands.collect()
 }
 
 /// A host with an /etc, /run and /var/lib of its own.

@@ -19,10 +19,18 @@ mod mtu;
 #[path = "../../examples/statistics.rs"]
 mod statistics;
 
+use std::fs;
+use std::io::ErrorKind;
 use std::net::UdpSocket;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use lab::{Lab, UNDERLAY, wait_until};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+
+use lab::{Lab, Namespace, UNDERLAY, run, wait_until};
 use ringway::tunnel::{Builder, Device, Peer, PrivateKey, Statistics};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -287,6 +295,128 @@ fn a_tunnel_carries_packets_and_is_counted_changed_and_gone() {
     assert!(far.is_running());
     far.disconnect().expect("it ran until now");
     assert!(!lab.b.has_interface("rw0"));
+}
+
+#[test]
+fn name_servers_are_the_builders_while_it_is_up_and_those_from_before_at_its_end() {
+    let Some(lab) = Lab::new() else { return };
+    if Command::new("resolvconf").arg("--version").output().is_ok() {
+        return println!("skipped: resolvconf, which is installed, keeps name servers in a place of its own");
+    }
+    let etc = lab.directory.join("etc");
+    fs::create_dir(&etc).expect("it can be made");
+    let before = "nameserver 192.0.2.53\n";
+    fs::write(etc.join("resolv.conf"), before).expect("it can be written");
+    let resolv_conf = || fs::read_to_string(etc.join("resolv.conf")).expect("it is there");
+    let during = "\nnameserver 10.76.0.53\nnameserver fd76::53\nsearch corp.example lab.example\n";
+    let builder = Builder::new("rw-dns")
+        .address("10.76.0.1/24".parse().expect("a network"))
+        .dns("10.76.0.53".parse().expect("an address"))
+        .dns("fd76::53".parse().expect("an address"))
+        .search_domain("corp.example")
+        .search_domain("lab.example");
+    let establish = || enter_with_etc(&lab.a, &etc, || builder.clone().establish().expect("the lab lets us"));
+
+    let device = establish();
+    assert!(resolv_conf().ends_with(during), "{}", resolv_conf());
+    device.disconnect().expect("all is put back");
+    assert_eq!(resolv_conf(), before);
+    let device = establish();
+    assert!(resolv_conf().ends_with(during), "{}", resolv_conf());
+    drop(device);
+    assert_eq!(resolv_conf(), before);
+
+    let connect = || {
+        let peer = Peer::new(key(1).public_key());
+        let builder = builder.clone().private_key(key(2)).peer(peer);
+        enter_with_etc(&lab.a, &etc, || builder.connect().expect("the lab lets us"))
+    };
+    let tunnel = connect();
+    assert!(resolv_conf().ends_with(during), "{}", resolv_conf());
+    tunnel.disconnect().expect("it ran until now");
+    assert_eq!(resolv_conf(), before);
+    let tunnel = connect();
+    assert!(resolv_conf().ends_with(during), "{}", resolv_conf());
+    drop(tunnel);
+    assert_eq!(resolv_conf(), before);
+    let left: Vec<_> = fs::read_dir(&etc).expect("it is there").flatten().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
+/// As [`Namespace::enter`], where the directory `etc` stands in for /etc.
+fn enter_with_etc<T: Send>(host: &Namespace, etc: &Path, inside: impl FnOnce() -> T + Send) -> T {
+    host.enter(|| {
+        unshare(CloneFlags::CLONE_NEWNS).expect("root may");
+        run(&["mount", "--make-rprivate", "/"]);
+        run(&["mount", "--bind", etc.to_str().expect("ASCII"), "/etc"]);
+        inside()
+    })
+}
+
+/// An interface's index, as the kernel has it.
+fn index(host: &Namespace, name: &str) -> u32 {
+    let line = host.ip(&["-o", "link", "show", name]);
+    let index = line.split(':').next().expect("split gives one at least");
+    index.parse().expect("a number")
+}
+
+/// A line of what the kernel tells of a descriptor (`proc_pid_fdinfo`(5)).
+fn told_of(fd: BorrowedFd<'_>, key: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).expect("it is open");
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    value.unwrap_or_else(|| panic!("{key}: {text}")).trim().to_owned()
+}
+
+#[test]
+fn a_devices_descriptor_does_not_block_and_can_be_polled_for_packets() {
+    let Some(lab) = Lab::new() else { return };
+    let device = lab.a.enter(|| {
+        let address = "10.76.0.1/24".parse().expect("a network");
+        let builder = Builder::new("rw-poll").address(address);
+        builder.establish().expect("the lab lets us")
+    });
+    assert_eq!(device.index(), index(&lab.a, "rw-poll"));
+    assert_eq!(told_of(device.as_fd(), "iff"), "rw-poll");
+    let flags = u32::from_str_radix(&told_of(device.as_fd(), "flags"), 8).expect("an octal number");
+    assert_ne!(flags & 0o4000, 0, "O_NONBLOCK (asm-generic/fcntl.h)");
+
+    let socket = lab.a.enter(|| UdpSocket::bind("0.0.0.0:0").expect("any port"));
+    let mut packet = [0; 1500];
+    let mut sent = false;
+    // Also the kernel's own packets, which come when they like.
+    loop {
+        match device.recv_timeout(&mut packet, Duration::ZERO) {
+            Ok(len) if packet[..len].ends_with(b"wake up") => break,
+            Ok(_) => continue,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        if !sent {
+            socket.send_to(b"wake up", "10.76.0.2:5000").expect("there is a route");
+            sent = true;
+        }
+        let mut waited_for = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(PATIENCE).expect("some seconds");
+        assert_eq!(poll(&mut waited_for, patience), Ok(1), "woken in time");
+        assert_eq!(waited_for[0].revents(), Some(PollFlags::POLLIN));
+    }
+}
+
+#[test]
+fn a_tunnels_descriptor_is_its_interfaces_and_keeps_that_alive() {
+    let Some(lab) = Lab::new() else { return };
+    let tunnel = lab.a.enter(|| {
+        let peer = Peer::new(key(1).public_key());
+        let builder = Builder::new("rw0").private_key(key(2)).peer(peer);
+        builder.connect().expect("the lab lets us")
+    });
+    assert_eq!(tunnel.index(), index(&lab.a, "rw0"));
+    assert_eq!(told_of(tunnel.as_fd(), "iff"), "rw0");
+    let kept = tunnel.as_fd().try_clone_to_owned().expect("a descriptor");
+    tunnel.disconnect().expect("it ran until now");
+    assert_eq!(told_of(kept.as_fd(), "iff"), "rw0");
+    assert!(lab.a.has_interface("rw0"));
+    drop(kept);
+    wait_until("the interface to go", PATIENCE, || !lab.a.has_interface("rw0"));
 }
 
 #[test]

@@ -195,6 +195,52 @@ fn the_next_daemon_runs_what_a_killed_one_has_not_come_to_before_its_own_command
 }
 
 #[test]
+fn a_signal_before_an_earlier_tunnel_is_put_right_leaves_its_commands_and_the_kill_switch() {
+    let Some(lab) = Lab::new() else { return };
+    let mut a = End::new(&lab, 0);
+    let words = lab.directory.join("words");
+    let said = || fs::read_to_string(&words).unwrap_or_default();
+    a.write(
+        &format!("lockdown = true\npost_down = [\"echo end >>{}\"]\n", words.display()),
+        &[],
+    );
+    let mark = a.control.with_extension("sock.up");
+    let is_locked = || {
+        let table = format!("ringway-lockdown-{INTERFACE}");
+        lab.a.try_run(&["nft", "list", "table", "inet", &table]).is_ok()
+    };
+    a.start(&lab.a);
+    wait_until("what says that it is up", PATIENCE, || mark.exists());
+    a.end_by(Signal::SIGKILL);
+
+    let theirs = fs::File::open(&mark).expect("the daemon has left it");
+    theirs.lock().expect("nobody else has it");
+    a.start_at_least(&lab.a);
+    wait_until("it to wait", PATIENCE, || {
+        a.log().contains("another process runs post_down")
+    });
+    assert_eq!(a.end_by(Signal::SIGTERM).code(), Some(1));
+    assert_says(
+        &a.log(),
+        &[
+            "ended by a signal before what an earlier tunnel may have left was removed; see: ringway cleanup",
+            "the kill switch holds; lift it with: ringway unblock",
+        ],
+    );
+    assert!(is_locked() && mark.exists());
+    theirs.unlock().expect("it is locked");
+
+    a.start_at_least(&lab.a);
+    wait_until("the next tunnel", PATIENCE, || {
+        a.log().matches(" up name=").count() == 2
+    });
+    assert_eq!(said(), "end\n");
+    assert!(a.end_by(Signal::SIGTERM).success());
+    assert_eq!(said(), "end\nend\n");
+    assert!(!is_locked() && !mark.exists());
+}
+
+#[test]
 fn root_puts_no_socket_and_no_log_where_others_can_have_put_a_file_first() {
     let Some(lab) = Lab::new() else { return };
     let mut a = End::new(&lab, 0);

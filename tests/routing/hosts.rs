@@ -260,8 +260,8 @@ impl Drop for Daemon {
     }
 }
 
-/// A veth between two hosts, with both families' addresses at both ends.
-fn join(a: (&Namespace, &str), b: (&Namespace, &str), of_a: [&str; 2], of_b: [&str; 2]) {
+/// A veth between two hosts, up, with both families' addresses at both ends.
+pub(crate) fn join(a: (&Namespace, &str), b: (&Namespace, &str), of_a: [&str; 2], of_b: [&str; 2]) {
     run(&[
         "ip", "link", "add", a.1, "netns", &a.0.name, "type", "veth", "peer", "name", b.1, "netns", &b.0.name,
     ]);

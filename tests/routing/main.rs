@@ -14,7 +14,7 @@ mod says;
 
 use nix::sys::signal::Signal;
 
-use crate::hosts::{Daemon, FAR, Hosts, INTERFACE, PATIENCE, RINGWAY, SERVER, UNDERLAY};
+use crate::hosts::{Daemon, FAR, Hosts, INTERFACE, PATIENCE, RINGWAY, SERVER, UNDERLAY, join};
 use crate::lab::wait_until;
 
 const ALL: &str = r#"allowed_ips = ["0.0.0.0/0", "::/0"]"#;
@@ -270,4 +270,46 @@ fn the_outer_socket_keeps_to_its_interface() {
         "{sockets}"
     );
     assert!(daemon.end_by(Signal::SIGTERM).success());
+}
+
+#[test]
+fn outer_packets_leave_by_the_bound_interface_though_routes_prefer_another() {
+    let Some(hosts) = Hosts::new() else { return };
+    let (client, router) = (hosts.client(), &hosts.router);
+    join(
+        (client, "under1"),
+        (router, "r2"),
+        ["192.0.3.1/24", "2001:db8:3::1/64"],
+        ["192.0.3.254/24", "2001:db8:3::254/64"],
+    );
+    for (family, gateway) in [("-4", "192.0.3.254"), ("-6", "2001:db8:3::254")] {
+        let default = [family, "route", "add", "default", "via", gateway, "dev", "under1"];
+        client.ip(&[&default[..], &["metric", "5000"]].concat());
+    }
+    // The loose reverse path filter: answers come by the way that routes do not prefer.
+    client.run(&["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2"]);
+    let count = "table inet seen; delete table inet seen; table inet seen {
+        counter r0 {}; counter r2 {}
+        chain from {
+            type filter hook prerouting priority 0
+            iifname r0 udp dport 51820 counter name r0
+            iifname r2 udp dport 51820 counter name r2
+        }
+    }";
+    let packets_by = |interface: &str| {
+        let counter = router.run(&["nft", "list", "counter", "inet", "seen", interface]);
+        !counter.contains("packets 0 ")
+    };
+    for endpoint in SERVER {
+        for (key, by, not_by) in [("", "r0", "r2"), ("bind_interface = \"under1\"", "r2", "r0")] {
+            let way = client.run(&["ip", "route", "get", endpoint]);
+            assert!(way.contains(&format!("dev {UNDERLAY}")), "{way}");
+            router.run(&["nft", count]);
+            let mut daemon = hosts.start(&hosts.write_config(endpoint, key, ALL));
+            hosts.expect("server", &[FAR[0], FAR[2]]);
+            assert!(packets_by(by), "{endpoint} {key}: none came by {by}");
+            assert!(!packets_by(not_by), "{endpoint} {key}: some came by {not_by}");
+            assert!(daemon.end_by(Signal::SIGTERM).success());
+        }
+    }
 }

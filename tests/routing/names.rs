@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 
 use crate::hosts::{Daemon, FAR, Hosts, INTERFACE, RINGWAY, SERVER, write};
 use crate::lab::{Namespace, wait_until};
@@ -62,6 +63,22 @@ fn resolv_conf(hosts: &Hosts) -> String {
     fs::read_to_string(etc(hosts).join("resolv.conf")).unwrap_or_default()
 }
 
+/// Fails unless doctor, run by `command` while the tunnel is up, tells that `backend` sets its name servers.
+#[track_caller]
+fn assert_doctor_says(hosts: &Hosts, mut command: Command, backend: &str) {
+    command
+        .arg("doctor")
+        .arg(hosts.lab.directory.join("client.toml"))
+        .arg("--json");
+    // Its exit code says how everything else is.
+    let output = command.output().expect("unshare is installed");
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    let finding = json!({"level": "ok", "about": "name servers", "text": format!("are set by {backend}")});
+    let findings = report["findings"].as_array().expect("a list");
+    assert!(findings.contains(&finding), "{report:#}");
+}
+
 fn start(hosts: &Hosts, command: Command, interface: &str) -> Daemon {
     let config = hosts.write_config(SERVER[0], interface, ALL);
     let mut daemon = Daemon::start(command, &config);
@@ -79,6 +96,7 @@ fn resolv_conf_is_written_and_restored_however_the_daemon_ends() {
         "{}",
         daemon.log()
     );
+    assert_doctor_says(&hosts, isolated(&hosts, &[]), "/etc/resolv.conf");
     assert!(daemon.end_by(Signal::SIGTERM).success());
     assert_eq!(resolv_conf(&hosts), BEFORE);
 
@@ -197,6 +215,7 @@ fn resolvconf_is_called_as_wg_quick_calls_it() {
         "{}",
         daemon.log()
     );
+    assert_doctor_says(&hosts, isolated(&hosts, &path), "resolvconf");
     assert_eq!(calls(), set);
     assert!(daemon.end_by(Signal::SIGTERM).success());
     assert_eq!(calls(), format!("{set}-d tun.rw0 -f\n"));
@@ -301,6 +320,7 @@ fn systemd_resolved_is_told_over_the_bus() {
         "{}",
         daemon.log()
     );
+    assert_doctor_says(&hosts, isolated(&hosts, &resolve1.environment), "systemd-resolved");
     let all = format!(
         "SetLinkDNS {0} [2 10.99.0.2, 10 fd99::2]\nSetLinkDomains {0} [corp.example False, . True]\n\
          SetLinkDefaultRoute {0} True\n",

@@ -336,6 +336,20 @@ mod tests {
     }
 
     #[test]
+    fn who_sets_the_name_servers_is_said_by_its_name() {
+        let mut dns = Dns::default();
+        dns.servers.push(Ipv4Addr::LOCALHOST.into());
+        let text = |dns: &Dns, backend| name_servers(dns, backend).expect("there are some").text;
+        assert_eq!(text(&dns, Backend::File), "are set by /etc/resolv.conf");
+        assert_eq!(text(&dns, Backend::Resolvconf), "are set by resolvconf");
+        assert_eq!(text(&dns, Backend::Resolved), "are set by systemd-resolved");
+        dns.domains.push("example.com".into());
+        assert_eq!(text(&dns, Backend::Resolved), "are set by systemd-resolved");
+        let unfit = "dns_domains needs systemd-resolved, and names are looked up by resolvconf here";
+        assert_eq!(text(&dns, Backend::Resolvconf), unfit);
+    }
+
+    #[test]
     fn a_peer_that_never_answered_is_told_from_one_that_was_never_asked() {
         let peer = |handshake: Option<u64>, tx_bytes, keepalive: Option<u16>| {
             let mut peer: PeerReport = serde_json::from_str(
