@@ -69,19 +69,24 @@ pub(super) fn stopping() {
 /// Tells the service manager at its pace that everything moves, for as long as it does; never ends where it does not
 /// want to know.
 pub(super) async fn watch(orders: mpsc::Sender<Order>, workers: usize) {
-    let Some(timeout) = sd_notify::watchdog_enabled() else {
-        return std::future::pending().await;
-    };
+    match sd_notify::watchdog_enabled() {
+        Some(timeout) => watch_within(timeout, orders, workers, alive).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// As [`watch`], for who wants to hear by `tell` that everything moves before each `timeout` ends.
+async fn watch_within(timeout: Duration, orders: mpsc::Sender<Order>, workers: usize, tell: impl Fn()) {
     let pause = (timeout / 3).max(Duration::from_millis(10));
     loop {
-        let (alive, answers) = bounded(workers);
+        let (answer, answers) = bounded(workers);
         // Where the control thread has ended, there is nothing to tell.
-        if orders.send(Order::Alive(alive)).await.is_err() {
+        if orders.send(Order::Alive(answer)).await.is_err() {
             return std::future::pending().await;
         }
         tokio::time::sleep(pause).await;
         if answers.try_iter().count() == workers {
-            tell(&[NotifyState::Watchdog]);
+            tell();
         }
     }
 }
@@ -168,4 +173,47 @@ fn send(socket: &OsStr, text: &str) -> io::Result<()> {
     };
     UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn that_all_moves_is_told_only_in_turns_in_which_all_workers_have_answered() {
+        let (orders_in, mut orders) = mpsc::channel(1);
+        let told = Cell::new(0);
+        // How many of two workers answer in each turn; the last turn is there to see the end of the one before it.
+        let control = async {
+            let mut heard = Vec::new();
+            for answering in [2, 2, 1, 0, 1, 2, 0] {
+                let Some(Order::Alive(answer)) = orders.recv().await else {
+                    panic!("it asks for nothing else");
+                };
+                heard.push(told.replace(0));
+                for worker in 0..answering {
+                    answer.send(worker).expect("it listens");
+                }
+            }
+            heard
+        };
+        let watch = watch_within(Duration::ZERO, orders_in, 2, || told.set(told.get() + 1));
+        tokio::select! {
+            () = watch => panic!("it never ends"),
+            heard = control => assert_eq!(heard, [0, 1, 1, 0, 0, 0, 1]),
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn nothing_is_told_while_the_control_thread_takes_no_orders() {
+        let (orders_in, orders) = mpsc::channel(1);
+        let watch = watch_within(Duration::ZERO, orders_in, 1, || panic!("nobody has answered"));
+        // Many turns.
+        tokio::time::timeout(Duration::from_millis(300), watch)
+            .await
+            .expect_err("it never ends");
+        drop(orders);
+    }
 }

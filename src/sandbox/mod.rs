@@ -68,6 +68,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::sys;
 
     /// Runs `inside` on a thread of its own, which takes its limits with it.
     fn confined(confine: impl FnOnce() -> Vec<SandboxError> + Send, inside: impl FnOnce() + Send) {
@@ -95,6 +96,35 @@ mod tests {
             thread::yield_now();
         });
         assert!(fs::read("/proc/self/status").is_ok(), "other threads are as they were");
+    }
+
+    /// Those of `calls` that are not carried out for whoever makes them.
+    fn refused(calls: &[libc::c_long]) -> Vec<libc::c_long> {
+        let is_refused = |call: &libc::c_long| sys::call_in_vain(*call).raw_os_error() == Some(libc::EPERM);
+        calls.iter().copied().filter(is_refused).collect()
+    }
+
+    #[test]
+    fn calls_that_change_the_machine_are_refused_on_all_confined_threads_and_others_on_workers_alone() {
+        // Refused by a filter, and by nothing else: with these arguments they fail for another reason.
+        let ordinary = [libc::SYS_socket, libc::SYS_openat, libc::SYS_accept4, libc::SYS_execve];
+        let before = refused(calls::NEVER);
+        assert!(refused(&ordinary).is_empty());
+        assert!(before.len() < calls::NEVER.len(), "{before:?}");
+        for (worker, confine) in [
+            (
+                false,
+                (|| ControlLimits::new([]).confine()) as fn() -> Vec<SandboxError>,
+            ),
+            (true, confine_worker),
+        ] {
+            confined(confine, || {
+                assert_eq!(refused(calls::NEVER), calls::NEVER, "worker: {worker}");
+                assert_eq!(refused(&ordinary), if worker { &ordinary[..] } else { &[] });
+                assert!(refused(&[libc::SYS_read, libc::SYS_close]).is_empty());
+            });
+        }
+        assert_eq!(refused(calls::NEVER), before, "other threads are as they were");
     }
 
     #[test]

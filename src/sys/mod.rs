@@ -51,3 +51,16 @@ pub mod udp;
 pub mod uring;
 pub mod wake;
 pub mod watch;
+
+/// Makes a system call with arguments that it can do nothing with; what the kernel says. Not for calls that take none.
+#[cfg(test)]
+pub(crate) fn call_in_vain(number: libc::c_long) -> std::io::Error {
+    let nothing: libc::c_long = -1;
+    // SAFETY: as a pointer -1 is no address of ours, so the kernel fails with EFAULT rather than read or write there; as a
+    // descriptor, a process, a command or a set of flags it is none, or asks for what is (personality(2)).
+    let result = unsafe { libc::syscall(number, nothing, nothing, nothing, nothing, nothing, nothing) };
+    match result {
+        -1 => std::io::Error::last_os_error(),
+        _ => std::io::Error::from_raw_os_error(0),
+    }
+}

@@ -15,11 +15,11 @@ use crate::lab::{Lab, Namespace, UNDERLAY_V4, wait_until};
 
 pub(crate) const INTERFACE: &str = "rw0";
 pub(crate) const PORT: u16 = 51820;
-/// Inner addresses of a and b.
-pub(crate) const INNER: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
+/// Inner addresses of a and b, and of a third one where a test has that.
+pub(crate) const INNER: [&str; 3] = ["10.99.0.1", "10.99.0.2", "10.99.0.3"];
 
 pub(crate) const RINGWAY: &str = env!("CARGO_BIN_EXE_ringway");
-const NAMES: [&str; 2] = ["a", "b"];
+const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// A key pair.
 pub(crate) struct Keys {
@@ -47,7 +47,7 @@ pub(crate) struct End {
 }
 
 impl End {
-    /// End 0 (a) or 1 (b), not started.
+    /// End 0 (a), 1 (b) or 2 (c), not started.
     pub(crate) fn new(lab: &Lab, me: usize) -> End {
         let in_lab = |extension: &str| lab.directory.join(format!("{}.{extension}", NAMES[me]));
         End {
@@ -90,7 +90,7 @@ impl End {
         )
     }
 
-    /// This end as the other one's peer, at its address.
+    /// This end, a or b, as the other one's peer, at its address.
     pub(crate) fn as_peer_at_home(&self) -> String {
         self.as_peer(&format!("endpoint = \"{}:{PORT}\"", UNDERLAY_V4[self.me]))
     }
@@ -104,13 +104,16 @@ impl End {
 
     /// As [`End::start`], by `program ARGUMENTS... ringway run FILE`.
     pub(crate) fn start_under(&mut self, namespace: &Namespace, program: &[&str]) {
-        let mut command = namespace.command(program[0]);
-        command.args(&program[1..]).arg(RINGWAY).arg("run").arg(&self.file);
-        self.start_by(command);
+        self.start_at_least_under(namespace, program);
+        self.wait_for_socket();
     }
 
     fn start_by(&mut self, command: Command) {
         self.launch(command);
+        self.wait_for_socket();
+    }
+
+    fn wait_for_socket(&self) {
         wait_until("the control socket", Duration::from_secs(20), || self.control.exists());
     }
 
@@ -118,6 +121,13 @@ impl End {
     pub(crate) fn start_at_least(&mut self, namespace: &Namespace) {
         let mut command = namespace.command(RINGWAY);
         command.arg("run").arg(&self.file);
+        self.launch(command);
+    }
+
+    /// As [`End::start_under`], and waits for nothing.
+    pub(crate) fn start_at_least_under(&mut self, namespace: &Namespace, program: &[&str]) {
+        let mut command = namespace.command(program[0]);
+        command.args(&program[1..]).arg(RINGWAY).arg("run").arg(&self.file);
         self.launch(command);
     }
 

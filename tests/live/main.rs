@@ -1,7 +1,9 @@
 //! Tunnels that are changed while they run, and what outlives a restart. Needs root; elsewhere each test prints
 //! "skipped: needs root" and passes. Run them one at a time: `cargo test --test live -- --test-threads=1`.
 
+mod confined;
 mod end;
+mod killed;
 #[path = "../netns/lab.rs"]
 #[expect(dead_code, reason = "another program's tests use the rest of the lab")]
 mod lab;
@@ -27,8 +29,9 @@ use std::thread;
 use std::time::Duration;
 
 use end::{End, INNER, INTERFACE, Keys, PORT, peer, write};
-use lab::{Lab, UNDERLAY_V4, wait_until};
+use lab::{Lab, Namespace, UNDERLAY_V4, wait_until};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use traffic::{Transfer, connect};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -110,6 +113,62 @@ fn a_reload_carries_out_what_differs_and_touches_no_other_session() {
         handshake,
         "the session is the same"
     );
+}
+
+#[test]
+fn a_preshared_key_that_a_reload_brings_begins_a_handshake_and_the_other_peers_session_stays() {
+    for suite in ["native", "wireguard"] {
+        let Some(lab) = Lab::new() else { return };
+        let id = lab.directory.file_name().expect("it has one").display();
+        let far = Namespace::new(format!("{id}-c"));
+        lab.a.ip(&[
+            "link", "add", "under1", "type", "veth", "peer", "name", "under1", "netns", &far.name,
+        ]);
+        for (namespace, address) in [(&lab.a, "198.51.100.1/24"), (&far, "198.51.100.2/24")] {
+            namespace.ip(&["address", "add", address, "dev", "under1"]);
+            namespace.ip(&["link", "set", "under1", "up"]);
+        }
+        let [mut a, mut b, mut c] = [0, 1, 2].map(|me| End::new(&lab, me));
+        let suite = format!("suite = \"{suite}\"\n");
+        let c_at_home = c.as_peer(&format!("endpoint = \"198.51.100.2:{PORT}\"\n{suite}"));
+        let b_at_home = b.as_peer_at_home() + &suite;
+        a.write("", &[b_at_home.clone(), c_at_home.clone()]);
+        b.write("", &[a.as_peer(&suite)]);
+        c.write("", &[a.as_peer(&suite)]);
+        let key = format!("preshared_key = \"{}\"\n", Keys::new().private);
+        b.start(&lab.b);
+        c.start(&far);
+        a.start(&lab.a);
+        for end in [1, 2] {
+            wait_until("an answer", PATIENCE, || lab.a.ping(inner(end), 56));
+        }
+        let handshakes = |peer: &str| {
+            let stats: Value = serde_json::from_str(&a.must(&["stats", "@", "--json"])).expect("JSON");
+            let peers = stats["peers"].as_array().expect("a list").iter();
+            let mut peers = peers.filter(|entry| entry["name"] == peer);
+            peers.next().expect("the peer is there")["handshakes"].clone()
+        };
+        let before = ["b", "c"].map(|peer| (handshakes(peer), a.handshake(peer)));
+        a.write("", &[b_at_home + &key, c_at_home]);
+        assert_eq!(a.must(&["reload", "@"]), "peer b: preshared_key");
+        // Nobody else has this key, so a takes no answer to the handshake that begins with it.
+        wait_until("a handshake in vain", PATIENCE, || {
+            a.status()["control_drops"]["bad_handshake"].as_u64().is_some()
+        });
+        assert!(lab.a.answers(inner(1), 56), "by the session that there is");
+        assert_eq!((handshakes("b"), a.handshake("b")), before[0]);
+        b.write("", &[a.as_peer(&(suite.clone() + &key))]);
+        b.signal(Signal::SIGHUP);
+        wait_until("a handshake", PATIENCE, || handshakes("b") != before[0].0);
+        for end in [1, 2] {
+            assert!(lab.a.answers(inner(end), 56));
+        }
+        assert_eq!(
+            (handshakes("c"), a.handshake("c")),
+            before[1],
+            "the session is the same"
+        );
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::{PATIENCE, Pair, inner};
 const SIGNALS: u64 = 1 | 1 << 1 | 1 << 14;
 
 /// `ringway upgrade` beside the test.
-fn upgrade_beside(end: &End, program: &str) -> std::process::Child {
+pub(crate) fn upgrade_beside(end: &End, program: &str) -> std::process::Child {
     let mut command = Command::new(RINGWAY);
     command.arg("upgrade").arg(&end.control).args(["--binary", program]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -35,7 +35,7 @@ fn handshakes(end: &End) -> Value {
 }
 
 /// A program that waits for a file at one of two moments, and goes on as `ringway`; it makes `marks` meanwhile.
-fn waiting(lab: &Lab, while_asked: bool) -> (String, impl Fn() -> usize, impl Fn()) {
+pub(crate) fn waiting(lab: &Lab, while_asked: bool) -> (String, impl Fn() -> usize + use<>, impl Fn() + use<>) {
     let name = if while_asked { "asked" } else { "executed" };
     let [program, gate, marks] = ["", ".gate", ".marks"].map(|end| lab.directory.join(format!("{name}{end}")));
     fs::write(&marks, "").expect("the directory is ours");

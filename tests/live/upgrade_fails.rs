@@ -1,7 +1,7 @@
 //! Upgrades that fail when the old program is gone already: what the tunnel had in the system is put back, by whoever is left.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::end::{End, INTERFACE, RINGWAY};
 use crate::lab::{Lab, wait_until};
@@ -32,8 +32,20 @@ os.execv(RINGWAY, [RINGWAY] + sys.argv[1:])"
     program(path, "/usr/bin/python3 -ISB", &text)
 }
 
+/// An /etc of a's own for as long as the lab is there, and the line of shell that puts it in place of the machine's.
+pub(crate) fn own_etc(lab: &Lab) -> (PathBuf, String) {
+    let etc = lab.directory.join("etc");
+    fs::create_dir(&etc).expect("a directory");
+    for file in ["passwd", "group"] {
+        fs::copy(format!("/etc/{file}"), etc.join(file)).expect("every system has it");
+    }
+    fs::write(etc.join("resolv.conf"), "nameserver 192.0.2.53\n").expect("it can be written");
+    let mount = format!("mount --bind {} /etc && exec \"$@\"", etc.display());
+    (etc, mount)
+}
+
 /// All that a tunnel has in the system of a, but for its kill switch.
-fn around(lab: &Lab, etc: &Path) -> String {
+pub(crate) fn around(lab: &Lab, etc: &Path) -> String {
     let tables = lab.a.run(&["nft", "list", "tables"]);
     let tables: Vec<&str> = tables.lines().filter(|table| !table.contains("lockdown")).collect();
     let ip: [&[&str]; 4] = [
@@ -85,13 +97,7 @@ fn a_tunnel_that_cannot_leave_goes_on_as_before() {
 fn a_program_that_fails_once_the_old_one_is_gone_leaves_nothing_but_the_kill_switch() {
     let Some(lab) = Lab::new() else { return };
     let [a, mut b] = [0, 1].map(|me| End::new(&lab, me));
-    let etc = lab.directory.join("etc");
-    fs::create_dir(&etc).expect("a directory");
-    for file in ["passwd", "group"] {
-        fs::copy(format!("/etc/{file}"), etc.join(file)).expect("every system has it");
-    }
-    fs::write(etc.join("resolv.conf"), "nameserver 192.0.2.53\n").expect("it can be written");
-    let mount = format!("mount --bind {} /etc && exec \"$@\"", etc.display());
+    let (etc, mount) = own_etc(&lab);
     b.write("", &[a.as_peer("")]);
     b.start(&lab.b);
     let all = b.as_peer_at_home().replace("/32\"", "/32\", \"0.0.0.0/0\"");
