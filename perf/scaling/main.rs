@@ -34,7 +34,7 @@ use ringway::proto::SuiteChoice;
 
 use pair::{Pair, SEGMENTS};
 use thread::Load;
-use trace::{Count, Trace, WORKERS_MAX};
+use trace::{Count, Shared, Trace, WORKERS_MAX};
 
 /// Rounds before counting begins: until nothing allocates any more, and every table has grown. (Each session before has had
 /// a small one.)
@@ -201,23 +201,30 @@ fn complaint_of(suite: Suite, count: &Count, limit: f64) -> Option<String> {
     grown.or_else(shared)
 }
 
-fn shares_no_more_than_it_must(suite: Suite, count: &Count) -> bool {
-    let [out, into] = count.shared;
-    let super_packets = count.packets / SEGMENTS as u64;
-    let (loads, stores) = match suite {
-        Suite::Native => (0, 0),
-        Suite::Wireguard => (
-            WIREGUARD_LOADS_MAX * super_packets,
-            WIREGUARD_STORES_MAX * super_packets,
-        ),
+/// What a suite has to share for so many packets, sent and received.
+fn needed(suite: Suite, packets: u64) -> [Shared; 2] {
+    let super_packets = packets / SEGMENTS as u64;
+    let out = match suite {
+        Suite::Native => Shared::default(),
+        Suite::Wireguard => Shared {
+            loads: WIREGUARD_LOADS_MAX * super_packets,
+            stores: WIREGUARD_STORES_MAX * super_packets,
+        },
     };
-    out.loads <= loads && out.stores <= stores && (into.loads, into.stores) == (0, 0)
+    [out, Shared::default()]
 }
 
-/// In the WireGuard suite one worker receives everything, so only those that send can share a line.
+fn shares_no_more_than_it_must(suite: Suite, count: &Count) -> bool {
+    let mut sides = count.shared.iter().zip(needed(suite, count.packets));
+    sides.all(|(shared, needed)| shared.loads <= needed.loads && shared.stores <= needed.stores)
+}
+
+/// On each side of its own: what shows on one says nothing about the other. In the WireGuard suite one worker receives everything, so
+/// only those that send can share a line.
 fn notices_what_is_planted(suite: Suite, planted: &Count) -> bool {
-    let [_, into] = planted.shared;
-    !shares_no_more_than_it_must(suite, planted) && (suite == Suite::Wireguard || into.stores > 0)
+    let [out, into] = planted.shared;
+    let [needed_out, needed_into] = needed(suite, planted.packets);
+    out.stores > needed_out.stores && (suite == Suite::Wireguard || into.stores > needed_into.stores)
 }
 
 fn print_row(suite: Suite, workers: u8, note: &str, count: &Count) {
@@ -290,7 +297,6 @@ fn counted(options: &Options, workers: u8, suite: Suite, planted: bool) -> io::R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trace::Shared;
 
     fn count(instructions: u64, [out, into]: [[u64; 2]; 2]) -> Count {
         let shared = [out, into].map(|[loads, stores]| Shared { loads, stores });
@@ -324,8 +330,12 @@ mod tests {
         assert!(complains(Suite::Wireguard, &count(within, [[4, 1], [1, 0]])));
         let both = count(within, [[4, 2], [2, 1]]);
         let out_only = count(within, [[4, 2], [0; 2]]);
+        let into_only = count(within, [[0; 2], [2, 1]]);
         assert!(notices_what_is_planted(Suite::Native, &both));
-        assert!(!notices_what_is_planted(Suite::Native, &out_only));
+        for one_side in [&out_only, &into_only] {
+            assert!(!notices_what_is_planted(Suite::Native, one_side));
+        }
+        assert!(!notices_what_is_planted(Suite::Wireguard, &into_only));
         assert!(notices_what_is_planted(Suite::Wireguard, &out_only));
         assert!(!notices_what_is_planted(Suite::Wireguard, &counter));
     }

@@ -84,6 +84,8 @@ def print_self(result: dict, tolerance: float) -> bool:
             pair = [view.figures.get((case["key"], key, metric["key"])) for key in (first, second)]
             if None in pair:
                 good = False
+                values = ["none" if figure is None else value_text(figure.median, metric["unit"]) for figure in pair]
+                rows.append([f"{case['label']}: {metric['label']}", *values, "", "", "only one has it"])
                 continue
             found = figures.ratio(result["runs"], case["key"], metric["key"], second, first)
             if found is None and pair[0].median == pair[1].median:

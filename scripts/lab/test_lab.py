@@ -6,7 +6,7 @@ import types
 import unittest
 from unittest import mock
 
-from lab import chart, compare, compare_report, contenders, figures
+from lab import cases, chart, compare, compare_report, contenders, figures
 from lab.process import Failed
 
 
@@ -43,16 +43,20 @@ class Figures(unittest.TestCase):
 
 
 class AgainstItself(unittest.TestCase):
-    def _is_good(self, runs, metric="tcp_1"):
+    def _judge(self, runs):
+        """Whether it is good, and what is printed."""
         result = {
             "tunnels": [{"key": "one", "label": "one"}, {"key": "two", "label": "two"}],
             "cases": [{"key": "plain", "label": "plain"}],
-            "metrics": [{"key": metric, "label": metric, "unit": "bit/s"}],
+            "metrics": [{"key": "tcp_1", "label": "tcp_1", "unit": "bit/s"}],
             "figures": [figure.as_dict() for figure in figures.summarise(runs, "", "")],
             "runs": runs,
         }
-        with contextlib.redirect_stdout(io.StringIO()):
-            return compare_report.print_self(result, 0.05)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            return compare_report.print_self(result, 0.05), printed.getvalue()
+
+    def _is_good(self, runs):
+        return self._judge(runs)[0]
 
     def test_equal_figures_are_good_and_others_or_none_are_not(self):
         self.assertTrue(self._is_good([_run("one", 0, 100.0), _run("two", 0, 104.0)]))
@@ -62,6 +66,30 @@ class AgainstItself(unittest.TestCase):
         self.assertFalse(self._is_good([_run("one", 0, 0.0), _run("two", 0, 5.0)]))
         broken = {"case": "plain", "tunnel": "two", "round": 1, "measurement": "tcp_1", "error": "it broke"}
         self.assertFalse(self._is_good([_run("one", 0, 100.0), _run("two", 0, 100.0), broken]))
+
+    def test_a_figure_that_only_one_has_is_shown_as_that(self):
+        for tunnel in ("one", "two"):
+            good, printed = self._judge([_run(tunnel, 0, 2e9)])
+            self.assertFalse(good)
+            row = next(line for line in printed.splitlines() if "plain: tcp_1" in line)
+            values = r"\s+".join(("2.00 Gbit/s", "none") if tunnel == "one" else ("none", "2.00 Gbit/s"))
+            self.assertRegex(row, rf"{values}\s+only one has it")
+
+
+class RoundTrips(unittest.TestCase):
+    def _metrics(self, sent, lost):
+        rtt = {"sent": sent, "count": sent - lost, "lost": lost, "p50": 1, "p99": 2, "p99_9": 3}
+        server = types.SimpleNamespace(rtt_meanwhile=lambda *_: contextlib.nullcontext(lambda: rtt))
+        with mock.patch.object(cases.measure, "run"):
+            return cases.run("rtt_bulk", mock.Mock(), server, "", 5, 1, None).metrics
+
+    def test_a_percentile_that_few_of_those_sent_are_beyond_is_none(self):
+        self.assertEqual(self._metrics(4_999, 0).keys(), {"rtt_bulk_p50", "rtt_bulk_p99", "rtt_bulk_lost"})
+        self.assertEqual(self._metrics(5_000, 0).keys(), {"rtt_bulk_p50", "rtt_bulk_p99", "rtt_bulk_p99_9", "rtt_bulk_lost"})
+
+    def test_losses_take_no_percentile_away(self):
+        self.assertEqual(self._metrics(5_000, 50).keys(), self._metrics(5_000, 0).keys())
+        self.assertEqual(self._metrics(5_000, 50)["rtt_bulk_lost"], 1.0)
 
 
 class Contenders(unittest.TestCase):

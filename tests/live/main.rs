@@ -46,10 +46,15 @@ struct Pair {
 impl Pair {
     /// Started, and packets pass. None of both rekeys by itself within a test's time.
     fn up() -> Option<Pair> {
+        Pair::up_with("")
+    }
+
+    /// As [`Pair::up`], with these lines in `[interface]` of both.
+    fn up_with(interface: &str) -> Option<Pair> {
         let lab = Lab::new()?;
         let [mut a, mut b] = [0, 1].map(|me| End::new(&lab, me));
-        a.write("", &[b.as_peer_at_home()]);
-        b.write("", &[a.as_peer("")]);
+        a.write(interface, &[b.as_peer_at_home()]);
+        b.write(interface, &[a.as_peer("")]);
         b.start(&lab.b);
         a.start(&lab.a);
         let pair = Pair { a, b, lab };

@@ -1,8 +1,9 @@
 //! A disk that does not answer, as an upgrade and the end of a tunnel meet it.
 
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags}
 use nix::sys::signal::Signal;
 
 use crate::end::{End, INTERFACE};
-use crate::lab::{Lab, wait_until};
+use crate::lab::{Lab, PREFIX, remove_leftovers, run, wait_until};
 use crate::traffic::{connect, under_traffic};
 use crate::upgrade::{unchanged, upgrade};
 use crate::{PATIENCE, Pair, inner};
@@ -41,41 +42,74 @@ impl Stall {
     }
 }
 
-/// A file system of its own. While it is frozen, who writes to it waits, and no signal ends that.
+/// Mounts the image `$1` at `$2`, and does what `fsfreeze` is told line by line. The end of its input is that of the test, however that came:
+/// then it thaws and unmounts. It stands in the file system, so nobody's unmounting keeps it from that. A minute without a word is an
+/// end too: a thread that waits for this disk keeps a killed test's process, and its side of the pipe.
+const KEEPER: &str = r#"
+    trap '' HUP INT TERM PIPE
+    mkfs.ext4 -q "$1" && mount -o loop "$1" "$2" && cd "$2" || exit
+    echo mounted
+    while read -r -t 60 option; do fsfreeze "$option" . && echo done || echo failed; done
+    fsfreeze --unfreeze .
+    umount --lazy "$2"
+"#;
+
+/// A file system of its own. While it is frozen, who writes to it waits, and no signal ends that. It thaws with this process.
 struct Disk {
     folder: PathBuf,
+    keeper: Child,
+    answers: BufReader<ChildStdout>,
 }
 
 impl Disk {
-    /// `None`, with a printed line, where there can be none.
-    fn new(lab: &Lab) -> Option<Disk> {
-        let [image, folder] = ["image", "disk"].map(|name| lab.directory.join(name));
+    /// In a directory that is ours. `None`, with a printed line, where there can be none.
+    fn new(directory: &Path) -> Option<Disk> {
+        let [image, folder] = ["image", "disk"].map(|name| directory.join(name));
         let file = File::create(&image).and_then(|file| file.set_len(16 << 20));
         file.expect("the directory is ours");
         fs::create_dir(&folder).expect("the directory is ours");
-        let (from, to) = (image.display(), folder.display());
-        let mount = format!("mkfs.ext4 -q '{from}' && mount -o loop '{from}' '{to}'");
-        let mounted = Command::new("sh").args(["-c", &mount]).output().expect("a shell");
-        if !mounted.status.success() {
-            let why = String::from_utf8_lossy(&mounted.stderr);
+        // A session of its own: what ends the test's process group is not meant for it.
+        let mut command = Command::new("setsid");
+        command.args(["bash", "-c", KEEPER, "bash"]).args([&image, &folder]);
+        let streams = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut keeper = streams.spawn().expect("util-linux is installed");
+        let answers = BufReader::new(keeper.stdout.take().expect("piped"));
+        let mut disk = Disk {
+            folder,
+            keeper,
+            answers,
+        };
+        if disk.answer() != "mounted" {
+            let mut why = String::new();
+            let mut stderr = disk.keeper.stderr.take().expect("piped");
+            stderr.read_to_string(&mut why).expect("text");
             println!("skipped: no disk can be frozen here: {}", why.trim_end());
             return None;
         }
-        Some(Disk { folder })
+        Some(disk)
     }
 
     /// Whether `fsfreeze OPTION` has done it.
-    fn try_to(&self, option: &str) -> bool {
-        let done = Command::new("fsfreeze").arg(option).arg(&self.folder).output();
-        done.expect("util-linux is installed").status.success()
+    fn try_to(&mut self, option: &str) -> bool {
+        let input = self.keeper.stdin.as_mut().expect("piped");
+        writeln!(input, "{option}").expect("the keeper reads");
+        self.answer() == "done"
+    }
+
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("text");
+        line.trim_end().to_owned()
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        self.try_to("--unfreeze");
-        // A daemon may have a file there yet.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.folder).status();
+        // Ends its input first.
+        let _ = self.keeper.wait();
     }
 }
 
@@ -84,7 +118,9 @@ fn a_disk_that_never_takes_the_latency_log_keeps_nothing_from_being_put_back() {
     for io in ["uring", "syscall"] {
         let Some(lab) = Lab::new() else { return };
         let [mut a, mut b] = [0, 1].map(|me| End::new(&lab, me));
-        let Some(disk) = Disk::new(&lab) else { return };
+        let Some(mut disk) = Disk::new(&lab.directory) else {
+            return;
+        };
         let ended = lab.directory.join("ended");
         let log = disk.folder.join("rw0.hlog");
         a.write(
@@ -153,4 +189,26 @@ fn a_disk_that_does_not_answer_keeps_a_tunnel_from_leaving_but_not_from_its_end(
         log.contains("the state file or the latency log is not written within 5s"),
         "{log}"
     );
+}
+
+#[test]
+fn a_frozen_disk_that_a_killed_run_has_left_is_swept_with_its_directory() {
+    let Some(_lab) = Lab::new() else { return };
+    let mut killed = Command::new("true").spawn().expect("coreutils are installed");
+    killed.wait().expect("it is our child");
+    let directory = std::env::temp_dir().join(format!("{PREFIX}{}-0", killed.id()));
+    fs::create_dir(&directory).expect("nobody else has this name");
+    let disk = Disk::new(&directory);
+    if let Some(mut disk) = disk {
+        fs::write(disk.folder.join("file"), "something").expect("it is mounted");
+        assert!(disk.try_to("--freeze"));
+        remove_leftovers();
+        assert!(!directory.exists());
+        assert!(!disk.try_to("--unfreeze"), "it has thawed");
+    }
+    wait_until("the end of its loop device", PATIENCE, || {
+        let images = run(&["losetup", "--list", "--noheadings", "--output", "BACK-FILE"]);
+        !images.contains(&*directory.to_string_lossy())
+    });
+    let _ = fs::remove_dir_all(&directory);
 }

@@ -29,7 +29,7 @@ pub(crate) const UNDERLAY: &str = "under0";
 /// Outer addresses of a and b.
 pub(crate) const UNDERLAY_V4: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 
-const PREFIX: &str = "ringway-test-";
+pub(crate) const PREFIX: &str = "ringway-test-";
 
 /// A lab of its own for one test.
 pub(crate) struct Lab {
@@ -248,8 +248,8 @@ fn may_make_namespaces() -> bool {
     privileged && File::options().read(true).write(true).open("/dev/net/tun").is_ok()
 }
 
-/// Removes what runs that were killed have left: namespaces and directories whose name holds a dead process's id.
-fn remove_leftovers() {
+/// Removes what runs that were killed have left: namespaces and directories whose name holds a dead process's id, with what is mounted there.
+pub(crate) fn remove_leftovers() {
     let is_dead = |name: &str| {
         let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
         pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
@@ -261,7 +261,20 @@ fn remove_leftovers() {
     }
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         if is_dead(&entry.file_name().to_string_lossy()) {
+            unmount_below(&entry.path());
             let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// The latest mount first. What is frozen thaws: who removes a file there would wait for ever, and so would a loop device for its end.
+fn unmount_below(directory: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("proc is mounted");
+    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
+    for point in points.filter(|point| Path::new(point).starts_with(directory)) {
+        // Most are not frozen, which is an error.
+        for [program, option] in [["fsfreeze", "--unfreeze"], ["umount", "--lazy"]] {
+            let _ = finish(Command::new(program).args([option, point]));
         }
     }
 }
