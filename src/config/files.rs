@@ -26,16 +26,13 @@ pub fn create_anew(path: &Path) -> io::Result<File> {
     }
 }
 
-/// The file that `path` leads to by links: for root, none that others can have put there.
+/// The file that `path` leads to by links: for root, by none that others can have put there.
 ///
 /// # Errors
-/// What realpath(3) says; which link or directory is others'.
+/// What realpath(3) says; which link is another user's.
 pub(crate) fn follow(path: &Path) -> io::Result<PathBuf> {
-    let file = fs::canonicalize(path)?;
-    match Foreign::of_place(path, None).filter(|_| file != path) {
-        Some(foreign) => Err(io::Error::other(format!(
-            "root writes to no file that others' links lead to: {foreign}"
-        ))),
-        None => Ok(file),
+    match Foreign::of_links(path) {
+        Some(foreign) => Err(io::Error::other(format!("root follows no link of others: {foreign}"))),
+        None => fs::canonicalize(path),
     }
 }

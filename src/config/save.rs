@@ -298,7 +298,10 @@ fn list_or_none(items: &[impl ToString]) -> Option<Value> {
 /// whole.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let old = fs::metadata(path)?;
-    let new = with_suffix(path, ".new");
+    // Hidden: people edit files beside it.
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    let new = with_suffix(&path.with_file_name(name), ".new");
     let write = || {
         // Nobody but the owner sees it before it has the mode that it is to have.
         let mut file = create_anew(&new)?;
@@ -379,7 +382,7 @@ mod tests {
         fs::write(&other, "theirs").expect("a file");
         let after = saved("planted.toml", &file(), |config| {
             let new = std::env::temp_dir().join(format!(
-                "ringway-save-{}-planted.toml/planted.toml.new",
+                "ringway-save-{}-planted.toml/.planted.toml.new",
                 std::process::id()
             ));
             std::os::unix::fs::symlink(&other, new).expect("a link");

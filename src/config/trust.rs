@@ -69,6 +69,24 @@ impl Foreign {
         Foreign::of_place_to(&owners, unmapped_user(), &services, path, open)
     }
 
+    /// Judges the links by which root is about to come to the file `path`: whoever has one decides where it leads. `None`: none is
+    /// somebody else's; or this is not root.
+    pub(super) fn of_links(path: &Path) -> Option<Foreign> {
+        if exec::effective_user() != ROOT {
+            return None;
+        }
+        let owners: Vec<u32> = [ROOT].into_iter().chain(sudoer()).chain(unmapped_user()).collect();
+        Foreign::of_links_to(&owners, path)
+    }
+
+    /// As [`Foreign::of_links`], for `owners` in the place of root.
+    fn of_links_to(owners: &[u32], path: &Path) -> Option<Foreign> {
+        let links = way_to(path).into_iter().filter(|(_, found)| found.is_symlink());
+        links
+            .into_iter()
+            .find_map(|(place, found)| judge(&place, &found, owners.contains(&found.uid()), 0))
+    }
+
     /// As [`Foreign::of_place`], for `owners` in the place of root and these directories in that of the service's. Directories may be
     /// `landlord`'s too.
     fn of_place_to(
@@ -301,8 +319,17 @@ mod tests {
         let expected = format!("the link {path} belongs to the user {STRANGER}; run: chown -h root {path}");
         assert_eq!(
             judged().map(|foreign| foreign.map(|foreign| foreign.to_string())),
-            [Some(expected.clone()), Some(expected)]
+            [Some(expected.clone()), Some(expected.clone())]
         );
+        // Nor does one that a link of ours leads to; a stranger's directory on the way is another matter.
+        let ours = folder.0.join("ours");
+        symlink(link.join("rw0.toml"), &ours).expect("a link");
+        let links = |path: &Path| Foreign::of_links_to(&owners, path).map(|foreign| foreign.to_string());
+        assert_eq!(links(&ours), Some(expected));
+        lchown(&home, Some(STRANGER), None).expect("root may");
+        let direct = folder.0.join("direct");
+        symlink(&file, &direct).expect("a link");
+        assert_eq!(links(&direct), None);
     }
 
     #[test]

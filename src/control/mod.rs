@@ -98,7 +98,7 @@ pub enum ControlError {
     )]
     SlowDisk(Duration),
     /// A thread waits for a disk, so that no other program can take this one's place.
-    #[error("a disk does not answer to what was read or written before (the log has told); try again when it does")]
+    #[error("a disk does not answer to what was read or written before; try again when it does")]
     BusyDisk,
     /// The control thread's own runtime failed.
     #[error("the control thread cannot go on: {0}")]

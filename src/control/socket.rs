@@ -147,7 +147,7 @@ pub async fn remove_dead(path: &Path) -> io::Result<bool> {
     if !is_socket || !is_dead(path).await {
         return Ok(false);
     }
-    let _lock = Lock::take(path).await?;
+    let _lock = Lock::take_within(CLAIM_PATIENCE, path).await?;
     match is_dead(path).await {
         true => std::fs::remove_file(path).map(|()| true),
         false => Ok(false),

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 pub use dbus::CallError;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 
 use crate::config::Dns;
 use crate::control::runtime::blocking;
@@ -133,13 +134,15 @@ pub async fn backend() -> Backend {
     Way::choose().await.backend()
 }
 
-/// Sets the name servers of the tunnel `name`, whose interface `index` is up.
-pub async fn set(name: &str, index: u32, dns: &Dns) -> Result<Setting, DnsError> {
+/// Sets the name servers of the tunnel `name`, whose interface `index` is up. What is in `setting` afterwards, also where nobody waits
+/// for this to end, is to be reverted.
+pub async fn set(setting: &mut Option<Setting>, name: &str, index: u32, dns: &Dns) -> Result<(), DnsError> {
     let mut way = Way::choose().await;
     let backend = way.backend();
     if !dns.domains.is_empty() && backend != Backend::Resolved {
         return Err(DnsError::Split(backend));
     }
+    *setting = Some(Setting::made(backend, name, index));
     let failed = |error| DnsError::Io { backend, error };
     let work = async {
         match &mut way {
@@ -172,26 +175,25 @@ pub async fn set(name: &str, index: u32, dns: &Dns) -> Result<Setting, DnsError>
         // It may have written the record before it failed; the first error is the one to tell.
         let _ = tokio::time::timeout(TIME_MAX, resolvconf::unset(program, name)).await;
     }
-    done?;
-    Ok(Setting {
-        backend,
-        name: name.to_owned(),
-        index,
-    })
+    if done.is_err() {
+        *setting = None;
+    }
+    done
 }
 
-/// Sets other name servers than `before` has, or none. After an error there are none of ours.
-pub async fn change(before: Option<Setting>, name: &str, index: u32, dns: &Dns) -> Result<Option<Setting>, DnsError> {
-    if let Some(before) = before {
+/// As [`set`], where `setting` has others or none, and `dns` may have none.
+pub async fn change(setting: &mut Option<Setting>, name: &str, index: u32, dns: &Dns) -> Result<(), DnsError> {
+    if let Some(before) = setting {
         // The other ones overwrite what is set, but a file would be kept in place of what was there first.
         let overwrites = before.backend != Backend::File && !dns.servers.is_empty();
         if !overwrites || backend().await != before.backend {
             before.revert().await?;
+            *setting = None;
         }
     }
     match dns.servers.is_empty() {
-        true => Ok(None),
-        false => set(name, index, dns).await.map(Some),
+        true => Ok(()),
+        false => set(setting, name, index, dns).await,
     }
 }
 
@@ -211,7 +213,7 @@ impl Setting {
     }
 
     /// Makes it as it was.
-    pub async fn revert(self) -> Result<(), DnsError> {
+    pub async fn revert(&self) -> Result<(), DnsError> {
         let backend = self.backend;
         let failed = |error| DnsError::Io { backend, error };
         let work = async {
@@ -225,7 +227,7 @@ impl Setting {
                     Some(program) => resolvconf::unset(&program, &self.name).await.map_err(failed),
                     None => Ok(()),
                 },
-                Backend::File => restore(self.name).await.map(drop).map_err(failed),
+                Backend::File => restore(self.name.clone()).await.map(drop).map_err(failed),
             }
         };
         tokio::time::timeout(TIME_MAX, work)
@@ -246,11 +248,10 @@ pub async fn remove_leftovers(name: &str) -> Result<Vec<String>, DnsError> {
         result.map_err(|error| DnsError::Io { backend, error })?;
         removed.push("the name servers that resolvconf has of it".into());
     }
-    let restored = restore(name.to_owned()).await.map_err(|error| DnsError::Io {
-        backend: Backend::File,
-        error,
-    })?;
-    if restored {
+    let backend = Backend::File;
+    let restored = tokio::time::timeout(TIME_MAX, restore(name.to_owned())).await;
+    let restored = restored.map_err(|_| DnsError::Slow(backend))?;
+    if restored.map_err(|error| DnsError::Io { backend, error })? {
         removed.push("its /etc/resolv.conf".into());
     }
     Ok(removed)
@@ -261,11 +262,18 @@ async fn restore(name: String) -> io::Result<bool> {
     in_etc(move |etc| etc.restore(&name)).await
 }
 
-/// Works on the file where the caller's thread does not wait for its disk.
+/// Works on the file where the caller's thread does not wait for its disk. One work follows the other, those that nobody waits for any
+/// more included; what had not begun by then never does.
 async fn in_etc<T: Send + 'static>(
     work: impl FnOnce(Directory<'static>) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    blocking(move || work(Directory(Path::new("/etc")))).await.flatten()
+    static TURN: Mutex<()> = Mutex::const_new(());
+    let turn = TURN.lock().await;
+    let worked = blocking(move || {
+        let _turn = turn;
+        work(Directory(Path::new("/etc")))
+    });
+    worked.await.flatten()
 }
 
 /// In resolv.conf's form.

@@ -105,12 +105,7 @@ impl Traces {
     /// does not let go of it, or there can be no lock.
     pub(super) async fn claim(&self) -> Result<Option<Lock>, RunError> {
         let socket = self.control_socket();
-        let mut lock = Lock::take_within(Duration::ZERO, socket).await;
-        if lock.as_ref().is_err_and(|kept| kept.kind() == io::ErrorKind::TimedOut) {
-            service::takes(socket::CLAIM_PATIENCE + REMOVAL_TIME_MAX);
-            lock = Lock::take_within(socket::CLAIM_PATIENCE, socket).await;
-        }
-        let lock = match lock {
+        let lock = match mark::lock_name(socket).await {
             Ok(lock) => Some(lock),
             // Where there is no directory for a lock there is none for a socket either.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,

@@ -5,16 +5,18 @@
 //! that one is killed amid it, the next one does it again. A daemon holds the lock as long as it has the tunnel, but for the moment
 //! in which it becomes another program: then it is the one who answers at the control socket.
 //!
-//! A mark is looked for, made and removed under the [lock](Lock) of the control socket's name, so that nobody removes another's.
+//! A mark is looked for, made and removed under the [lock](Lock) of the control socket's name, so that nobody removes another's; but
+//! whoever goes on with a tunnel takes its mark also without that.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use super::service;
 use crate::config::files::{create_anew, with_suffix};
 use crate::control::runtime::open_file;
-use crate::control::socket::{Lock, is_at};
+use crate::control::socket::{CLAIM_PATIENCE, Lock, is_at};
 
 /// The mark, locked as long as this is there. It stays unless it is [removed](Mark::remove).
 #[derive(Debug)]
@@ -53,7 +55,8 @@ impl Mark {
         }
     }
 
-    /// The mark of a tunnel whose `post_down` nobody has come to, if there is one; for who has the lock of the control socket's name.
+    /// The mark of a tunnel whose `post_down` nobody has come to, if there is one; for who has the lock of the control socket's name, or
+    /// the tunnel.
     ///
     /// # Errors
     /// [`TryLockError::WouldBlock`]: another process has those commands. What open(2) and flock(2) say; that root would act upon
@@ -81,12 +84,23 @@ impl Mark {
         let Some(file) = self.file.filter(|file| is_at(file, &path)) else {
             return Ok(false);
         };
-        let _lock = Lock::take(&self.control_socket).await?;
+        let _lock = lock_name(&self.control_socket).await?;
         // It may be gone with its directory, and a later tunnel may have put its own in this place.
         match is_at(&file, &path) {
             true => fs::remove_file(path).map(|()| true),
             false => Ok(false),
         }
+    }
+}
+
+/// The lock of the control socket's name, which somebody may keep who removes what a killed daemon has left.
+pub(super) async fn lock_name(control_socket: &Path) -> io::Result<Lock> {
+    match Lock::take(control_socket).await {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            service::takes(CLAIM_PATIENCE);
+            Lock::take_within(CLAIM_PATIENCE, control_socket).await
+        }
+        lock => lock,
     }
 }
 

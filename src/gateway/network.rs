@@ -280,7 +280,7 @@ impl Network {
     }
 
     async fn set_dns(&mut self, dns: &Dns) -> Result<(), DnsError> {
-        self.dns = dns::change(self.dns.take(), &self.name, self.index, dns).await?;
+        dns::change(&mut self.dns, &self.name, self.index, dns).await?;
         if let Some(dns) = &self.dns {
             tracing::info!(by = %dns.backend(), "name servers set");
         }

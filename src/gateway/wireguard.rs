@@ -126,7 +126,7 @@ fn run_open(
         let path = default_control_socket(&name);
         let mut status = match listeners.control {
             Some(listener) => Server::inherited(&path, listener),
-            None => Server::bind(&path).await,
+            None => super::bind(&path).await,
         };
         if let Err(error) = &status {
             tracing::warn!(%error, "no control socket");

@@ -42,21 +42,32 @@ pub fn confine_worker() -> Vec<SandboxError> {
     results.into_iter().filter_map(Result::err).collect()
 }
 
-/// What the control thread keeps of the files.
+/// What the control thread keeps.
 #[derive(Debug)]
-pub struct ControlLimits(Result<RulesetCreated, SandboxError>);
+pub struct ControlLimits {
+    /// `None`: all files.
+    files: Option<Result<RulesetCreated, SandboxError>>,
+}
 
 impl ControlLimits {
     /// Writing to files in `writable` only, which are directories or files; those that do not exist are passed over. May have to wait
     /// for their disks.
     pub fn new<'a>(writable: impl IntoIterator<Item = &'a Path>) -> ControlLimits {
-        ControlLimits(files::allow_writing(writable))
+        ControlLimits {
+            files: Some(files::allow_writing(writable)),
+        }
+    }
+
+    /// Writing to all files.
+    pub fn of_calls() -> ControlLimits {
+        ControlLimits { files: None }
     }
 
     /// Takes from the calling thread, and from the threads and programs that it starts, what a daemon does not need: calls
     /// that change the machine, and writing to other files.
     pub fn confine(self) -> Vec<SandboxError> {
-        let results = [self.0.and_then(files::restrict), filter::deny(calls::NEVER)];
+        let files = self.files.map_or(Ok(()), |rules| rules.and_then(files::restrict));
+        let results = [files, filter::deny(calls::NEVER)];
         results.into_iter().filter_map(Result::err).collect()
     }
 }

@@ -164,7 +164,7 @@ impl Place {
             link::describe(plan.ifindex, &builder.name, session).await?;
         }
         if !builder.dns.servers.is_empty() {
-            self.dns = Some(dns::set(&builder.name, plan.ifindex, &builder.dns).await?);
+            dns::set(&mut self.dns, &builder.name, plan.ifindex, &builder.dns).await?;
         }
         Ok(())
     }
