@@ -169,14 +169,16 @@ pub async fn set(setting: &mut Option<Setting>, name: &str, index: u32, dns: &Dn
             done.map_err(|_| DnsError::Slow(backend)).flatten()
         }
     };
-    if done.is_err()
-        && let Way::Resolvconf(program) = &way
-    {
-        // It may have written the record before it failed; the first error is the one to tell.
-        let _ = tokio::time::timeout(TIME_MAX, resolvconf::unset(program, name)).await;
-    }
     if done.is_err() {
-        *setting = None;
+        let is_undone = match &way {
+            // It may have written the record before it failed; the first error is the one to tell.
+            Way::Resolvconf(program) => {
+                let undone = tokio::time::timeout(TIME_MAX, resolvconf::unset(program, name)).await;
+                undone.is_ok_and(|undone| undone.is_ok())
+            }
+            _ => true,
+        };
+        setting.take_if(|_| is_undone);
     }
     done
 }

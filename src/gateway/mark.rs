@@ -12,6 +12,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::service;
 use crate::config::files::{create_anew, with_suffix};
@@ -95,7 +96,7 @@ impl Mark {
 
 /// The lock of the control socket's name, which somebody may keep who removes what a killed daemon has left.
 pub(super) async fn lock_name(control_socket: &Path) -> io::Result<Lock> {
-    match Lock::take(control_socket).await {
+    match Lock::take_within(Duration::ZERO, control_socket).await {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             service::takes(CLAIM_PATIENCE);
             Lock::take_within(CLAIM_PATIENCE, control_socket).await

@@ -93,7 +93,7 @@ async fn watch_within(timeout: Duration, orders: mpsc::Sender<Order>, workers: u
 
 /// Gives up what the control thread does not need, unless commands of the configuration are to run, which nobody knows
 /// the needs of; files only where their disks answer. `file`: where the configuration came from and is saved to; `dns`: who was told
-/// of name servers, and has to be told of their end. False where nothing was given up.
+/// of name servers, and has to be told of their end. False where not all of that was given up: a later program may try again.
 pub(super) async fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -> bool {
     let interface = &config.interface;
     if !interface.sandbox {
@@ -109,14 +109,14 @@ pub(super) async fn confine(config: &Config, file: &Path, dns: Option<dns::Backe
     }
     let (config, file) = (config.clone(), file.to_owned());
     let limits = blocking(move || ControlLimits::new(writable(&config, &file, dns).iter().map(PathBuf::as_path)));
-    let limits = within_disk_time(limits).await.unwrap_or_else(|error| {
+    let limits = within_disk_time(limits).await.inspect_err(|error| {
         tracing::warn!("cannot look up where the control thread may write, so it may write anywhere: {error}");
-        ControlLimits::of_calls()
     });
-    for missing in limits.confine() {
+    let is_whole = limits.is_ok();
+    for missing in limits.unwrap_or(ControlLimits::of_calls()).confine() {
         tracing::debug!("{missing}");
     }
-    true
+    is_whole
 }
 
 /// Where the control thread may write. Looks at the file system, and makes the directory of what is kept.

@@ -127,6 +127,7 @@ mod tests {
                 false,
                 (|| ControlLimits::new([]).confine()) as fn() -> Vec<SandboxError>,
             ),
+            (false, || ControlLimits::of_calls().confine()),
             (true, confine_worker),
         ] {
             confined(confine, || {

@@ -126,6 +126,10 @@ impl Host {
 
     fn start(&mut self) {
         self.launch();
+        self.wait_until_up();
+    }
+
+    fn wait_until_up(&self) {
         self.pair.wait_until_packets_pass();
         // Packets pass before it says that it is up.
         let mark = self.pair.a.control.with_extension("sock.up");
@@ -167,14 +171,20 @@ impl Host {
                 }
             }
             Heir::Next => {
-                self.start();
-                assert!(self.is_locked(), "{when}");
-                let status = self.pair.a.end_by(Signal::SIGTERM);
-                assert!(status.success(), "{when}: {status}");
-                assert_eq!(self.around(), before, "{when}");
+                self.launch();
+                self.comes_up_and_ends(when);
             }
         }
         assert!(self.is_unlocked(), "{when}");
+    }
+
+    /// What was launched puts right what was left, and leaves nothing.
+    fn comes_up_and_ends(&mut self, when: &str) {
+        self.wait_until_up();
+        assert!(self.is_locked(), "{when}");
+        let status = self.pair.a.end_by(Signal::SIGTERM);
+        assert!(status.success(), "{when}: {status}");
+        assert_eq!(self.around(), self.before, "{when}");
     }
 }
 
@@ -401,7 +411,7 @@ fn a_daemon_that_is_killed_while_the_next_program_is_asked_is_as_one_that_was_ki
 #[test]
 fn a_program_that_is_killed_before_it_goes_on_with_a_tunnel_is_followed_by_the_guard_and_by_whoever_comes() {
     let Some(mut host) = Host::new() else { return };
-    let down = host.lab().directory.join("down");
+    let [down, gate] = ["down", "gate"].map(|name| host.lab().directory.join(name));
     let ends = || fs::read_to_string(&down).map_or(0, |text| text.lines().count());
     // Left to the guard; a daemon comes while it is at work; it is killed itself.
     for (is_awaited, guard_dies, heir) in [
@@ -412,7 +422,15 @@ fn a_program_that_is_killed_before_it_goes_on_with_a_tunnel_is_followed_by_the_g
         (false, true, Heir::Cleanup),
     ] {
         let when = format!("awaited: {is_awaited}, killed: {guard_dies}, then {heir:?}");
-        host.write(&format!("post_down = [\"echo >>{}\"]\n", down.display()));
+        let comes_amid = !is_awaited && !guard_dies;
+        if !comes_amid {
+            fs::write(&gate, "").expect("the directory is ours");
+        }
+        host.write(&format!(
+            "post_down = [\"echo >>{}\", \"until [ -e {} ]; do sleep 0.02; done\"]\n",
+            down.display(),
+            gate.display()
+        ));
         host.start();
         let pid = host.pair.a.status()["pid"].as_i64().expect("a number");
         let (program, executed, _) = waiting(host.lab(), false);
@@ -445,10 +463,23 @@ fn a_program_that_is_killed_before_it_goes_on_with_a_tunnel_is_followed_by_the_g
                 assert_eq!(nothing, format!("nothing is left of {INTERFACE}\n"), "{when}");
             }
         }
-        host.is_put_right_by(heir, &when);
+        if comes_amid {
+            wait_until("the guard's commands", PATIENCE, || ends() == 1);
+            host.launch();
+            wait_until("the next daemon to wait", PATIENCE, || {
+                host.pair.a.log().contains("another process runs post_down")
+            });
+            assert!(runs(guard), "{when}");
+            fs::write(&gate, "").expect("the directory is ours");
+            host.comes_up_and_ends(&when);
+        } else {
+            host.is_put_right_by(heir, &when);
+        }
         wait_until("the guard's end", PATIENCE, || !runs(guard));
         assert_eq!(host.around(), host.before, "{when}");
         assert_eq!(ends(), 1 + usize::from(heir == Heir::Next), "{when}");
-        fs::remove_file(&down).expect("it is there");
+        for file in [&down, &gate] {
+            fs::remove_file(file).expect("it is there");
+        }
     }
 }

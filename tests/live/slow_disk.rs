@@ -11,7 +11,7 @@ use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags}
 use nix::sys::signal::Signal;
 
 use crate::end::{End, INTERFACE};
-use crate::lab::{Lab, PREFIX, remove_leftovers, run, wait_until};
+use crate::lab::{Lab, PREFIX, remove_directories, run, wait_until};
 use crate::traffic::{connect, under_traffic};
 use crate::upgrade::{unchanged, upgrade};
 use crate::{PATIENCE, Pair, inner};
@@ -193,16 +193,17 @@ fn a_disk_that_does_not_answer_keeps_a_tunnel_from_leaving_but_not_from_its_end(
 
 #[test]
 fn a_frozen_disk_that_a_killed_run_has_left_is_swept_with_its_directory() {
-    let Some(_lab) = Lab::new() else { return };
+    let Some(lab) = Lab::new() else { return };
     let mut killed = Command::new("true").spawn().expect("coreutils are installed");
     killed.wait().expect("it is our child");
-    let directory = std::env::temp_dir().join(format!("{PREFIX}{}-0", killed.id()));
+    // Where nobody else sweeps.
+    let directory = lab.directory.join(format!("{PREFIX}{}-0", killed.id()));
     fs::create_dir(&directory).expect("nobody else has this name");
     let disk = Disk::new(&directory);
     if let Some(mut disk) = disk {
         fs::write(disk.folder.join("file"), "something").expect("it is mounted");
         assert!(disk.try_to("--freeze"));
-        remove_leftovers();
+        remove_directories(&lab.directory);
         assert!(!directory.exists());
         assert!(!disk.try_to("--unfreeze"), "it has thawed");
     }

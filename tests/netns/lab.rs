@@ -249,17 +249,18 @@ fn may_make_namespaces() -> bool {
 }
 
 /// Removes what runs that were killed have left: namespaces and directories whose name holds a dead process's id, with what is mounted there.
-pub(crate) fn remove_leftovers() {
-    let is_dead = |name: &str| {
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-        pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
-    };
+fn remove_leftovers() {
     for line in run(&["ip", "netns", "list"]).lines() {
         if let Some(name) = line.split_whitespace().next().filter(|name| is_dead(name)) {
             remove_namespace(name);
         }
     }
-    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+    remove_directories(&std::env::temp_dir());
+}
+
+/// Removes what runs that were killed have left in `directory`, and what is mounted there.
+pub(crate) fn remove_directories(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if is_dead(&entry.file_name().to_string_lossy()) {
             unmount_below(&entry.path());
             let _ = fs::remove_dir_all(entry.path());
@@ -267,11 +268,21 @@ pub(crate) fn remove_leftovers() {
     }
 }
 
+/// Whether this is the name of something of a process that is dead.
+fn is_dead(name: &str) -> bool {
+    let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+    pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+}
+
 /// The latest mount first. What is frozen thaws: who removes a file there would wait for ever, and so would a loop device for its end.
 fn unmount_below(directory: &Path) {
+    // As it is named there.
+    let Ok(directory) = directory.canonicalize() else {
+        return;
+    };
     let mounts = fs::read_to_string("/proc/self/mounts").expect("proc is mounted");
     let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
-    for point in points.filter(|point| Path::new(point).starts_with(directory)) {
+    for point in points.filter(|point| Path::new(point).starts_with(&directory)) {
         // Most are not frozen, which is an error.
         for [program, option] in [["fsfreeze", "--unfreeze"], ["umount", "--lazy"]] {
             let _ = finish(Command::new(program).args([option, point]));

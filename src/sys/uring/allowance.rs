@@ -5,16 +5,15 @@
 //! what the last pass brought decides: fewer at once where its buffers were full, up to twice as many where they were not and the
 //! kernel has used up all that it had. Pools give out last what came in first, so the buffers beyond that stay untouched.
 
-/// What a pass should bring: eight buffers full. With 4, 8, 16 and 64 such buffers, four TCP streams took 1.70, 1.59
-/// (in another run 1.87), 1.59 (1.92) and 1.70 (2.00) s of CPU per GB on a core with 512 KiB of second-level cache.
-const PASS_BYTES: usize = 8 << 16;
-/// Enough for the pass that finds out.
-const FEWEST: usize = 8;
+/// What a full buffer brings, in bytes.
+const FULL: usize = 1 << 16;
 
 /// How many buffers of one group the kernel has at most.
 #[derive(Debug)]
 pub(super) struct Allowance {
     now: usize,
+    /// How many full ones a pass should bring.
+    full: usize,
     most: usize,
     /// What came since the kernel was last given buffers.
     buffers: usize,
@@ -22,10 +21,11 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    /// Up to `most`; fewer to begin with.
-    pub(super) fn new(most: u16) -> Allowance {
+    /// From `full`, which is what the kernel has where buffers come full, up to `most`.
+    pub(super) fn new(full: u16, most: u16) -> Allowance {
         Allowance {
-            now: FEWEST.min(usize::from(most)),
+            now: usize::from(full.min(most)),
+            full: usize::from(full),
             most: usize::from(most),
             buffers: 0,
             bytes: 0,
@@ -40,11 +40,11 @@ impl Allowance {
 
     /// How many the kernel may have now, of which it has `left`.
     pub(super) fn buffers(&mut self, left: usize) -> usize {
-        let is_telling = left == 0 || self.bytes >= PASS_BYTES / FEWEST;
+        let is_telling = left == 0 || self.bytes >= FULL;
         if is_telling && self.buffers > 0 {
             let mean = (self.bytes / self.buffers).max(1);
-            let wanted = (PASS_BYTES / mean).min(2 * self.now);
-            self.now = wanted.clamp(FEWEST.min(self.most), self.most);
+            let wanted = (self.full * FULL / mean).min(2 * self.now);
+            self.now = wanted.clamp(self.full.min(self.most), self.most);
         }
         (self.buffers, self.bytes) = (0, 0);
         self.now
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     fn after(passes: &[(usize, usize, usize)]) -> usize {
-        let mut allowance = Allowance::new(64);
+        let mut allowance = Allowance::new(8, 64);
         for &(buffers, bytes, left) in passes {
             (0..buffers).for_each(|_| allowance.used(bytes));
             allowance.buffers(left);
