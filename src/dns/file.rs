@@ -22,16 +22,17 @@ impl Directory<'_> {
     /// Puts `text` in place for the tunnel `name`. What is kept of it already stays what is put back.
     pub(super) fn set(&self, name: &str, text: &str) -> io::Result<()> {
         let (file, kept) = (self.file(), self.kept(name));
-        match fs::hard_link(&file, &kept) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        let is_kept = match fs::hard_link(&file, &kept) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             // What a daemon that was killed has kept, and nobody could put back: still the file that was there first.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             // Another file system: somebody has mounted a file there, as containers have it.
-            Err(_) => drop(fs::copy(&file, &kept)?),
-        }
-        let result = self.replace(name, &signed(name, text));
-        if result.is_err() {
+            Err(_) => fs::copy(&file, &kept).map(|_| true),
+        };
+        let keeps_ours = !matches!(is_kept, Ok(false));
+        let result = is_kept.and_then(|_| self.replace(name, &signed(name, text)));
+        if result.is_err() && keeps_ours {
             let _ = fs::remove_file(kept);
         }
         result

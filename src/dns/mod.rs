@@ -176,7 +176,7 @@ pub async fn set(setting: &mut Option<Setting>, name: &str, index: u32, dns: &Dn
                 let undone = tokio::time::timeout(TIME_MAX, resolvconf::unset(program, name)).await;
                 undone.is_ok_and(|undone| undone.is_ok())
             }
-            _ => true,
+            _ => !matches!(done, Err(DnsError::Slow(_))),
         };
         setting.take_if(|_| is_undone);
     }

@@ -166,7 +166,8 @@ impl Running {
     /// Removes the table and puts the kernel's switches back.
     pub async fn tear_down(self) {
         let mut state = self.state.into_inner();
-        if state.wanted.is_some() {
+        // A change that was to remove it may have been cut short.
+        if state.wanted.is_some() || state.egress.is_some() || !state.rules.is_empty() {
             state.remove().await;
         }
     }

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::control::runtime::block_on;
 use crate::control::signals::Signals;
 use crate::control::socket::SocketError;
+use crate::sys::exec;
 use crate::sys::tun::{self, TunError};
 
 /// Puts right what an earlier tunnel of this name has left, and runs the commands that come before the interface; false when a
@@ -22,6 +23,7 @@ pub(super) fn begin(config: &Config, file: &Path) -> Result<bool, RunError> {
     let is_clear = Cell::new(false);
     block_on(async {
         let mut signals = Signals::install()?;
+        exec::accept_signals()?;
         tokio::select! {
             // In this order no signal is lost: what comes while nobody listens waits for who listens next.
             biased;

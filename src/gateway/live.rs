@@ -427,7 +427,7 @@ impl<'a> Live<'a> {
     /// Makes `wanted` what runs, whole or not at all; what has changed.
     async fn change(&mut self, wanted: Config) -> Result<Vec<String>, Refused> {
         let mut plan = Plan::between(&self.running, &wanted)?;
-        if plan.commands && self.network.confined {
+        if plan.commands && self.network.confined.at_all {
             return Err(Refused::Confined("commands"));
         }
         if plan.dns && !self.network.may_set(&wanted.interface.dns).await {

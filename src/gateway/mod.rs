@@ -89,6 +89,8 @@ enum End {
 /// program.
 pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(), RunError> {
     let file = std::path::absolute(file)?;
+    // One that comes before anybody listens waits until then.
+    exec::hold_signals()?;
     block_on(lockdown::apply(&config.interface))??;
     run_on(config, file, None, ready)
 }
@@ -125,7 +127,13 @@ fn run_on(
     });
     let interface = &config.interface;
     match (&interface.lockdown, &result) {
-        (None, _) => {}
+        // A reload that was to raise one may have been cut short.
+        (None, Ok(())) => {
+            if let Err(error) = block_on(lockdown::apply(interface))? {
+                tracing::warn!(%error, "a kill switch may hold; lift it with: ringway unblock {}", interface.name);
+            }
+        }
+        (None, Err(_)) => {}
         (Some(lockdown), Ok(())) if !lockdown.keep => {
             service::takes(REMOVAL_TIME_MAX);
             block_on(lockdown::lift(&interface.name))??;
@@ -428,9 +436,7 @@ impl Tunnel<'_> {
         ready(control.facts());
         service::ready(&name);
         self.guard.take().into_iter().for_each(Guard::dismiss);
-        if !network.confined {
-            network.confined = service::confine(config, &self.file, network.dns_backend()).await;
-        }
+        network.confine(config, &self.file).await;
         // The commands of the start have run in an earlier process.
         let begun = Cell::new(resumed.is_some());
         if let Some(resumed) = resumed {

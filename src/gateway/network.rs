@@ -1,11 +1,13 @@
 //! What the system around a tunnel is made to do: its link, routes to it, and the name servers behind it.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
+use super::service::{self, Confined};
 use super::{RunError, leftovers};
 use crate::config::{Config, Dns, Mtu, Routing};
 use crate::control::Control;
@@ -21,10 +23,10 @@ pub(super) struct Network {
     ways: Ways,
     /// Name servers that were set.
     dns: Option<dns::Setting>,
-    /// Who was told of them when the tunnel came up.
+    /// Who was told of them when the thread gave that up.
     dns_at_first: Option<dns::Backend>,
-    /// The thread has given up what it did not need then.
-    pub(super) confined: bool,
+    /// What the thread has given up that it did not need then.
+    pub(super) confined: Confined,
 }
 
 /// What is led where: what [`Routes`] borrows, and the mark that goes with it.
@@ -92,6 +94,9 @@ pub(super) struct State {
     dns: Option<dns::Backend>,
     dns_at_first: Option<dns::Backend>,
     confined: bool,
+    /// A program that was not told tries again.
+    #[serde(default)]
+    files_confined: bool,
 }
 
 /// What was done to the system for a change, and can be undone.
@@ -134,13 +139,12 @@ impl Network {
             ways,
             dns: None,
             dns_at_first: None,
-            confined: false,
+            confined: Confined::default(),
         };
         if let Err(error) = network.set_dns(&interface.dns).await {
             network.down().await;
             return Err(error.into());
         }
-        network.dns_at_first = network.dns_backend();
         Ok(network)
     }
 
@@ -168,7 +172,10 @@ impl Network {
             dns: state.dns.map(|backend| dns::Setting::made(backend, name, index)),
             dns_at_first: state.dns_at_first,
             // What a thread has given up it does not get back.
-            confined: state.confined,
+            confined: Confined {
+                at_all: state.confined,
+                files: state.files_confined,
+            },
         })
     }
 
@@ -181,7 +188,8 @@ impl Network {
             policy: self.ways.policy,
             link: self.link.made(),
             dns_at_first: self.dns_at_first,
-            confined: self.confined,
+            confined: self.confined.at_all,
+            files_confined: self.confined.files,
         }
     }
 
@@ -205,9 +213,17 @@ impl Network {
         Ways::plan(wanted, remotes, self.ways.policy).await
     }
 
+    /// Gives up what the thread does not need, unless an earlier process has.
+    pub(super) async fn confine(&mut self, config: &Config, file: &Path) {
+        if !self.confined.files {
+            self.dns_at_first = self.dns_backend();
+            self.confined = service::confine(config, file, self.dns_at_first).await;
+        }
+    }
+
     /// Whether the name servers of `wanted` can be set in spite of what the thread has given up.
     pub(super) async fn may_set(&self, wanted: &Dns) -> bool {
-        if !self.confined || wanted.servers.is_empty() {
+        if !self.confined.at_all || wanted.servers.is_empty() {
             return true;
         }
         let backend = dns::backend().await;

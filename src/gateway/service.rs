@@ -91,32 +91,41 @@ async fn watch_within(timeout: Duration, orders: mpsc::Sender<Order>, workers: u
     }
 }
 
+/// What the control thread has given up.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Confined {
+    /// Anything.
+    pub(super) at_all: bool,
+    /// Writing to files, too.
+    pub(super) files: bool,
+}
+
 /// Gives up what the control thread does not need, unless commands of the configuration are to run, which nobody knows
 /// the needs of; files only where their disks answer. `file`: where the configuration came from and is saved to; `dns`: who was told
-/// of name servers, and has to be told of their end. False where not all of that was given up: a later program may try again.
-pub(super) async fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -> bool {
+/// of name servers, and has to be told of their end.
+pub(super) async fn confine(config: &Config, file: &Path, dns: Option<dns::Backend>) -> Confined {
     let interface = &config.interface;
     if !interface.sandbox {
-        return false;
+        return Confined::default();
     }
     if interface.hooks != Hooks::default() {
         tracing::info!("commands of the configuration run unconfined, so the control thread is not confined either");
-        return false;
+        return Confined::default();
     }
     if dns == Some(dns::Backend::Resolvconf) {
         tracing::info!("resolvconf runs unconfined, so the control thread is not confined either");
-        return false;
+        return Confined::default();
     }
     let (config, file) = (config.clone(), file.to_owned());
     let limits = blocking(move || ControlLimits::new(writable(&config, &file, dns).iter().map(PathBuf::as_path)));
     let limits = within_disk_time(limits).await.inspect_err(|error| {
         tracing::warn!("cannot look up where the control thread may write, so it may write anywhere: {error}");
     });
-    let is_whole = limits.is_ok();
+    let files = limits.is_ok();
     for missing in limits.unwrap_or(ControlLimits::of_calls()).confine() {
         tracing::debug!("{missing}");
     }
-    is_whole
+    Confined { at_all: true, files }
 }
 
 /// Where the control thread may write. Looks at the file system, and makes the directory of what is kept.

@@ -31,28 +31,39 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Makes it, in place of what a tunnel of that name may have left. `ipv4`: answers over IPv4 must find their way.
-    pub(super) async fn raise(name: &str, mark: u32, addresses: &[IpNet], ipv4: bool) -> Result<Guard, LinkError> {
+    /// That of the tunnel `name`, to be raised. `ipv4`: answers over IPv4 must find their way.
+    pub(super) async fn of(name: &str, ipv4: bool) -> Result<Guard, LinkError> {
         let table = nft::table(PURPOSE, name);
         let inherited = has_chain(&table, WAS_OFF).await?;
-        let is_off = ipv4 && std::fs::read_to_string(SRC_VALID_MARK).is_ok_and(|text| text.trim() == "0");
-        let guard = Guard {
+        Ok(Guard {
             table,
-            was_off: inherited || is_off,
-        };
-        let body = rules(name, mark, addresses, guard.was_off);
-        let script = nft::replacing(&guard.table, &body);
+            was_off: inherited || ipv4 && is_off(),
+        })
+    }
+
+    /// Makes it, in place of what a tunnel of that name may have left. It may be there after an error too, and where nobody waits for
+    /// the end of this.
+    pub(super) async fn raise(&self, name: &str, mark: u32, addresses: &[IpNet]) -> Result<(), LinkError> {
+        let body = rules(name, mark, addresses, self.was_off);
+        let script = nft::replacing(&self.table, &body);
         nft::apply(&format!("set the packet filter of {name}"), &script).await?;
-        if is_off && let Err(error) = std::fs::write(SRC_VALID_MARK, "1") {
+        if self.was_off
+            && is_off()
+            && let Err(error) = std::fs::write(SRC_VALID_MARK, "1")
+        {
             tracing::warn!(%error, "{SRC_VALID_MARK} stays off: a strict rp_filter would drop what peers send");
         }
-        Ok(guard)
+        Ok(())
     }
 
     /// Removes it. `sysctl`: nobody else needs the sysctl, so it is put back.
-    pub(super) async fn lower(self, sysctl: bool) -> Result<(), LinkError> {
+    pub(super) async fn lower(&self, sysctl: bool) -> Result<(), LinkError> {
         lower(&self.table, self.was_off && sysctl).await
     }
+}
+
+fn is_off() -> bool {
+    std::fs::read_to_string(SRC_VALID_MARK).is_ok_and(|text| text.trim() == "0")
 }
 
 /// The interfaces that have such a table.

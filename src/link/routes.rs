@@ -82,7 +82,9 @@ impl Link {
         let own = routes.layout().own;
         if let Some(policy) = routes.policy.filter(|_| !own.is_empty()) {
             let ipv4 = own.iter().any(|network| !is_ipv6(network));
-            self.guard = Some(Guard::raise(&self.name, policy.mark, addresses, ipv4).await?);
+            // Known before it is there, so that it does not stay.
+            let guard = self.guard.insert(Guard::of(&self.name, ipv4).await?);
+            guard.raise(&self.name, policy.mark, addresses).await?;
         }
         Ok(())
     }
@@ -159,10 +161,13 @@ impl Link {
     }
 
     async fn lower_guard(&mut self) -> Result<(), LinkError> {
-        let Some(guard) = self.guard.take() else { return Ok(()) };
+        // Known until it is gone, so that it does not stay where nobody waits for the end of this.
+        let Some(guard) = &self.guard else { return Ok(()) };
         // Where that can't be told, the sysctl stays on: it does no harm.
         let in_use = policy::is_in_use(&self.netlink).await.unwrap_or(true);
-        guard.lower(!in_use).await
+        guard.lower(!in_use).await?;
+        self.guard = None;
+        Ok(())
     }
 
     async fn add_route(&mut self, route: Route) -> Result<(), LinkError> {

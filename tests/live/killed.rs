@@ -355,6 +355,45 @@ fn a_daemon_that_is_killed_amid_a_reload_is_followed_by_what_the_file_says() {
 }
 
 #[test]
+fn a_daemon_that_is_ended_amid_a_reload_leaves_nothing() {
+    let Some(mut host) = Host::new() else { return };
+    let nft = SlowNft::new(&host);
+    let reloads = |host: &Host| host.pair.a.log().matches(" reloaded: ").count();
+    let write_in_turn = |host: &Host, is_locked: bool| match is_locked {
+        true => host.write(""),
+        false => {
+            let [metrics, b] = host.peers(false);
+            let gateway = "[gateway]\negress = [\"under0\"]\n".to_owned();
+            host.pair.a.write("dns = [\"10.99.0.3\"]\n", &[gateway, metrics, b]);
+        }
+    };
+    for is_locked in [true, false] {
+        for number in 1.. {
+            write_in_turn(&host, !is_locked);
+            host.start();
+            write_in_turn(&host, is_locked);
+            let before = reloads(&host);
+            nft.hold(number);
+            host.pair.a.signal(Signal::SIGHUP);
+            wait_until("the moment", PATIENCE, || nft.is_reached() || reloads(&host) > before);
+            let is_amid = nft.is_reached();
+            if !is_amid {
+                nft.let_go();
+            }
+            let status = host.pair.a.end_by(Signal::SIGTERM);
+            let when = format!("to a kill switch: {is_locked}, call {number}");
+            assert!(status.success(), "{when}: {status}");
+            assert_eq!(host.around(), host.before, "{when}");
+            assert!(host.is_unlocked(), "{when}");
+            if !is_amid {
+                assert!(number > 3, "the kill switch, the gateway and the table of the routes");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn what_was_on_trial_when_the_daemon_was_killed_is_not_tried_again() {
     let Some(mut host) = Host::new() else { return };
     for heir in HEIRS {
