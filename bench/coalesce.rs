@@ -1,7 +1,7 @@
 //! Merging packets: bulk flows with either kind of checksum, alone and interleaved, and packets that never merge.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ringway::path::coalesce::{Coalescer, Offloads};
+use ringway::path::coalesce::{Coalescer, Offloads, Origin};
 use std::hint::black_box;
 
 #[path = "../src/path/sample.rs"]
@@ -68,8 +68,12 @@ fn coalesce(criterion: &mut Criterion) {
         group.bench_function(*name, |bencher| {
             bencher.iter(|| {
                 for (index, packet) in black_box(packets).iter().enumerate() {
+                    let origin = Origin {
+                        partial: *partial,
+                        lanes: true,
+                    };
                     coalescer
-                        .push(index as u16, 0, packet, *partial, 0, &mut out)
+                        .push(index as u16, 0, packet, origin, 0, &mut out)
                         .expect("the packet is good");
                 }
                 coalescer.flush(&mut out);

@@ -27,6 +27,7 @@ use crate::sys::wake::{self, Wake, Waker};
 use crate::worker::Worker;
 use crate::worker::door::Door;
 use crate::worker::mailbox::{self, DoorMailbox, Mailbox};
+use crate::worker::placement::{Loads, Placement};
 
 /// How much the door stands back behind the workers where all cores are busy: about a quarter of a core is left to it
 /// (the kernel's sched_prio_to_weight), which lets it look at 100,000 messages a second, while packets go on.
@@ -82,6 +83,8 @@ pub(super) fn start(
         plan.sandbox,
     )?;
     let mut lane_sockets = std::mem::take(&mut plan.lane_sockets).into_iter();
+    let all_queues: Arc<[TunQueue]> = queues.iter().map(TunQueue::try_clone).collect::<Result<_, _>>()?;
+    let loads = Loads::new(workers);
     let plan = Arc::new(plan);
     let mut infos = Vec::with_capacity(workers);
     let mut threads = vec![door_thread];
@@ -109,6 +112,8 @@ pub(super) fn start(
             counters: counters.clone(),
             lane_socket,
             mailbox,
+            queues: all_queues.clone(),
+            loads: loads.clone(),
             death: DeathNotice {
                 who: format!("worker {number}"),
                 interface_removed: false,
@@ -177,6 +182,8 @@ struct Thread {
     counters: Arc<WorkerCounters>,
     lane_socket: Option<UdpSocket>,
     mailbox: Mailbox,
+    queues: Arc<[TunQueue]>,
+    loads: Arc<Loads>,
     death: DeathNotice,
 }
 
@@ -273,7 +280,10 @@ impl Thread {
         if self.plan.sandbox {
             confine(&format!("worker {}", self.number));
         }
-        let worker = Worker::new(self.number as u8, engine, forwarder, self.mailbox, self.counters);
+        engine.use_queues(self.queues);
+        let number = self.number as u8;
+        let placement = Placement::new(number, self.loads);
+        let worker = Worker::new(number, engine, forwarder, self.mailbox, placement, self.counters);
         let result = match self.plan.counted.is_empty() {
             true => worker.run(),
             false => worker.run_when_told(),

@@ -11,7 +11,7 @@
 mod group;
 mod layout;
 
-pub use group::{Group, Part};
+pub use group::{Connection, Group, Part};
 
 use super::drops::Drop;
 use crate::wire::checksum::Sum;
@@ -42,6 +42,15 @@ pub struct Offloads {
     pub udp: bool,
 }
 
+/// What the datagram that brought a packet says about it; by default what every WireGuard's does.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Origin {
+    /// The TCP or UDP checksum field holds only the pseudo-header sum.
+    pub partial: bool,
+    /// The sender has lanes, so that connections can be led over another one.
+    pub lanes: bool,
+}
+
 /// Merges packets of up to 16 flows at a time. The order within a flow is kept.
 #[derive(Debug)]
 pub struct Coalescer {
@@ -61,18 +70,17 @@ impl Coalescer {
         }
     }
 
-    /// Takes one whole IP packet, which lies at `at` of receive buffer `buffer`. `partial`: its TCP or UDP checksum field holds only
-    /// the pseudo-header sum. Groups that are complete go to `out`.
+    /// Takes one whole IP packet, which lies at `at` of receive buffer `buffer`. Groups that are complete go to `out`.
     ///
     /// # Errors
-    /// [`Drop::BadInner`] when `packet` is no whole IP packet, or one without the checksum field that `partial` speaks of.
+    /// [`Drop::BadInner`] when `packet` is no whole IP packet, or one without the checksum field that `origin` speaks of.
     #[inline]
     pub fn push(
         &mut self,
         buffer: u16,
         at: usize,
         packet: &[u8],
-        partial: bool,
+        origin: Origin,
         received_ns: u64,
         out: &mut Vec<Group>,
     ) -> Result<(), Drop> {
@@ -81,9 +89,9 @@ impl Coalescer {
             start: at as u32,
             len: packet.len() as u32,
         };
-        match Candidate::new(packet, partial).filter(|candidate| candidate.layout.is_offloaded(self.offloads)) {
+        match Candidate::new(packet, origin.partial).filter(|candidate| candidate.layout.is_offloaded(self.offloads)) {
             Some(candidate) => self.merge(&candidate, place, received_ns, out),
-            None => self.pass_on(packet, place, partial, received_ns, out)?,
+            None => self.pass_on(packet, place, origin, received_ns, out)?,
         }
         Ok(())
     }
@@ -97,6 +105,7 @@ impl Coalescer {
     pub fn recycle(&mut self, mut group: Group) {
         if self.spares.len() < SPARES_MAX {
             group.own = Vec::new();
+            group.queue = None;
             group.inner.parts.clear();
             self.spares.push(group);
         }
@@ -135,19 +144,20 @@ impl Coalescer {
         &mut self,
         packet: &[u8],
         mut place: Part,
-        partial: bool,
+        origin: Origin,
         received_ns: u64,
         out: &mut Vec<Group>,
     ) -> Result<(), Drop> {
         let ip = Ip::parse(packet).ok_or(Drop::BadInner)?;
-        let vnet = lone_header(ip, partial)?;
+        let vnet = lone_header(ip, origin.partial)?;
         place.len = ip.bytes().len() as u32;
         let (flow, has_ports) = Flow::of(ip);
         while let Some(index) = self.open.iter().position(|open| open.flow.may_be(flow, has_ports)) {
             out.push(self.open.remove(index).close());
         }
         let mut group = self.spares.pop().unwrap_or_else(Group::empty);
-        group.set_lone(&vnet, place, received_ns);
+        let connection = flow.connection(ip, has_ports).filter(|_| origin.lanes);
+        group.set_lone(&vnet, place, received_ns, connection);
         out.push(group);
         Ok(())
     }
@@ -193,6 +203,28 @@ impl Flow {
         };
         let flow = Flow::new(&ip.bytes()[addresses], protocol, ports.copied().unwrap_or_default());
         (flow, ports.is_some())
+    }
+
+    /// The connection that `ip`, a packet of this flow, is one of.
+    fn connection(self, ip: Ip<'_>, has_ports: bool) -> Option<Connection> {
+        let upper = ip.upper();
+        let tcp = match upper.protocol {
+            tcp::PROTOCOL if has_ports => Tcp::parse(&ip.bytes()[upper.start..])?,
+            _ => return None,
+        };
+        Some(Connection {
+            name: self.name(),
+            begins: tcp.flags() & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK,
+        })
+    }
+
+    /// Both its parts, mixed so that the low bits depend on them.
+    #[inline]
+    fn name(self) -> u64 {
+        let ports = u32::from_ne_bytes(self.ports);
+        (u64::from(self.hosts) << 32 | u64::from(ports))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .swap_bytes()
     }
 
     /// Whether a packet of `other` might belong to this flow.
@@ -323,6 +355,10 @@ impl Open {
         inner.head[VNET_LEN..inner.head_len].copy_from_slice(first.headers());
         inner.bytes = 0;
         inner.received_ns = received_ns;
+        inner.connection = first.layout.is_tcp.then(|| Connection {
+            name: first.flow.name(),
+            begins: false,
+        });
         let mut open = Open {
             group,
             flow: first.flow,

@@ -9,6 +9,7 @@
 //! that way no slice of a receive buffer can be alive while a write that reads from it is queued.
 
 use super::pool::{Buffer, Pool};
+use super::tun::TunQueue;
 use super::udp::UdpSocket;
 use crate::path::coalesce::Group;
 use crate::path::gso::Slots;
@@ -16,6 +17,7 @@ pub use crate::path::report::Received;
 use crate::proto::endpoint::Endpoint;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes of a send slot: the largest UDP payload (65,507 over IPv4, 65,527 over IPv6) and a little.
@@ -62,6 +64,13 @@ pub trait Engine {
     /// # Panics
     /// When a part lies outside what arrived in its buffer, or the buffer is not held.
     fn write(&mut self, group: Group);
+
+    /// Makes these, the queues of all workers by their numbers, the ones that [`Group::queue`] speaks of. Until then, and where there is
+    /// no such number, every group goes to the engine's own queue.
+    ///
+    /// # Panics
+    /// When it was told before.
+    fn use_queues(&mut self, queues: Arc<[TunQueue]>);
 
     /// Groups that wait for earlier writes to end, in memory of the engine's: who writes from memory of his own, which no pool
     /// bounds, has to look before he adds more.

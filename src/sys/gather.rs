@@ -97,7 +97,7 @@ fn buffers(group: &Group) -> impl Iterator<Item = u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::coalesce::{Coalescer, Offloads};
+    use crate::path::coalesce::{Coalescer, Offloads, Origin};
     use crate::sys::pool::Buffer;
 
     /// An IPv6 packet without payload.
@@ -124,7 +124,9 @@ mod tests {
     fn group(at: usize) -> Group {
         let mut groups = Vec::new();
         let mut coalescer = Coalescer::new(Offloads { tcp: true, udp: true });
-        coalescer.push(0, at, &PACKET, false, 0, &mut groups).unwrap();
+        coalescer
+            .push(0, at, &PACKET, Origin::default(), 0, &mut groups)
+            .unwrap();
         coalescer.flush(&mut groups);
         groups.remove(0)
     }

@@ -18,6 +18,7 @@ use crate::path::coalesce::Group;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Frames per turn: then the socket has its turn.
@@ -34,6 +35,8 @@ pub struct Plain {
     tun: TunQueue,
     udp: Outlets,
     wake: Wake,
+    /// Of all workers, by their numbers.
+    queues: Arc<[TunQueue]>,
     tun_pool: Rc<Pool>,
     arrived: Arrived,
     send_pool: Rc<Pool>,
@@ -75,6 +78,7 @@ impl Plain {
             pieces: Vec::new(),
             paused: false,
             counters: EngineCounters::default(),
+            queues: Arc::new([]),
             tun,
             udp: Outlets {
                 shared: udp,
@@ -255,17 +259,24 @@ impl Engine for Plain {
         let mut head = [0; HEAD_ROOM];
         let head = &mut head[..group.head().len()];
         head.copy_from_slice(group.head());
+        let queue = group.queue.and_then(|number| self.queues.get(usize::from(number)));
+        let tun = queue.unwrap_or(&self.tun).as_fd().as_raw_fd();
         let result = if self.arrived.pieces(head, &group, &mut self.pieces) {
             let count = libc::c_int::try_from(self.pieces.len()).expect("at most PIECES_MAX");
             self.counters.enters += 1;
             // SAFETY: head, the group's own bytes and the kept receive buffers are readable until the call returns.
-            let written = unsafe { libc::writev(self.tun.as_fd().as_raw_fd(), self.pieces.as_ptr(), count) };
+            let written = unsafe { libc::writev(tun, self.pieces.as_ptr(), count) };
             if written < 0 { Err(last_errno()) } else { Ok(()) }
         } else {
             Err(libc::EMSGSIZE)
         };
         self.arrived.release(&group);
         self.ready.push(Event::Written { group, result });
+    }
+
+    fn use_queues(&mut self, queues: Arc<[TunQueue]>) {
+        assert!(self.queues.is_empty(), "the queues are known");
+        self.queues = queues;
     }
 
     fn writes_waiting(&self) -> usize {

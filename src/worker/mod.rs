@@ -12,6 +12,7 @@
 mod captures;
 pub mod door;
 pub mod mailbox;
+pub mod placement;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use captures::Captures;
 use mailbox::{COMMANDS_MAX, Command, Mailbox};
+use placement::Placement;
 use tokio::sync::mpsc;
 
 use crate::path::coalesce::Group;
@@ -67,6 +69,7 @@ pub struct Worker<E: Engine> {
     received: Vec<UdpBuffer>,
     histograms: Box<StageHistograms>,
     captures: Captures,
+    placement: Placement,
     /// Reports that found the channel full and may not be lost.
     unsent: Vec<Report>,
     wait: Wait,
@@ -89,6 +92,7 @@ impl<E: Engine> Worker<E> {
         engine: E,
         forwarder: Forwarder<TxSlot>,
         mailbox: Mailbox,
+        placement: Placement,
         counters: Arc<WorkerCounters>,
     ) -> Worker<E> {
         Worker {
@@ -100,6 +104,7 @@ impl<E: Engine> Worker<E> {
             counters,
             histograms: Box::default(),
             captures: Captures::default(),
+            placement,
             received: Vec::new(),
             unsent: Vec::new(),
             wait: Wait::Block,
@@ -198,6 +203,7 @@ impl<E: Engine> Worker<E> {
                 Event::Woken => {}
             }
         }
+        self.placement.came(now, bytes);
         let small = completions >= BUSY_EVENTS_MIN && bytes < completions * SMALL_EVENT_BYTES;
         self.wait = if small { SMALL_PACKETS_WAIT } else { Wait::Block };
     }
@@ -326,7 +332,9 @@ impl<E: Engine> Worker<E> {
     /// Gives everything that the pass produced to whom it concerns.
     fn flush(&mut self, now: Time) {
         self.forwarder.finish_pass();
-        for group in self.forwarder.groups.drain(..) {
+        for mut group in self.forwarder.groups.drain(..) {
+            let queue = self.placement.queue(now, group.connection());
+            group.queue = queue.filter(|&queue| queue != self.number);
             self.engine.write(group);
         }
         // What no write refers to goes back to the kernel here.

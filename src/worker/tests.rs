@@ -6,10 +6,12 @@ use crate::path::report::{Handover, Received};
 use crate::proto::session::open_half;
 use crate::proto::{Endpoint, SessionId};
 use crate::sys::engine::EngineCounters;
+use crate::sys::tun::TunQueue;
 use crate::sys::udp::UdpSocket;
 use crate::sys::wake;
 use crate::wire::message::NATIVE_DATA;
 use mailbox::WorkerPort;
+use placement::Loads;
 
 const PEER: PeerId = PeerId(0);
 const INDEX: u32 = 0x0102_0300;
@@ -55,6 +57,10 @@ impl<F: FnOnce()> Engine for Quiet<F> {
         unreachable!("nobody is there to send to")
     }
 
+    fn use_queues(&mut self, _: Arc<[TunQueue]>) {
+        unreachable!("nobody has told it of others")
+    }
+
     fn write(&mut self, _: Group) {
         unreachable!("nothing is authentic")
     }
@@ -86,7 +92,8 @@ fn turn(meanwhile: impl FnOnce(&WorkerPort, &Mailbox)) -> Arc<WorkerCounters> {
         meanwhile: Some(|| meanwhile(&ports[0], &other)),
     };
     let mailbox = mailboxes.pop().expect("two workers");
-    let end = Worker::new(0, engine, forwarder, mailbox, counters.clone()).run();
+    let placement = Placement::new(0, Loads::new(2));
+    let end = Worker::new(0, engine, forwarder, mailbox, placement, counters.clone()).run();
     assert_eq!(end.expect_err("the engine ends").kind(), io::ErrorKind::UnexpectedEof);
     counters
 }

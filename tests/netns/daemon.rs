@@ -151,6 +151,14 @@ impl Daemon {
         serde_json::from_str(&tool(&["status", &self.control(), "--json"], None)).expect("JSON")
     }
 
+    /// Bytes of inner packets that each worker has sent ("tx") or received ("rx").
+    pub(crate) fn bytes_by_worker(&self, way: &str) -> Vec<u64> {
+        let status = self.status();
+        let workers = status["workers"].as_array().expect("a list of workers");
+        let bytes = |worker: &Value| worker[way]["bytes"].as_u64().expect("a number");
+        workers.iter().map(bytes).collect()
+    }
+
     /// What `ringway latency --json --hlog FILE` says; the log is written to `hlog`.
     pub(crate) fn latency(&self, hlog: &str) -> Value {
         serde_json::from_str(&tool(&["latency", &self.control(), "--json", "--hlog", hlog], None)).expect("JSON")

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use crate::daemon::{INTERFACE, Setup, Tunnel};
 use crate::lab::{Lab, UNDERLAY, wait_until};
-use crate::traffic::{connect, echo_datagrams, exchange_files, iperf3, send_one_file, under_traffic};
+use crate::traffic::{carry, connect, echo_datagrams, exchange_files, iperf3, send_one_file, under_traffic};
 
 const MIB: u64 = 1 << 20;
 
@@ -110,6 +110,49 @@ fn one_stream_arrives_in_order() {
             retransmitted == 0
         });
         assert!(lossless, "every transfer lost packets on a link that loses none");
+    }
+}
+
+#[test]
+fn connections_are_spread_evenly_over_the_workers() {
+    const CONNECTIONS: usize = 16;
+    for io in ["uring", "syscall"] {
+        if io == "uring" && !uring_is_allowed() {
+            continue;
+        }
+        let Some(lab) = Lab::new() else { return };
+        let setup = Setup {
+            io,
+            workers: 2,
+            ..Setup::default()
+        };
+        let mut tunnel = Tunnel::up(lab, setup);
+        for address in tunnel.addresses_of_b() {
+            // All before any has moved much, so that they count the same; each carries the same.
+            let connections: Vec<_> = (0..CONNECTIONS).map(|_| connect(&tunnel.lab, address)).collect();
+            let bytes = || {
+                [
+                    (&tunnel.a, "tx"),
+                    (&tunnel.b, "rx"),
+                    (&tunnel.b, "tx"),
+                    (&tunnel.a, "rx"),
+                ]
+                .map(|(daemon, way)| daemon.bytes_by_worker(way))
+            };
+            let before = bytes();
+            for (a, b) in &connections {
+                carry([a, b], MIB / 4);
+                carry([b, a], MIB / 4);
+            }
+            for (before, after) in before.iter().zip(bytes()) {
+                let moved: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+                let total: u64 = moved.iter().sum();
+                // A hash of the ports would be as even once in five times.
+                let is_even = moved.iter().all(|&bytes| bytes > total * 45 / 100);
+                assert!(is_even, "{io}, {address}: {moved:?}");
+            }
+        }
+        tunnel.assert_healthy();
     }
 }
 

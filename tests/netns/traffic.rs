@@ -38,6 +38,16 @@ pub(crate) fn connect(lab: &Lab, address: IpAddr) -> (TcpStream, TcpStream) {
     (a, b)
 }
 
+/// Sends `len` bytes from one end of a connection to the other, which stays open.
+pub(crate) fn carry([mut from, mut to]: [&TcpStream; 2], len: u64) {
+    let mut bytes = vec![0; usize::try_from(len).expect("it fits into memory")];
+    let sent = bytes.clone();
+    thread::scope(|scope| {
+        scope.spawn(move || from.write_all(&sent).expect("the connection stands"));
+        to.read_exact(&mut bytes).expect("the connection stands");
+    });
+}
+
 /// Sends a random file of `len` bytes each way over one connection at the same time; compares hashes.
 pub(crate) fn exchange_files(connection: (TcpStream, TcpStream), len: u64) {
     transfer(&connection, [len, len]);

@@ -25,12 +25,23 @@ impl Part {
     pub const OWN: u16 = u16::MAX;
 }
 
+/// A TCP connection, as far as one packet tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// Equal for all packets of one direction. Two connections may have the same.
+    pub name: u64,
+    /// It is the far end's first packet, SYN and ACK: this end has sent no data yet.
+    pub begins: bool,
+}
+
 /// One TUN write: [`head`](Group::head), then all [`parts`](Group::parts). Its memory is on the heap: the addresses that a
 /// write in flight refers to stay the same while the group moves.
 #[derive(Debug)]
 pub struct Group {
     /// The packet itself, when it is in no receive buffer.
     pub own: Vec<u8>,
+    /// The worker to whose TUN queue it is to be written; none for the queue of whoever writes it.
+    pub queue: Option<u8>,
     pub(super) inner: Box<Inner>,
 }
 
@@ -41,6 +52,7 @@ pub(super) struct Inner {
     pub(super) parts: Vec<Part>,
     pub(super) bytes: usize,
     pub(super) received_ns: u64,
+    pub(super) connection: Option<Connection>,
 }
 
 impl Group {
@@ -56,7 +68,7 @@ impl Group {
         let vnet = lone_header(Ip::parse(packet.get(range)?)?, partial).ok()?;
         let mut group = Group::empty();
         group.own = packet;
-        group.set_lone(&vnet, part, received_ns);
+        group.set_lone(&vnet, part, received_ns, None);
         Some(group)
     }
 
@@ -85,6 +97,12 @@ impl Group {
         self.inner.bytes
     }
 
+    /// Whose packets these are; `None` for other protocols, fragments and what cannot be led elsewhere ([`Origin::lanes`](super::Origin)),
+    /// which includes a packet in memory of its own.
+    pub fn connection(&self) -> Option<Connection> {
+        self.inner.connection
+    }
+
     pub(super) fn empty() -> Group {
         let inner = Inner {
             head: [0; HEAD_LEN_MAX],
@@ -92,22 +110,25 @@ impl Group {
             parts: Vec::with_capacity(super::PACKETS_MAX),
             bytes: 0,
             received_ns: 0,
+            connection: None,
         };
         Group {
             own: Vec::new(),
+            queue: None,
             inner: Box::new(inner),
         }
     }
 
     /// Makes an empty group one of a single packet.
     #[inline]
-    pub(super) fn set_lone(&mut self, vnet: &VnetHeader, part: Part, received_ns: u64) {
+    pub(super) fn set_lone(&mut self, vnet: &VnetHeader, part: Part, received_ns: u64, connection: Option<Connection>) {
         let inner = &mut *self.inner;
         inner.head[..VNET_LEN].copy_from_slice(&vnet.bytes());
         inner.head_len = VNET_LEN;
         inner.parts.push(part);
         inner.bytes = part.len as usize;
         inner.received_ns = received_ns;
+        inner.connection = connection;
     }
 }
 

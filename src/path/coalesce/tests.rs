@@ -28,8 +28,14 @@ impl Bench {
         let index = self.buffers.len();
         let at = 16 + index % 5;
         self.buffers.push([&vec![0xee; at], packet, &[0xee; 16]].concat());
-        self.coalescer
-            .push(index as u16, at, packet, partial, index as u64 * NS, &mut self.out)
+        self.coalescer.push(
+            index as u16,
+            at,
+            packet,
+            Origin { partial, lanes: true },
+            index as u64 * NS,
+            &mut self.out,
+        )
     }
 
     fn push_all(&mut self, packets: impl IntoIterator<Item = Vec<u8>>) {
@@ -633,4 +639,49 @@ fn recycled_groups_carry_nothing_over() {
     bench.push_all(second.clone());
     bench.flush();
     assert_eq!((bench.sizes(), bench.cut()), (vec![2], second));
+}
+
+#[test]
+fn a_connection_is_told_by_its_name_and_begins_with_the_far_ends_answer() {
+    const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
+    for v6 in [false, true] {
+        let data = Sample::tcp(v6, 1, bytes(300));
+        let with_flags = |flags| Sample {
+            payload: vec![],
+            flags,
+            ..data.clone()
+        };
+        let other = Sample {
+            ports: 99,
+            ..data.clone()
+        };
+        let mut bench = Bench::new(ALL);
+        let lone = [tcp::SYN, SYN_ACK, SYN_ACK | tcp::ECE, tcp::ACK].map(with_flags);
+        bench.push_all(complete(&lone));
+        bench.push_all(complete(&data.cut(100)));
+        bench.push_all(complete(&[other]));
+        bench.push_all(complete(&[Sample::udp(v6, bytes(100))]));
+        bench.flush();
+        let told: Vec<_> = bench.out.iter().map(Group::connection).collect();
+        let begins: Vec<_> = told
+            .iter()
+            .map(|told| told.map(|connection| connection.begins))
+            .collect();
+        let expected = [false, true, true, false, false, false].map(Some);
+        assert_eq!(begins, [&expected[..], &[None]].concat());
+        let names: Vec<u64> = told.iter().flatten().map(|connection| connection.name).collect();
+        assert!(names[..5].iter().all(|&name| name == names[0]), "{names:?}");
+        assert_ne!(names[5], names[0]);
+    }
+}
+
+#[test]
+fn a_connection_without_lanes_never_begins() {
+    let mut sample = Sample::tcp(false, 1, vec![]);
+    sample.flags = tcp::SYN | tcp::ACK;
+    let packet = sample.bytes(Written::Complete);
+    let mut coalescer = Coalescer::new(ALL);
+    let mut out = Vec::new();
+    coalescer.push(0, 0, &packet, Origin::default(), 0, &mut out).unwrap();
+    assert_eq!(out[0].connection(), None);
 }

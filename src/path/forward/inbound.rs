@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{Forwarder, want_session};
 use crate::path::capture::{self, Direction};
-use crate::path::coalesce::Group;
+use crate::path::coalesce::{Group, Origin};
 use crate::path::drops::Drop;
 use crate::path::ecn;
 use crate::path::gso::Slots;
@@ -228,7 +228,10 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         }
         self.counters.packets_in.add(1);
         self.counters.bytes_in.add(len as u64);
-        let partial = header.flags & FLAG_PARTIAL_CHECKSUM != 0;
+        let origin = Origin {
+            partial: header.flags & FLAG_PARTIAL_CHECKSUM != 0,
+            lanes: header.kind == NATIVE_DATA,
+        };
         match home {
             Home::Buffer {
                 buffer,
@@ -236,10 +239,10 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             } => {
                 let at = datagram_start + start;
                 self.coalescer
-                    .push(buffer, at, packet, partial, received.received_unix_ns, &mut self.groups)
+                    .push(buffer, at, packet, origin, received.received_unix_ns, &mut self.groups)
             }
             Home::Own => {
-                let group = Group::from_owned(packet.to_vec(), 0..len, partial, received.received_unix_ns);
+                let group = Group::from_owned(packet.to_vec(), 0..len, origin.partial, received.received_unix_ns);
                 self.groups.push(group.ok_or(Drop::BadInner)?);
                 Ok(())
             }

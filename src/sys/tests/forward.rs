@@ -6,7 +6,7 @@
 //! ```
 
 use super::lab::{Kind, enter_fresh_namespace, in_namespace, ip, wait_until_gone, with_each_engine};
-use crate::path::coalesce::{self, Coalescer, Group};
+use crate::path::coalesce::{self, Coalescer, Group, Origin};
 use crate::path::gso::Slots as _;
 use crate::path::segment::{Checksums, Segments};
 use crate::proto::endpoint::Endpoint;
@@ -129,8 +129,12 @@ impl Forwarder {
         let (received, bytes) = self.engine.datagrams(&mut buffer);
         for (number, datagram) in bytes.chunks(received.segment).enumerate() {
             let at = number * received.segment + HEADER;
+            let origin = Origin {
+                partial: datagram[0] == 1,
+                lanes: false,
+            };
             self.coalescer
-                .push(index, at, &datagram[HEADER..], datagram[0] == 1, 0, &mut self.groups)
+                .push(index, at, &datagram[HEADER..], origin, 0, &mut self.groups)
                 .unwrap();
         }
         self.held.push(buffer);

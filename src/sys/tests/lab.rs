@@ -107,10 +107,20 @@ impl Station {
         Station::on(kind, udp::bind_group(0, 1, options).unwrap())
     }
 
-    pub(super) fn on(kind: Kind, mut group: UdpGroup) -> Station {
+    pub(super) fn on(kind: Kind, group: UdpGroup) -> Station {
         let TunDevice { name, mut queues, .. } = tun::create("rwt%d", 1, Offloads::ALL).unwrap();
+        Station::between(kind, name, queues.remove(0), group)
+    }
+
+    /// With a queue of the TUN `name`, which is down.
+    pub(super) fn of(kind: Kind, name: String, queue: TunQueue) -> Station {
+        let group = udp::bind_group(0, 1, UdpOptions::default()).unwrap();
+        Station::between(kind, name, queue, group)
+    }
+
+    fn between(kind: Kind, name: String, queue: TunQueue, mut group: UdpGroup) -> Station {
         let (waker, wake) = wake::pair().unwrap();
-        let engine = kind.build(queues.remove(0), group.sockets.remove(0), wake);
+        let engine = kind.build(queue, group.sockets.remove(0), wake);
         Station {
             engine,
             port: group.port,

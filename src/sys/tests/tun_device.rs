@@ -1,14 +1,15 @@
 //! The TUN itself, and both engines reading and writing it.
 
 use super::lab::{Station, as_tun, in_namespace, ip, wait_until_gone, with_each_engine};
-use crate::path::coalesce::{self, Coalescer, Group};
+use crate::path::coalesce::{self, Coalescer, Group, Origin};
 use crate::path::gso::Slots as _;
 use crate::path::segment::{Checksums, Segments};
 use crate::sys::engine::{Event, Wait};
-use crate::sys::tun::{self, Offloads, TunError};
+use crate::sys::tun::{self, Offloads, TunError, TunQueue};
 use crate::sys::tun_mtu::TunMtu;
 use std::io::{BufRead as _, Write as _};
 use std::net::UdpSocket as StdSocket;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The IP packet that carries `payload` from 10.99.0.2:9 to 10.99.0.1:`port`, its UDP checksum absent (0, RFC 768).
@@ -133,6 +134,47 @@ fn packets_into_the_tun_are_read_and_packets_written_come_out() {
 }
 
 #[test]
+fn what_is_written_to_another_workers_queue_is_answered_there() {
+    with_each_engine(|kind| {
+        let device = tun::create("rwt%d", 3, Offloads::ALL).unwrap();
+        let queues: Arc<[TunQueue]> = device.queues.into();
+        let mut station = Station::of(kind, device.name, queues[0].try_clone().unwrap());
+        station.up("10.99.0.1/24");
+        station.engine.use_queues(queues.clone());
+        let socket = receiver();
+        let port = socket.local_addr().unwrap().port();
+        // There is no queue 3, so that goes to the engine's own.
+        for (told, found) in [
+            (Some(1), 1),
+            (Some(2), 2),
+            (None, 0),
+            (Some(1), 1),
+            (Some(3), 0),
+            (Some(0), 0),
+        ] {
+            let packet = packet_to(port, b"in");
+            let range = 0..packet.len();
+            let mut group = Group::from_owned(packet, range, false, 1).unwrap();
+            group.queue = told;
+            station.engine.write(group);
+            let mut events = Vec::new();
+            station.turn_until(&mut events, |events| !events.is_empty());
+            assert_eq!(written(events), [Ok(())]);
+            socket.recv(&mut [0; 16]).unwrap();
+            socket.send_to(b"out", "10.99.0.2:9").unwrap();
+            if found == 0 {
+                let mut events = Vec::new();
+                station.turn_until(&mut events, |events| {
+                    events.iter().any(|event| matches!(event, Event::Tun(_)))
+                });
+            }
+            let waiting = [1, 2].map(|number: usize| queues[number].read(&mut [0; 2048]).is_ok());
+            assert_eq!(waiting, [found == 1, found == 2], "{told:?}");
+        }
+    });
+}
+
+#[test]
 fn receive_buffers_are_written_from_where_they_are_and_then_reused() {
     with_each_engine(|kind| {
         let mut station = Station::new(kind);
@@ -164,7 +206,9 @@ fn receive_buffers_are_written_from_where_they_are_and_then_reused() {
                     Event::Udp(mut buffer) => {
                         let index = buffer.index();
                         let (_, packet) = station.engine.datagrams(&mut buffer);
-                        coalescer.push(index, 0, packet, false, 0, &mut groups).unwrap();
+                        coalescer
+                            .push(index, 0, packet, Origin::default(), 0, &mut groups)
+                            .unwrap();
                         held.push(buffer);
                     }
                     Event::Written { group, result } => {

@@ -21,12 +21,15 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// The engine on io_uring.
 pub struct Uring {
     // First, so that it is dropped before the descriptors it uses.
     requests: Requests,
     tun: TunQueue,
+    /// Of all workers, by their numbers.
+    queues: Arc<[TunQueue]>,
     udp: Outlets,
     wake: Wake,
     resender: Resender,
@@ -70,6 +73,7 @@ impl Uring {
             paused: false,
             counters: EngineCounters::default(),
             tun,
+            queues: Arc::new([]),
             udp: Outlets {
                 shared: udp,
                 lane: None,
@@ -100,7 +104,8 @@ impl Uring {
     }
 
     fn start_write(&mut self, group: Group) -> Result<(), Group> {
-        match self.requests.write(group) {
+        let queue = group.queue.and_then(|number| self.queues.get(usize::from(number)));
+        match self.requests.write(group, queue.map(TunQueue::as_fd)) {
             Write::Started => {}
             Write::NoSlot(group) => return Err(group),
             Write::TooManyPieces(group) => {
@@ -265,6 +270,11 @@ impl Engine for Uring {
             self.counters.writes_deferred += 1;
             self.deferred.push_back(group);
         }
+    }
+
+    fn use_queues(&mut self, queues: Arc<[TunQueue]>) {
+        assert!(self.queues.is_empty(), "the queues are known");
+        self.queues = queues;
     }
 
     fn writes_waiting(&self) -> usize {

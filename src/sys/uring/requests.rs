@@ -14,7 +14,7 @@ use crate::sys::pool::{Buffer, Pool};
 use crate::sys::probe::Refusal;
 use crate::sys::ring::{BufferRing, Completion, Ring};
 use crate::sys::send::{self, Envelope, Outgoing, Outlets};
-use io_uring::types::{CancelBuilder, Fixed};
+use io_uring::types::{CancelBuilder, Fd, Fixed};
 use io_uring::{opcode, squeue};
 use std::io;
 use std::mem::ManuallyDrop;
@@ -329,8 +329,9 @@ impl Requests {
         Ok(())
     }
 
-    /// Queues the write of a group whose buffers [`Arrived::keep`] keeps.
-    pub(super) fn write(&mut self, group: Group) -> Write {
+    /// Queues the write of a group whose buffers [`Arrived::keep`] keeps; `queue`: to that one instead of the ring's own, which has to
+    /// stay open until the next [`Requests::enter`].
+    pub(super) fn write(&mut self, group: Group, queue: Option<BorrowedFd<'_>>) -> Write {
         let memory = &mut *self.memory;
         let Some(mut head) = memory.head_pool.acquire() else {
             return Write::NoSlot(group);
@@ -343,9 +344,12 @@ impl Requests {
             return Write::TooManyPieces(group);
         }
         let count = u32::try_from(flight.iovecs.len()).expect("at most PIECES_MAX");
-        let entry = opcode::Writev::new(TUN, flight.iovecs.as_ptr(), count)
-            .offset(u64::MAX)
-            .build();
+        let iovecs = flight.iovecs.as_ptr();
+        let write = match queue {
+            None => opcode::Writev::new(TUN, iovecs, count),
+            Some(queue) => opcode::Writev::new(Fd(queue.as_raw_fd()), iovecs, count),
+        };
+        let entry = write.offset(u64::MAX).build();
         flight.write = Some((group, head));
         self.writes_in_flight += 1;
         // SAFETY: the iovecs are the flight's, on the heap; `write` owns the head, and the group with its own bytes on the

@@ -1,6 +1,6 @@
 //! Any TUN frame through segmentation, and any run of packets through coalescing: what comes out of the far TUN is what went in.
 
-use ringway::path::coalesce::{Coalescer, Group, Offloads, Part};
+use ringway::path::coalesce::{Coalescer, Group, Offloads, Origin, Part};
 use ringway::path::segment::{Checksums, Segments};
 use ringway::wire::checksum::Sum;
 use ringway::wire::ip::{Fragment, Ip};
@@ -48,10 +48,11 @@ fn journey(packets: &[(Vec<u8>, bool)]) {
     let mut groups = Vec::new();
     let mut expected: BTreeMap<Flow, Vec<Vec<u8>>> = BTreeMap::new();
     for (index, (packet, partial)) in packets.iter().enumerate().take(usize::from(Part::OWN)) {
-        if coalescer
-            .push(index as u16, 0, packet, *partial, 0, &mut groups)
-            .is_ok()
-        {
+        let origin = Origin {
+            partial: *partial,
+            lanes: true,
+        };
+        if coalescer.push(index as u16, 0, packet, origin, 0, &mut groups).is_ok() {
             let ip = Ip::parse(packet).expect("only packets are accepted");
             let arrives = if *partial {
                 finish(ip.bytes())
