@@ -1,7 +1,7 @@
 //! Merging packets: bulk flows with either kind of checksum, alone and interleaved, and packets that never merge.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ringway::path::coalesce::{Coalescer, Offloads, Origin};
+use ringway::path::coalesce::{Coalescer, Lanes, Offloads, Origin};
 use std::hint::black_box;
 
 #[path = "../src/path/sample.rs"]
@@ -70,7 +70,7 @@ fn coalesce(criterion: &mut Criterion) {
                 for (index, packet) in black_box(packets).iter().enumerate() {
                     let origin = Origin {
                         partial: *partial,
-                        lanes: true,
+                        lanes: Lanes { first: 0, count: 2 },
                     };
                     coalescer
                         .push(index as u16, 0, packet, origin, 0, &mut out)

@@ -9,7 +9,7 @@ use ringway::path::report::Report;
 use ringway::path::route::Routes;
 use ringway::proto::{Action, Device, DeviceConfig, Endpoint, Now, PeerConfig, PeerId, PublicKey, StaticSecret};
 use ringway::proto::{Suite, SuiteChoice, Time};
-use ringway::wire::vnet;
+use ringway::wire::{message, vnet};
 use ringway::worker::mailbox::Command;
 
 use crate::thread::{Load, Post, Worker};
@@ -103,7 +103,7 @@ impl Pair {
         let mut all_opened = 0;
         for run in 0..runs {
             // In the WireGuard suite one worker opens all.
-            let to = post.lane(run) % receiver.workers.len();
+            let to = usize::from(message::owner(post.receiver(run), receiver.workers.len() as u8));
             let (reports, opened);
             (post, reports, opened) = receiver.workers[to].receive(post, run, endpoint(0), self.now.mono);
             receiver.take(reports, self.now);
@@ -176,7 +176,7 @@ impl Host {
                     };
                     let mut open: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
                     for half in opens {
-                        open[usize::from(half.local_index() as u8) % count].push(half);
+                        open[usize::from(message::owner(half.local_index(), count as u8))].push(half);
                     }
                     for (worker, open) in self.workers.iter().zip(open) {
                         if !open.is_empty() {

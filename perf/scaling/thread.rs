@@ -97,9 +97,9 @@ impl Post {
         (self.runs.len(), self.runs.iter().map(|run| run.count).sum())
     }
 
-    /// The lane of a run, by which the kernel steers it: byte 4 of its first datagram.
-    pub(crate) fn lane(&self, run: usize) -> usize {
-        usize::from(self.bytes_of(run)[4])
+    /// The receiver index of a run, by which the kernel steers it: bytes 4 to 7 of its first datagram.
+    pub(crate) fn receiver(&self, run: usize) -> u32 {
+        u32::from_le_bytes(*self.bytes_of(run)[4..].first_chunk().expect("a data message"))
     }
 
     fn bytes_of(&self, run: usize) -> &[u8] {

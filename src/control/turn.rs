@@ -6,6 +6,7 @@ use super::{Control, ControlError, HANDSHAKES_PER_TURN, REPORTS_PER_TURN, SAMPLE
 use crate::path::drops::Drop;
 use crate::path::report::Report;
 use crate::proto::{Action, Endpoint, PeerId, Suite};
+use crate::wire::message;
 use crate::worker::mailbox::Command;
 use crate::worker::{self, HANDSHAKE_TOS};
 
@@ -35,7 +36,7 @@ impl Control {
                     seals.resize_with(workers, || None);
                     let mut open: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
                     for half in opens {
-                        open[usize::from(half.local_index() as u8) % workers].push(half);
+                        open[usize::from(message::owner(half.local_index(), workers as u8))].push(half);
                     }
                     // First all that opens: whatever one worker seals may be answered to another.
                     for (worker, open) in self.workers.iter().zip(open) {

@@ -1,14 +1,15 @@
 //! A running gateway: its table in place, packets forwarded, and the egress followed as default routes change.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Notify};
 
-use super::FirewallError;
 use super::rules::{self, GatewayPlan};
 use super::sysctl::Sysctls;
+use super::{FirewallError, lockdown};
 use crate::config::files::with_suffix;
 use crate::config::{Config, Egress, Gateway, Peer};
 use crate::link;
@@ -20,6 +21,8 @@ const PURPOSE: &str = "gateway";
 pub struct Running {
     state: Mutex<State>,
     updated: Notify,
+    /// The kill switch is being raised or lifted: where nobody waits for the end of that, it may stand.
+    pub(super) is_switch_changing: Cell<bool>,
 }
 
 struct State {
@@ -63,10 +66,7 @@ pub async fn set_up(config: &Config) -> Result<Running, FirewallError> {
         state.remove().await;
         return Err(error);
     }
-    Ok(Running {
-        state: Mutex::new(state),
-        updated: Notify::new(),
-    })
+    Ok(Running::of(state))
 }
 
 /// Where the daemon whose control socket this is keeps what forwarding was before it.
@@ -96,13 +96,18 @@ pub async fn resume(config: &Config, handed_over: &HandedOver) -> Running {
     if let Err(error) = state.apply().await {
         tracing::warn!(%error, "the gateway's rules are those of before the upgrade");
     }
-    Running {
-        state: Mutex::new(state),
-        updated: Notify::new(),
-    }
+    Running::of(state)
 }
 
 impl Running {
+    fn of(state: State) -> Running {
+        Running {
+            state: Mutex::new(state),
+            updated: Notify::new(),
+            is_switch_changing: Cell::new(false),
+        }
+    }
+
     /// What a program has to know that goes on with it. Dropping this leaves all as it is.
     pub async fn handed_over(&self) -> HandedOver {
         let state = self.state.lock().await;
@@ -163,8 +168,16 @@ impl Running {
         }
     }
 
-    /// Removes the table and puts the kernel's switches back.
-    pub async fn tear_down(self) {
+    /// Removes the table and puts the kernel's switches back, those that a change was about to make when it was cut short too: a kill
+    /// switch where `config`, which ran last, has none.
+    pub async fn tear_down(self, config: &Config) {
+        let interface = &config.interface;
+        if self.is_switch_changing.get()
+            && interface.lockdown.is_none()
+            && let Err(error) = lockdown::lift(&interface.name).await
+        {
+            tracing::warn!(%error, "a kill switch may hold; lift it with: ringway unblock {}", interface.name);
+        }
         let mut state = self.state.into_inner();
         // A change that was to remove it may have been cut short.
         if state.wanted.is_some() || state.egress.is_some() || !state.rules.is_empty() {

@@ -75,6 +75,7 @@ pub async fn change(gateway: &gateway::Running, old: &Config, new: &Config) -> R
     let switch = |config: &Config| (config.interface.lockdown.clone(), config.interface.fwmark);
     let switches = switch(old) != switch(new) && (old.interface.lockdown.is_some() || new.interface.lockdown.is_some());
     let closes = new.interface.lockdown.is_some();
+    gateway.is_switch_changing.set(switches);
     let result = async {
         if switches && closes {
             lockdown::apply(&new.interface).await?;
@@ -86,14 +87,18 @@ pub async fn change(gateway: &gateway::Running, old: &Config, new: &Config) -> R
         Ok(())
     }
     .await;
+    let mut is_settled = true;
     if result.is_err() {
         let mut back = vec![gateway.update(old).await];
         if switches {
-            back.push(lockdown::apply(&old.interface).await.map(drop));
+            let lockdown = lockdown::apply(&old.interface).await.map(drop);
+            is_settled = lockdown.is_ok();
+            back.push(lockdown);
         }
         for error in back.into_iter().filter_map(Result::err) {
             tracing::warn!(%error, "the packet filter is not as before");
         }
     }
+    gateway.is_switch_changing.set(!is_settled);
     result
 }

@@ -45,7 +45,7 @@ pub(crate) use leftovers::sweep;
 pub use upgrade::answer_check;
 pub use wireguard::run_wireguard;
 
-use crate::config::{Config, Suite};
+use crate::config::{Config, Interface, Suite};
 use crate::control::api::Response;
 use crate::control::exporter::Exporter;
 use crate::control::log_file::Means;
@@ -89,7 +89,7 @@ enum End {
 /// program.
 pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(), RunError> {
     let file = std::path::absolute(file)?;
-    // One that comes before anybody listens waits until then.
+    // One that ends it waits until somebody listens.
     exec::hold_signals()?;
     block_on(lockdown::apply(&config.interface))??;
     run_on(config, file, None, ready)
@@ -122,28 +122,32 @@ fn run_on(
 ) -> Result<(), RunError> {
     // It changes as the tunnel does, and the end is as the last one says.
     let mut config = config;
+    let mark = RefCell::new(None);
     let result = run_here(from, |from, guard| {
-        run_open(&mut config, file.clone(), from, guard, &mut ready)
+        run_open(&mut config, file.clone(), from, guard, &mark, &mut ready)
     });
-    let interface = &config.interface;
-    match (&interface.lockdown, &result) {
-        // A reload that was to raise one may have been cut short.
-        (None, Ok(())) => {
-            if let Err(error) = block_on(lockdown::apply(interface))? {
-                tracing::warn!(%error, "a kill switch may hold; lift it with: ringway unblock {}", interface.name);
-            }
-        }
-        (None, Err(_)) => {}
-        (Some(lockdown), Ok(())) if !lockdown.keep => {
+    let lifted = unlock(&config.interface, result.is_ok());
+    // Last: whoever starts such a tunnel waits for it, and has its own switch by then.
+    if let Some(mark) = mark.take() {
+        block_on(forget(mark))?;
+    }
+    lifted.and(result)
+}
+
+/// Lifts the kill switch of a tunnel that is down, unless it is to stay or something was wrong.
+fn unlock(interface: &Interface, is_well: bool) -> Result<(), RunError> {
+    match &interface.lockdown {
+        None => {}
+        Some(lockdown) if is_well && !lockdown.keep => {
             service::takes(REMOVAL_TIME_MAX);
             block_on(lockdown::lift(&interface.name))??;
         }
-        (Some(_), _) => tracing::warn!(
+        Some(_) => tracing::warn!(
             "the kill switch holds; lift it with: ringway unblock {}",
             interface.name
         ),
     }
-    result
+    Ok(())
 }
 
 /// Runs a tunnel by `run_open` until it is down, or another program has it; also again, where that program could not be executed.
@@ -183,13 +187,14 @@ fn raise_alarm(guard: Option<Guard>) {
     }
 }
 
-/// As [`run`], whatever the kill switch does. Leaves in `config` what ran last. Where the tunnel is to go on, comes back with
+/// As [`run`], whatever the kill switch does. Leaves in `config` what ran last, and in `mark` that of a tunnel that is down. Where the tunnel is to go on, comes back with
 /// it and with the program that is to have it. The `guard` of one that came here is dismissed once it runs.
 fn run_open(
     config: &mut Config,
     file: PathBuf,
     from: Option<Handover>,
     guard: &Cell<Option<Guard>>,
+    mark: &RefCell<Option<Mark>>,
     ready: &mut impl FnMut(&Facts),
 ) -> Result<Option<(Handover, PathBuf)>, RunError> {
     if from.is_none() && !begin(config, &file)? {
@@ -232,7 +237,6 @@ fn run_open(
     };
     let log_means = parts.log_means();
     let interface_name = interface.name.clone();
-    let mark = RefCell::new(None);
     let result = parts.run(identity, Signals::install, async |control, signals| {
         let mut hangups = Hangups::install()?;
         exec::accept_signals()?;
@@ -277,7 +281,7 @@ fn run_open(
             file,
             ifindex,
             log_means,
-            mark: &mark,
+            mark,
             guard,
         };
         tunnel
@@ -285,15 +289,18 @@ fn run_open(
             .await
     });
     if let Ok(Some(_)) = &result {
+        // The next program has it.
+        mark.take();
         return result;
     }
     // The interface is gone.
-    if let Some(mark) = mark.take() {
+    if mark.borrow().is_some() {
         let interface = &config.interface;
-        block_on(async {
-            hooks::run_down("post_down", &interface.hooks.post_down, &interface.name).await;
-            forget(mark).await;
-        })?;
+        block_on(hooks::run_down(
+            "post_down",
+            &interface.hooks.post_down,
+            &interface.name,
+        ))?;
     }
     result
 }
@@ -386,7 +393,7 @@ impl Tunnel<'_> {
             }
             result => {
                 service::takes(REMOVAL_TIME_MAX);
-                rules.tear_down().await;
+                rules.tear_down(config).await;
                 result.map(|_| None)
             }
         }

@@ -94,9 +94,9 @@ pub(super) struct State {
     dns: Option<dns::Backend>,
     dns_at_first: Option<dns::Backend>,
     confined: bool,
-    /// A program that was not told tries again.
+    /// None where the program before knew no difference.
     #[serde(default)]
-    files_confined: bool,
+    files_confined: Option<bool>,
 }
 
 /// What was done to the system for a change, and can be undone.
@@ -174,7 +174,7 @@ impl Network {
             // What a thread has given up it does not get back.
             confined: Confined {
                 at_all: state.confined,
-                files: state.files_confined,
+                files: state.files_confined.unwrap_or(state.confined),
             },
         })
     }
@@ -189,7 +189,7 @@ impl Network {
             link: self.link.made(),
             dns_at_first: self.dns_at_first,
             confined: self.confined.at_all,
-            files_confined: self.confined.files,
+            files_confined: Some(self.confined.files),
         }
     }
 

@@ -23,7 +23,7 @@ use crate::sys::device::DeviceName;
 use crate::sys::tun::{TunDevice, TunError, TunQueue};
 use crate::sys::tun_mtu::TunMtu;
 use crate::sys::udp::{self, UdpGroup, UdpOptions, UdpSocket};
-use crate::sys::{cpu, probe, tun};
+use crate::sys::{cpu, probe, steer, tun};
 
 /// A tunnel whose workers run, without peers, and with its link down.
 pub(super) struct Parts {
@@ -151,6 +151,8 @@ impl Parts {
         };
         let mut sockets = inherit(sockets)?;
         let door = sockets.remove(0);
+        // The program that bound them may have had other rules.
+        steer::attach(&door, queues.len() as u8)?;
         let found = Found {
             device: TunDevice {
                 name: state.control.name.clone(),

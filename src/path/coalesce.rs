@@ -11,7 +11,7 @@
 mod group;
 mod layout;
 
-pub use group::{Connection, Group, Part};
+pub use group::{Beginning, Connection, Group, Lanes, Part};
 
 use super::drops::Drop;
 use crate::wire::checksum::Sum;
@@ -47,8 +47,8 @@ pub struct Offloads {
 pub struct Origin {
     /// The TCP or UDP checksum field holds only the pseudo-header sum.
     pub partial: bool,
-    /// The sender has lanes, so that connections can be led over another one.
-    pub lanes: bool,
+    /// The lanes of its session.
+    pub lanes: Lanes,
 }
 
 /// Merges packets of up to 16 flows at a time. The order within a flow is kept.
@@ -89,7 +89,7 @@ impl Coalescer {
             start: at as u32,
             len: packet.len() as u32,
         };
-        match Candidate::new(packet, origin.partial).filter(|candidate| candidate.layout.is_offloaded(self.offloads)) {
+        match Candidate::new(packet, origin).filter(|candidate| candidate.layout.is_offloaded(self.offloads)) {
             Some(candidate) => self.merge(&candidate, place, received_ns, out),
             None => self.pass_on(packet, place, origin, received_ns, out)?,
         }
@@ -156,7 +156,7 @@ impl Coalescer {
             out.push(self.open.remove(index).close());
         }
         let mut group = self.spares.pop().unwrap_or_else(Group::empty);
-        let connection = flow.connection(ip, has_ports).filter(|_| origin.lanes);
+        let connection = if has_ports { connection(ip, origin.lanes) } else { None };
         group.set_lone(&vnet, place, received_ns, connection);
         out.push(group);
         Ok(())
@@ -205,32 +205,45 @@ impl Flow {
         (flow, ports.is_some())
     }
 
-    /// The connection that `ip`, a packet of this flow, is one of.
-    fn connection(self, ip: Ip<'_>, has_ports: bool) -> Option<Connection> {
-        let upper = ip.upper();
-        let tcp = match upper.protocol {
-            tcp::PROTOCOL if has_ports => Tcp::parse(&ip.bytes()[upper.start..])?,
-            _ => return None,
-        };
-        Some(Connection {
-            name: self.name(),
-            begins: tcp.flags() & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK,
-        })
-    }
-
-    /// Both its parts, mixed so that the low bits depend on them.
-    #[inline]
-    fn name(self) -> u64 {
-        let ports = u32::from_ne_bytes(self.ports);
-        (u64::from(self.hosts) << 32 | u64::from(ports))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .swap_bytes()
-    }
-
     /// Whether a packet of `other` might belong to this flow.
     fn may_be(self, other: Flow, other_has_ports: bool) -> bool {
         self.hosts == other.hosts && (!other_has_ports || self.ports == other.ports)
     }
+}
+
+/// The connection that a packet with ports is one of.
+fn connection(ip: Ip<'_>, lanes: Lanes) -> Option<Connection> {
+    let upper = ip.upper();
+    if lanes.count <= 1 || upper.protocol != tcp::PROTOCOL {
+        return None;
+    }
+    let tcp = Tcp::parse(&ip.bytes()[upper.start..])?;
+    let addresses = match ip {
+        Ip::V4(_) => 12..20,
+        Ip::V6(_) => 8..40,
+    };
+    let ports = *ip.bytes()[upper.start..].first_chunk()?;
+    let is_answer = tcp.flags() & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK;
+    Some(Connection {
+        name: name(&ip.bytes()[addresses], ports),
+        begins: is_answer.then(|| Beginning { lanes, seq: tcp.seq() }),
+    })
+}
+
+/// A connection's name: the same for both directions, as the TUN's is. `addresses` = source and destination.
+#[inline]
+fn name(addresses: &[u8], ports: [u8; 4]) -> u64 {
+    /// Knuth's multiplicative hashing, as above.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let end = |address: &[u8], port: [u8; 2]| {
+        let words = address.as_chunks::<4>().0;
+        words.iter().fold(u64::from(u16::from_ne_bytes(port)), |mixed, word| {
+            (mixed.rotate_left(32) ^ u64::from(u32::from_ne_bytes(*word))).wrapping_mul(FACTOR)
+        })
+    };
+    let (source, destination) = addresses.split_at(addresses.len() / 2);
+    let both = end(source, [ports[0], ports[1]]).wrapping_add(end(destination, [ports[2], ports[3]]));
+    both.wrapping_mul(FACTOR).swap_bytes()
 }
 
 /// A packet that can be merged as far as it alone can tell.
@@ -240,14 +253,14 @@ struct Candidate<'a> {
     /// Bytes of all headers.
     header_len: usize,
     flow: Flow,
-    partial: bool,
+    origin: Origin,
 }
 
 impl<'a> Candidate<'a> {
     /// `None` unless `packet` is exactly an unfragmented IP packet without options or extension headers, and either a TCP segment with
     /// ACK and at most PSH, ECE and CWR besides, or a UDP datagram with a checksum, and has a payload.
     #[inline]
-    fn new(packet: &'a [u8], partial: bool) -> Option<Candidate<'a>> {
+    fn new(packet: &'a [u8], origin: Origin) -> Option<Candidate<'a>> {
         let (len, protocol, layouts) = match Ip::parse(packet)? {
             Ip::V4(ip) => {
                 let plain = ip.header_len() == V4_HEADER_LEN && ip.fragment() == Fragment::Whole;
@@ -272,7 +285,7 @@ impl<'a> Candidate<'a> {
             (udp::HEADER_LEN, udp.length() == upper.len())
         };
         let header_len = layout.start + upper_header_len;
-        let odd_zero = !partial && get_u16(upper, layout.checksum_at) == layout.never_written;
+        let odd_zero = !origin.partial && get_u16(upper, layout.checksum_at) == layout.never_written;
         if !fits || len != packet.len() || header_len == len || odd_zero {
             return None;
         }
@@ -282,13 +295,22 @@ impl<'a> Candidate<'a> {
             layout,
             header_len,
             flow,
-            partial,
+            origin,
         })
     }
 
     #[inline]
     fn headers(&self) -> &'a [u8] {
         &self.packet[..self.header_len]
+    }
+
+    #[inline]
+    fn connection(&self) -> Option<Connection> {
+        let is_told = self.layout.is_tcp && self.origin.lanes.count > 1;
+        is_told.then(|| Connection {
+            name: name(self.layout.addresses(self.packet), self.flow.ports),
+            begins: None,
+        })
     }
 
     #[inline]
@@ -319,7 +341,7 @@ impl<'a> Candidate<'a> {
     fn is_intact(&self) -> bool {
         let upper = &self.packet[self.layout.start..];
         let pseudo = self.layout.pseudo(self.packet).word(upper.len() as u16);
-        let upper_intact = if self.partial {
+        let upper_intact = if self.origin.partial {
             get_u16(upper, self.layout.checksum_at) == pseudo.fold()
         } else {
             pseudo.plus(Sum::of(upper)).is_intact()
@@ -355,10 +377,7 @@ impl Open {
         inner.head[VNET_LEN..inner.head_len].copy_from_slice(first.headers());
         inner.bytes = 0;
         inner.received_ns = received_ns;
-        inner.connection = first.layout.is_tcp.then(|| Connection {
-            name: first.flow.name(),
-            begins: false,
-        });
+        inner.connection = first.connection();
         let mut open = Open {
             group,
             flow: first.flow,
@@ -368,7 +387,7 @@ impl Open {
             len: first.header_len,
             next_seq: first.seq(),
             next_id: get_u16(first.packet, 4),
-            partial: first.partial,
+            partial: first.origin.partial,
         };
         open.append(first, place);
         open

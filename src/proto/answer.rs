@@ -27,7 +27,7 @@ impl Peer {
         asked: Asked,
     ) -> Result<(), Rejected> {
         self.consume(now.mono, suite, &asked)?;
-        let index = context.allocate(self.id, suite);
+        let index = context.allocate(self.id, suite, Some(asked.lanes()));
         let Ok((agreed, mut message)) = asked.answer(psk(&self.preshared_key), index.wire(), context.lanes) else {
             // A low-order ephemeral key: nobody else sends one.
             context.indices.release(index.base);

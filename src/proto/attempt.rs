@@ -199,7 +199,7 @@ impl Peer {
     fn initiate(&mut self, context: &mut Context, now: Now, suite: Suite) {
         let Some(endpoint) = self.place_to_ask() else { return };
         let timestamp = Tai64n::newer_than(self.timestamp_sent, now.unix);
-        let index = context.allocate(self.id, suite);
+        let index = context.allocate(self.id, suite, None);
         let ephemeral = context.draw_key();
         let started = Initiation::start(
             context.means(suite),

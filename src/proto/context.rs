@@ -11,7 +11,7 @@ use super::action::Action;
 use super::endpoint::{Endpoint, PeerId, SessionId};
 use super::handshake::Agreed;
 use super::identity::Identity;
-use super::index::{Base, IndexTable};
+use super::index::{Base, IndexTable, Place};
 use super::lanes::Direction;
 use super::limits::REKEY_TIMEOUT_JITTER_MAX;
 use super::noise::Means;
@@ -87,9 +87,22 @@ impl Context {
         REKEY_TIMEOUT_JITTER_MAX.mul_f64(u64::from_le_bytes(bytes) as f64 / u64::MAX as f64)
     }
 
-    /// A new index of this end for a handshake with `peer`.
-    pub(super) fn allocate(&mut self, peer: PeerId, suite: Suite) -> LocalIndex {
-        let base = self.indices.allocate(peer, &mut self.random);
+    /// A new index of this end for a handshake with `peer`. `remote_lanes`: how many lanes that has, where it is known already.
+    pub(super) fn allocate(&mut self, peer: PeerId, suite: Suite, remote_lanes: Option<u8>) -> LocalIndex {
+        // A peer with fewer lanes than there are workers here has some of them; others' peers have others. By whole sets, so
+        // that what this end's worker answers on its own lane is opened by the worker of the peer that sent.
+        let first = match (suite, remote_lanes) {
+            (Suite::Native, Some(lanes @ 1..)) if lanes < self.lanes => {
+                let sets = u32::from(self.lanes / lanes);
+                lanes * (peer.0 % sets) as u8
+            }
+            _ => 0,
+        };
+        let place = Place {
+            first,
+            workers: self.lanes,
+        };
+        let base = self.indices.allocate(peer, place, &mut self.random);
         let low = match suite {
             Suite::Native => 0,
             Suite::WireGuard => {
@@ -141,6 +154,7 @@ impl Context {
             suite,
             session,
             created,
+            remote_lanes,
             initiator,
         };
         self.actions.push_back(Action::Install {
@@ -190,5 +204,77 @@ impl Context {
                 session: slot.session,
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use x25519_dalek::StaticSecret;
+
+    use super::*;
+    use crate::crypto::Choice;
+    use crate::wire::message;
+
+    /// An end with so many workers.
+    fn end(lanes: u8) -> Context {
+        let identity = Identity::new(&StaticSecret::from([1; 32]), Choice::Auto);
+        let mut seed = 1u64;
+        let random = move |bytes: &mut [u8]| {
+            for byte in bytes {
+                // Knuth's MMIX generator: any sequence will do.
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                *byte = (seed >> 56) as u8;
+            }
+        };
+        Context::new(Arc::new(identity), lanes, Box::new(random))
+    }
+
+    #[test]
+    fn peers_with_few_lanes_are_spread_over_all_workers() {
+        for (lanes, expected) in [
+            (1, vec![1; 8]),
+            (2, vec![2; 8]),
+            (3, vec![4, 4, 4, 4, 4, 4, 0, 0]),
+            (8, vec![8; 8]),
+        ] {
+            let mut gateway = end(8);
+            let mut opens = [0; 8];
+            for peer in 0..8 {
+                let index = gateway.allocate(PeerId(peer), Suite::Native, Some(lanes));
+                for lane in 0..lanes {
+                    opens[usize::from(message::owner(index.base.with(lane), 8))] += 1;
+                }
+            }
+            assert_eq!(opens[..], expected, "{lanes} lanes each");
+        }
+    }
+
+    #[test]
+    fn what_a_worker_answers_comes_to_the_worker_that_sent() {
+        for ours in [1, 2, 3, 4, 7, 32, 255] {
+            for theirs in [1, 2, 3, 5, 8, 200] {
+                let (mut here, mut there) = (end(ours), end(theirs));
+                for peer in 0..20 {
+                    // They have called, not yet knowing how many lanes there are here.
+                    let to_them = there.allocate(PeerId(0), Suite::Native, None);
+                    let to_us = here.allocate(PeerId(peer), Suite::Native, Some(theirs));
+                    for lane in 0..theirs.min(ours) {
+                        let worker = message::owner(to_us.base.with(lane), ours);
+                        let back = message::owner(to_them.base.with(worker), theirs);
+                        assert_eq!(back, lane, "{ours} workers here, {theirs} there, peer {peer}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wireguard_sessions_go_to_the_workers_in_turn() {
+        let mut gateway = end(3);
+        let worker = |index: LocalIndex| message::owner(index.wire(), 3);
+        let workers: Vec<u8> = (0..6)
+            .map(|_| worker(gateway.allocate(PeerId(0), Suite::WireGuard, Some(1))))
+            .collect();
+        assert_eq!(workers, [1, 2, 0, 1, 2, 0]);
     }
 }

@@ -105,6 +105,11 @@ impl Asked {
         })
     }
 
+    /// How many lanes the initiator has.
+    pub(super) fn lanes(&self) -> u8 {
+        self.lanes
+    }
+
     /// Writes the response, to be addressed by `index`.
     pub(super) fn answer(self, psk: &[u8; 32], index: u32, lanes: u8) -> Result<(Agreed, Vec<u8>), NoiseError> {
         let (keys, message) = self.noise.respond(psk, announcement(self.suite, lanes).as_ref())?;

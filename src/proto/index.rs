@@ -14,6 +14,28 @@ use crate::wire::message::MAC_LEN;
 /// The low byte of an index, which is a lane or names a worker.
 const LOW_BITS: u32 = 8;
 
+/// Draws that are bent to a place. Where so many found only bases in use, the next ones take any: its datagrams are opened all the same.
+const PLACED_DRAWS_MAX: u32 = 64;
+
+/// Which of an end's workers the indices of a base count from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The worker of the index whose low byte is 0.
+    pub(super) first: u8,
+    /// How many there are; more than `first`.
+    pub(super) workers: u8,
+}
+
+impl Place {
+    /// The second byte, next to `drawn`, of the indices of such a base: see [`owner`](crate::wire::message::owner).
+    fn second_byte(self, drawn: u8) -> u8 {
+        match drawn.checked_sub(self.first) {
+            Some(above) => drawn - above % self.workers,
+            None => self.first,
+        }
+    }
+}
+
 /// 24 random bits above a zero byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(super) struct Base(u32);
@@ -49,12 +71,15 @@ pub(super) struct IndexTable {
 }
 
 impl IndexTable {
-    /// A base that nobody uses, and which nobody can guess.
-    pub(super) fn allocate(&mut self, peer: PeerId, random: &mut dyn FnMut(&mut [u8])) -> Base {
-        // Ends: a peer holds at most seven bases, so even 100,000 peers leave the odds of every draw above 1/2.
-        loop {
+    /// A base that nobody uses, and which nobody can guess; of `place` as long as that has any to spare.
+    pub(super) fn allocate(&mut self, peer: PeerId, place: Place, random: &mut dyn FnMut(&mut [u8])) -> Base {
+        // Ends: a peer holds at most seven bases, so even 100,000 peers leave the odds of every draw of any base above 1/2.
+        for draw in 0u32.. {
             let mut bytes = [0; 4];
             random(&mut bytes);
+            if draw < PLACED_DRAWS_MAX {
+                bytes[1] = place.second_byte(bytes[1]);
+            }
             let base = Base::of(u32::from_le_bytes(bytes));
             if let Entry::Vacant(entry) = self.owners.entry(base) {
                 entry.insert(Owner {
@@ -65,6 +90,7 @@ impl IndexTable {
                 return base;
             }
         }
+        unreachable!("4 billion draws of bases in use")
     }
 
     /// Gives `base` to the peer that an earlier process gave it to. No answer is waited for any more.
@@ -124,6 +150,41 @@ impl IndexTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::message;
+
+    const ANYWHERE: Place = Place { first: 0, workers: 1 };
+
+    #[test]
+    fn a_base_counts_from_the_worker_that_it_was_asked_for() {
+        for (first, workers) in [(0, 1), (0, 2), (1, 2), (3, 7), (30, 32), (254, 255)] {
+            let place = Place { first, workers };
+            for drawn in 0..=255 {
+                let mut random = |bytes: &mut [u8]| bytes.fill(drawn);
+                let base = IndexTable::default().allocate(PeerId(1), place, &mut random);
+                for lane in [0, 1, 200] {
+                    let expected = (usize::from(first) + usize::from(lane)) % usize::from(workers);
+                    let owner = message::owner(base.with(lane), workers);
+                    assert_eq!(usize::from(owner), expected, "{place:?}, {drawn} drawn");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn where_a_place_is_used_up_any_base_does() {
+        let place = Place { first: 1, workers: 255 };
+        let mut draws = 0u32;
+        let mut random = move |bytes: &mut [u8]| {
+            // Always the same but for the second byte.
+            bytes.copy_from_slice(&[9, draws as u8, 9, 9]);
+            draws += 1;
+        };
+        let mut table = IndexTable::default();
+        let bases: Vec<Base> = (0..5).map(|_| table.allocate(PeerId(1), place, &mut random)).collect();
+        assert_eq!(table.len(), 5);
+        let at_their_place = bases.iter().filter(|base| message::owner(base.with(0), 255) == 1);
+        assert_eq!(at_their_place.count(), 1);
+    }
 
     #[test]
     fn bases_in_use_never_collide() {
@@ -134,7 +195,9 @@ mod tests {
             draws += 1;
         };
         let mut table = IndexTable::default();
-        let mut bases: Vec<Base> = (0..100).map(|_| table.allocate(PeerId(1), &mut random)).collect();
+        let mut bases: Vec<Base> = (0..100)
+            .map(|_| table.allocate(PeerId(1), ANYWHERE, &mut random))
+            .collect();
         assert_eq!(table.len(), 100);
         bases.sort();
         bases.dedup();
@@ -157,7 +220,7 @@ mod tests {
     #[test]
     fn an_index_belongs_to_its_base_whatever_its_lane() {
         let mut table = IndexTable::default();
-        let base = table.allocate(PeerId(7), &mut |bytes| bytes.fill(0xab));
+        let base = table.allocate(PeerId(7), ANYWHERE, &mut |bytes| bytes.fill(0xab));
         assert_eq!(base.with(5), 0xabab_ab05);
         assert_eq!(table.owner(Base::of(0xabab_abff)).unwrap().peer, PeerId(7));
         assert!(table.owner(Base::of(0xabab_acff)).is_none());

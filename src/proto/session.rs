@@ -72,6 +72,8 @@ pub(super) struct SessionFacts {
     pub(super) suite: Suite,
     pub(super) session: SessionId,
     pub(super) created: Time,
+    /// Lanes of the other end; 1 in the WireGuard suite.
+    pub(super) remote_lanes: u8,
     /// Whether this end sent the first handshake message; only that end rekeys because of age.
     pub(super) initiator: bool,
 }
@@ -302,8 +304,13 @@ impl OpenHalf {
         self.facts.session
     }
 
-    /// The receiver index of the data messages that this opens. Its low byte is the lane (native suite) or names a
-    /// worker (WireGuard suite).
+    /// How many lanes the other end has; 1 in the WireGuard suite.
+    pub fn remote_lanes(&self) -> u8 {
+        self.facts.remote_lanes
+    }
+
+    /// The receiver index of the data messages that this opens. Its low byte is the lane in the native suite; see
+    /// [`owner`](crate::wire::message::owner).
     pub fn local_index(&self) -> u32 {
         self.local_index
     }
@@ -380,6 +387,7 @@ pub(crate) fn open_half(session: SessionId, index: u32) -> OpenHalf {
         suite: Suite::Native,
         session,
         created: Time::default(),
+        remote_lanes: 1,
         initiator: true,
     };
     OpenHalf::new(facts, index, Key::new(facts.suite, Choice::Auto, &[9; 32]))
@@ -401,6 +409,7 @@ mod tests {
             suite,
             session: SessionId(7),
             created: START,
+            remote_lanes: 1,
             initiator,
         };
         let key = || Key::new(suite, Choice::Auto, &[9; 32]);

@@ -147,6 +147,7 @@ fn every_lanes_first_records_are_sealed_and_opened_as_another_implementation_did
             suite,
             session: SessionId(1),
             created: Time::default(),
+            remote_lanes: 1,
             initiator: true,
         };
         for (number, direction) in transcript["directions"].as_array().unwrap().iter().enumerate() {

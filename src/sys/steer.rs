@@ -2,8 +2,8 @@
 //! session, and all else to the door (SO_ATTACH_REUSEPORT_CBPF, socket(7); the filter sees the UDP payload,
 //! net/core/sock_reuseport.c).
 //!
-//! The group's first socket is the door's, the others are the workers'. The low byte of a data message's receiver index names
-//! the lane, and lane l belongs to worker l mod n. Nothing here is authentic: steering is only a good guess, and whoever forges
+//! The group's first socket is the door's, the others are the workers'. The two low bytes of a data message's receiver index
+//! tell the worker ([`owner`](crate::wire::message::owner)). Nothing here is authentic: steering is only a good guess, and whoever forges
 //! it reaches a worker that knows no such session.
 
 use super::option::{self, OptionValue};
@@ -22,6 +22,8 @@ struct Instruction(u16, u8, u8, u32);
 const LOAD_BYTE: u16 = 0x20 | 0x10; // BPF_LD | BPF_B | BPF_ABS
 const JUMP_EQUAL: u16 = 0x05 | 0x10; // BPF_JMP | BPF_JEQ | BPF_K
 const ADD: u16 = 0x04; // BPF_ALU | BPF_ADD | BPF_K
+const ADD_X: u16 = 0x04 | 0x08; // BPF_ALU | BPF_ADD | BPF_X
+const A_TO_X: u16 = 0x07; // BPF_MISC | BPF_TAX
 const MODULO: u16 = 0x04 | 0x90; // BPF_ALU | BPF_MOD | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 const RETURN_A: u16 = 0x06 | 0x10; // BPF_RET | BPF_A
@@ -37,13 +39,16 @@ pub fn deafen(socket: &impl AsFd) -> io::Result<()> {
 }
 
 /// The program for a door and `workers` workers.
-fn program(workers: u8) -> [Instruction; 8] {
+fn program(workers: u8) -> [Instruction; 11] {
     [
         Instruction(LOAD_BYTE, 0, 0, 0),
         Instruction(JUMP_EQUAL, 1, 0, WG_DATA as u32),
-        Instruction(JUMP_EQUAL, 0, 4, NATIVE_DATA as u32),
+        Instruction(JUMP_EQUAL, 0, 7, NATIVE_DATA as u32),
         // The receiver index is little-endian and begins at byte 4.
         Instruction(LOAD_BYTE, 0, 0, 4),
+        Instruction(A_TO_X, 0, 0, 0),
+        Instruction(LOAD_BYTE, 0, 0, 5),
+        Instruction(ADD_X, 0, 0, 0),
         Instruction(MODULO, 0, 0, workers as u32),
         Instruction(ADD, 0, 0, DOOR + 1),
         Instruction(RETURN_A, 0, 0, 0),
@@ -96,7 +101,7 @@ mod tests {
 
     /// What net/core/filter.c does with these instructions.
     fn run(program: &[Instruction], packet: &[u8]) -> u32 {
-        let (mut at, mut a) = (0, 0u32);
+        let (mut at, mut a, mut x) = (0, 0u32, 0u32);
         loop {
             let Instruction(code, if_true, if_false, k) = program[at];
             at += 1;
@@ -108,6 +113,8 @@ mod tests {
                 JUMP_EQUAL => at += usize::from(if a == k { if_true } else { if_false }),
                 MODULO => a %= k,
                 ADD => a += k,
+                ADD_X => a += x,
+                A_TO_X => x = a,
                 RETURN => return k,
                 RETURN_A => return a,
                 other => panic!("unknown code {other:#x}"),
@@ -118,7 +125,9 @@ mod tests {
     /// What the program is for, said without it.
     fn oracle(workers: u8, packet: &[u8]) -> u32 {
         match packet {
-            [WG_DATA | NATIVE_DATA, _, _, _, lane, ..] => 1 + u32::from(*lane) % u32::from(workers),
+            [WG_DATA | NATIVE_DATA, _, _, _, lane, first, ..] => {
+                1 + (u32::from(*lane) + u32::from(*first)) % u32::from(workers)
+            }
             _ => 0,
         }
     }
@@ -138,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_is_too_short_for_an_index_goes_to_the_door() {
-        for packet in [&[][..], &[WG_DATA], &[NATIVE_DATA, 0, 0, 0]] {
+        for packet in [&[][..], &[WG_DATA], &[NATIVE_DATA, 0, 0, 0], &[NATIVE_DATA, 0, 0, 0, 1]] {
             assert_eq!(run(&program(3), packet), DOOR);
         }
     }

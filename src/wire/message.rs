@@ -29,6 +29,17 @@ pub const FLAG_PARTIAL_CHECKSUM: u8 = 1;
 /// about where its sender is to be reached.
 pub const FLAG_LANE_PORT: u8 = 2;
 
+/// Which of an end's `workers` workers opens what is addressed to its receiver index `receiver`: counted from the one that the
+/// second byte names, by the lane, which is the low byte. Each end chooses its indices, so this is nothing that two ends agree on.
+///
+/// # Panics
+/// When `workers` is 0.
+#[inline]
+pub fn owner(receiver: u32, workers: u8) -> u8 {
+    let [lane, first, ..] = receiver.to_le_bytes();
+    ((u16::from(lane) + u16::from(first)) % u16::from(workers)) as u8
+}
+
 /// Bytes of an X25519 public key.
 pub const PUBLIC_KEY_LEN: usize = 32;
 /// Bytes of a TAI64N timestamp.

@@ -1,44 +1,58 @@
 //! Which worker carries a new TCP connection.
 //!
 //! The kernel puts a flow's packets into the TUN queue that its latest packet in the other direction was written to, and goes by a hash
-//! of the addresses and ports as long as there was none (tun_automq_select_queue and tun_flow_update, drivers/net/tun.c). Each
-//! worker writes to its own queue what comes on its lanes, and what it reads leaves on its own lane; so a connection stays with the
-//! worker that the hash has chosen, and of four connections over two workers it chooses one for three of them as often as not.
+//! of the addresses and ports where there was none for three seconds (tun_automq_select_queue, tun_flow_update and TUN_FLOW_EXPIRE,
+//! drivers/net/tun.c). Each worker writes to its own queue what comes on its lanes, and what it reads leaves on its own lane; so the hash
+//! decides, and of four connections over two workers it gives one of them three as often as not.
 //!
-//! Who gets the answer to a connection's first packet (SYN and ACK) therefore writes it, and what follows, to the queue of the worker
-//! that has the least to do. From then on the connection's packets leave by that worker's lane; the far end writes them to the queue of the
-//! same number there, and so its packets come by that lane too. Nothing is overtaken by that as long as the end that has called speaks first: only its ACK of
-//! the answer is on the other lane. (The first packet itself is too early: the kernel answers it before it notes where it was written to.) Where the
-//! far end has fewer workers, a connection may end up with another worker than was meant; it is none the worse.
+//! Who gets the answer to a connection's first packet (SYN and ACK) therefore gives the connection to the worker that has the least to do, and
+//! for some seconds all workers write what comes of it to that one's queue. So this end's packets leave by that worker's lane, the far
+//! end writes them to its own queue of that number, and then its packets come by that lane too. Where the end that has called speaks first,
+//! its data is on that lane from the first byte on. (The first packet itself is too early: the kernel answers it before it notes where it was
+//! written to.) Only workers that open lanes of the peer come into question: to others its packets would not come.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
 
-use crate::path::coalesce::Connection;
+use crate::path::coalesce::{Beginning, Connection, Lanes};
 use crate::proto::Time;
 use crate::stats::counters::Cell;
 
-/// How long a connection's packets are written to the queue that was chosen wherever they come: until the far end has followed, which takes
-/// one packet to it and one back.
-const FOLLOWED_AFTER: Duration = Duration::from_secs(10);
-/// Connections that one worker moves at the same time. Another one in the same place ends a move early, which leaves the first
-/// connection where it is.
-const MOVES_MAX: usize = 256;
-/// A new connection counts as this part of all that has moved lately, until it shows what it is, ...
+/// Connections that are led at the same time. Another one in the same place ends that early, which leaves the first one where it is.
+const LED_MAX: usize = 256;
+/// What one worker gives in one pass: enough for any host, and little work where a peer sends answers to what nobody has asked.
+const GIVEN_PER_PASS_MAX: u32 = 16;
+/// A new connection counts as this part of all that has come lately, until it shows what it is, ...
 const SHARE: u64 = 8;
 /// ... and at least as so many bytes: those that begin together, before any has moved much, are spread evenly.
 const BYTES_MIN: u64 = 1 << 20;
 
-/// What goes through each worker, and whose turn it is where that tells nothing.
+/// 2^27 nanoseconds, about 0.13 s: the unit of time here, and the logarithm of that.
+const STEP: u32 = 27;
+/// Workers read their clocks once per pass: what is ahead by less than this was written by one that has read it later.
+const AHEAD_MAX: u64 = 64;
+
+/// The number of a step, in as many bits as `mask` has.
+fn step(now: Time, mask: u64) -> u64 {
+    (now.as_nanos() >> STEP) & mask
+}
+
+/// How many steps ago `then` was.
+fn steps_since(then: u64, now: Time, mask: u64) -> u64 {
+    let ago = step(now, mask).wrapping_sub(then) & mask;
+    if ago > mask - AHEAD_MAX { 0 } else { ago }
+}
+
+/// What all workers know of each other.
 #[derive(Debug)]
 pub struct Loads {
     each: Box<[Load]>,
-    turn: AtomicUsize,
+    beginnings: Beginnings,
+    led: Box<[Led; LED_MAX]>,
 }
 
-/// One worker's, on cache lines of its own, as its counters are.
+/// What goes through one worker, on cache lines of its own, as its counters are.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Load {
@@ -48,61 +62,111 @@ struct Load {
     given: AtomicU64,
 }
 
+/// What changes with each new connection.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Beginnings {
+    /// Whose turn it is where all have the same to do.
+    turn: AtomicUsize,
+    /// When the last one began, in nanoseconds.
+    last: AtomicU64,
+}
+
 impl Loads {
     /// Of `workers` workers that have nothing to do.
     pub fn new(workers: usize) -> Arc<Loads> {
         Arc::new(Loads {
             each: (0..workers).map(|_| Load::default()).collect(),
-            turn: AtomicUsize::new(0),
+            beginnings: Beginnings::default(),
+            led: Box::new([const { Led::nothing() }; LED_MAX]),
         })
     }
 
-    /// Gives a connection to the worker that has the least to do, of several to the next in turn; which one that is.
-    fn give(&self, now: Time) -> usize {
-        let amount = |load: &Load| Fading(load.came.get()).amount(now) + Fading(load.given.load(Relaxed)).amount(now);
+    /// Gives a connection to that worker of `lanes` that has the least to do, of several to the next in turn; which one that is.
+    fn give(&self, now: Time, lanes: Lanes) -> usize {
         let workers = self.each.len();
-        let turn = self.turn.load(Relaxed);
-        let in_turn = (turn..turn + workers).map(|number| number % workers);
-        let (mut total, mut least, mut chosen) = (0, u64::MAX, 0);
-        for number in in_turn {
-            let amount = amount(&self.each[number]);
-            total += amount;
-            if amount < least {
-                (least, chosen) = (amount, number);
-            }
-        }
+        let is_theirs = |&number: &usize| (number + workers - usize::from(lanes.first)) % workers < lanes.count.into();
+        let turn = self.beginnings.turn.load(Relaxed);
+        let mut in_turn = (turn..turn + workers).map(|number| number % workers).filter(is_theirs);
+        let amount = |number: usize| {
+            let load = &self.each[number];
+            Fading(load.came.get()).amount(now) + Fading(load.given.load(Relaxed)).amount(now)
+        };
+        let amounts = in_turn.clone().map(amount);
+        let (total, least) = amounts.fold((0, u64::MAX), |(total, least), amount| {
+            (total + amount, least.min(amount))
+        });
         let bytes = BYTES_MIN.max(total / SHARE);
+        // What is less than half a connection is no difference: a few words on the one before would decide.
+        let has_least = |&number: &usize| amount(number) <= least + bytes / 2;
+        // None where amounts have grown meanwhile.
+        let chosen = in_turn.find(has_least).unwrap_or(lanes.first.into());
         let add = |given| Some(Fading(given).plus(now, bytes).0);
         // It never refuses.
         let _ = self.each[chosen].given.fetch_update(Relaxed, Relaxed, add);
-        self.turn.store((chosen + 1) % workers, Relaxed);
+        self.beginnings.turn.store((chosen + 1) % workers, Relaxed);
         chosen
     }
 }
 
-/// A number of bytes that loses half of itself with each [`Fading::STEP`], and when it was written: 40 and 24 bits.
+/// A number of bytes that loses half of itself with each step, and the step when it was written: 40 and 24 bits.
 #[derive(Clone, Copy)]
 struct Fading(u64);
 
 impl Fading {
-    /// 2^27 nanoseconds, about 0.13 s, and the logarithm of that.
-    const STEP: u32 = 27;
     const AMOUNT_BITS: u32 = 40;
     const AMOUNT_MAX: u64 = (1 << Self::AMOUNT_BITS) - 1;
-
-    /// Counted from the boot: it begins anew after 26 days, and what nothing was added to since would count as fresh for a moment.
-    fn step(now: Time) -> u64 {
-        (now.as_nanos() >> Self::STEP) & (u64::MAX >> Self::AMOUNT_BITS)
-    }
+    /// It begins anew after 26 days, and what nothing was added to since counts as fresh for a moment then.
+    const STEPS: u64 = u64::MAX >> Self::AMOUNT_BITS;
 
     fn amount(self, now: Time) -> u64 {
-        let steps = Self::step(now).wrapping_sub(self.0 >> Self::AMOUNT_BITS) & (u64::MAX >> Self::AMOUNT_BITS);
+        let steps = steps_since(self.0 >> Self::AMOUNT_BITS, now, Self::STEPS);
         (self.0 & Self::AMOUNT_MAX) >> steps.min(63)
     }
 
     fn plus(self, now: Time, bytes: u64) -> Fading {
+        let written = self.0 >> Self::AMOUNT_BITS;
+        // Never back.
+        let step = match steps_since(written, now, Self::STEPS) {
+            0 => written,
+            _ => step(now, Self::STEPS),
+        };
         let amount = self.amount(now).saturating_add(bytes).min(Self::AMOUNT_MAX);
-        Fading(Self::step(now) << Self::AMOUNT_BITS | amount)
+        Fading(step << Self::AMOUNT_BITS | amount)
+    }
+}
+
+/// A connection that is led to a worker's queue, in one word, so that it is read whole: 32 bits of the name that its place does not tell, 8 of
+/// the sequence number that it began with, the queue, and the step when it began.
+#[derive(Debug)]
+struct Led(AtomicU64);
+
+impl Led {
+    const STEPS: u64 = 0xffff;
+    /// A little less than the three seconds after which the kernel forgets. The far end follows with its next packet but one.
+    const OVER: u64 = 22;
+
+    const fn nothing() -> Led {
+        Led(AtomicU64::new(0))
+    }
+
+    fn place(name: u64) -> usize {
+        name as usize % LED_MAX
+    }
+
+    /// The queue of the connection `name`, while it is led; not so when it is another one's beginning.
+    #[inline]
+    fn queue(&self, now: Time, name: u64, begins: Option<Beginning>) -> Option<u8> {
+        let word = self.0.load(Relaxed);
+        let is_same =
+            word >> 32 == name >> 32 && begins.is_none_or(|beginning| beginning.seq as u8 == (word >> 24) as u8);
+        let is_over = || steps_since(word & Self::STEPS, now, Self::STEPS) > Self::OVER;
+        (is_same && word != 0 && !is_over()).then_some((word >> 16) as u8)
+    }
+
+    fn begin(&self, now: Time, name: u64, seq: u32, queue: u8) {
+        let word = name >> 32 << 32 | u64::from(seq as u8) << 24 | u64::from(queue) << 16 | step(now, Self::STEPS);
+        self.0.store(word, Relaxed);
     }
 }
 
@@ -111,17 +175,9 @@ impl Fading {
 pub struct Placement {
     number: u8,
     loads: Arc<Loads>,
-    /// By the connection's name.
-    moves: Box<[Option<Move>; MOVES_MAX]>,
-    /// When the last of them is over.
-    over: Time,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Move {
-    name: u64,
-    queue: u8,
-    over: Time,
+    /// When it last gave, and how many in that pass.
+    pass: Time,
+    given: u32,
 }
 
 impl Placement {
@@ -134,8 +190,8 @@ impl Placement {
         Placement {
             number,
             loads,
-            moves: Box::new([None; MOVES_MAX]),
-            over: Time::from_nanos(0),
+            pass: Time::from_nanos(0),
+            given: 0,
         }
     }
 
@@ -146,39 +202,72 @@ impl Placement {
         came.set(Fading(came.get()).plus(now, bytes as u64).0);
     }
 
-    /// To which worker's queue a packet of `connection` is written; `None` for this worker's own.
+    /// To which worker's queue a packet of `connection` is written that has come in the pass that began `now`; `None` for the queue of
+    /// whoever writes it.
     #[inline]
     pub fn queue(&mut self, now: Time, connection: Option<Connection>) -> Option<u8> {
-        let connection = connection.filter(|connection| connection.begins || now < self.over)?;
-        let place = &mut self.moves[connection.name as usize % MOVES_MAX];
-        let is_moved = |a_move: &Move| a_move.name == connection.name && now < a_move.over;
-        if let Some(a_move) = place.filter(is_moved) {
-            return Some(a_move.queue);
+        let Connection { name, begins } = connection?;
+        let begins = begins.filter(|beginning| beginning.lanes.count > 1);
+        let last = Time::from_nanos(self.loads.beginnings.last.load(Relaxed));
+        let nothing_is_led = now - last > std::time::Duration::from_nanos((Led::OVER + 1) << STEP);
+        if begins.is_none() && nothing_is_led {
+            return None;
         }
-        let queue = connection.begins.then(|| self.loads.give(now))? as u8;
-        self.over = now + FOLLOWED_AFTER;
-        *place = Some(Move {
-            name: connection.name,
-            queue,
-            over: self.over,
-        });
+        let led = &self.loads.led[Led::place(name)];
+        led.queue(now, name, begins).or_else(|| self.give(now, name, begins?))
+    }
+
+    fn give(&mut self, now: Time, name: u64, Beginning { lanes, seq }: Beginning) -> Option<u8> {
+        if std::mem::replace(&mut self.pass, now) != now {
+            self.given = 0;
+        }
+        if self.given == GIVEN_PER_PASS_MAX {
+            return None;
+        }
+        self.given += 1;
+        let queue = self.loads.give(now, lanes) as u8;
+        self.loads.led[Led::place(name)].begin(now, name, seq, queue);
+        self.loads.beginnings.last.fetch_max(now.as_nanos(), Relaxed);
         Some(queue)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const START: Time = Time::from_nanos(77 << 40);
     const BUSY: usize = 100 << 20;
+    /// As many lanes as any test has workers.
+    const ALL: Lanes = Lanes { first: 0, count: 8 };
 
-    fn beginning(name: u64) -> Option<Connection> {
-        Some(Connection { name, begins: true })
+    fn steps(count: u64) -> Duration {
+        Duration::from_nanos(count << STEP)
     }
 
-    fn following(name: u64) -> Option<Connection> {
-        Some(Connection { name, begins: false })
+    /// Well mixed, as names are.
+    fn name(number: u64) -> u64 {
+        (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn beginning(number: u64, lanes: Lanes, seq: u32) -> Option<Connection> {
+        Some(Connection {
+            name: name(number),
+            begins: Some(Beginning { lanes, seq }),
+        })
+    }
+
+    fn first(number: u64) -> Option<Connection> {
+        beginning(number, ALL, 1)
+    }
+
+    fn following(number: u64) -> Option<Connection> {
+        Some(Connection {
+            name: name(number),
+            begins: None,
+        })
     }
 
     fn workers(count: usize) -> Vec<Placement> {
@@ -188,14 +277,20 @@ mod tests {
             .collect()
     }
 
-    /// How many of `connections` new ones each worker gets, when the first worker receives them.
-    fn shares(workers: &mut [Placement], now: Time, connections: u64) -> Vec<usize> {
+    /// How many of `connections` new ones on `lanes` each worker gets, when the first worker receives them.
+    fn shares_of(workers: &mut [Placement], now: Time, lanes: Lanes, connections: u64) -> Vec<usize> {
         let mut shares = vec![0; workers.len()];
-        for name in 0..connections {
-            let queue = workers[0].queue(now, beginning(name));
+        for number in 0..connections {
+            // One pass each.
+            let now = now + Duration::from_nanos(number);
+            let queue = workers[0].queue(now, beginning(number, lanes, now.as_nanos() as u32));
             shares[usize::from(queue.expect("a place for what begins"))] += 1;
         }
         shares
+    }
+
+    fn shares(workers: &mut [Placement], now: Time, connections: u64) -> Vec<usize> {
+        shares_of(workers, now, ALL, connections)
     }
 
     #[test]
@@ -207,31 +302,42 @@ mod tests {
     }
 
     #[test]
-    fn one_connection_after_the_other_takes_turns() {
-        let mut workers = workers(3);
-        let later = |seconds| START + Duration::from_secs(60 * seconds);
-        let queues: Vec<_> = (0..6)
-            .map(|name| workers[1].queue(later(name), beginning(name)))
-            .collect();
-        assert_eq!(queues, [0, 1, 2, 0, 1, 2].map(Some));
+    fn connections_keep_to_the_workers_that_open_their_lanes() {
+        let lanes = |first, count| Lanes { first, count };
+        assert_eq!(shares_of(&mut workers(6), START, lanes(2, 2), 8), [0, 0, 4, 4, 0, 0]);
+        assert_eq!(shares_of(&mut workers(6), START, lanes(5, 3), 9), [3, 3, 0, 0, 0, 3]);
+        assert_eq!(shares_of(&mut workers(3), START, lanes(2, 200), 9), [3, 3, 3]);
+        assert_eq!(workers(6)[2].queue(START, beginning(7, lanes(2, 1), 1)), None);
     }
 
     #[test]
-    fn all_workers_know_what_the_others_have_given() {
-        let mut workers = workers(2);
-        let queues: Vec<_> = (0..4)
-            .map(|name| workers[name % 2].queue(START, beginning(name as u64)))
+    fn one_connection_after_the_other_takes_turns() {
+        let mut workers = workers(3);
+        let later = |number| START + Duration::from_secs(60 * number);
+        let queues: Vec<_> = (0..6)
+            .map(|number| workers[1].queue(later(number), first(number)))
             .collect();
-        assert_eq!(queues, [0, 1, 0, 1].map(Some));
+        assert_eq!(queues, [0, 1, 2, 0, 1, 2].map(Some));
     }
 
     #[test]
     fn a_busy_worker_gets_nothing_until_others_have_as_much_or_it_has_done() {
         let mut busy = workers(3);
         busy[1].came(START, BUSY);
-        assert_eq!(shares(&mut busy, START, 10), [5, 0, 5]);
+        assert_eq!(shares(&mut busy, START, 8), [4, 0, 4]);
         let after = START + Duration::from_secs(30);
         assert_eq!(shares(&mut busy, after, 30), [10, 10, 10]);
+    }
+
+    #[test]
+    fn a_few_words_on_one_connection_do_not_decide_about_the_next() {
+        let mut workers = workers(2);
+        let mut queues = Vec::new();
+        for number in 0..6 {
+            queues.push(workers[0].queue(START, first(number)));
+            workers[0].came(START, 5_000);
+        }
+        assert_eq!(queues, [0, 1, 0, 1, 0, 1].map(Some));
     }
 
     #[test]
@@ -243,41 +349,77 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_goes_where_the_connection_began_as_long_as_it_takes() {
-        let mut workers = workers(2);
+    fn every_worker_leads_what_follows_to_where_the_connection_was_given_as_long_as_it_takes() {
+        let mut workers = workers(3);
         workers[0].came(START, BUSY);
         assert_eq!(workers[0].queue(START, following(7)), None);
-        assert_eq!(workers[0].queue(START, beginning(7)), Some(1));
-        let soon = START + FOLLOWED_AFTER / 2;
+        assert_eq!(workers[0].queue(START, first(7)), Some(1));
+        let soon = START + steps(Led::OVER / 2);
+        for worker in &mut workers {
+            assert_eq!(worker.queue(soon, following(7)), Some(1));
+            assert_eq!(worker.queue(soon, following(8)), None, "another connection");
+            assert_eq!(worker.queue(soon, None), None, "no connection");
+            // By a clock that was read before.
+            assert_eq!(
+                worker.queue(Time::from_nanos(START.as_nanos() - 1), following(7)),
+                Some(1)
+            );
+        }
+        assert_eq!(workers[1].queue(soon, first(8)), Some(2), "it ends nothing");
         assert_eq!(workers[0].queue(soon, following(7)), Some(1));
-        assert_eq!(workers[0].queue(soon, following(8)), None, "another connection");
-        assert_eq!(
-            workers[0].queue(soon, following(7 + MOVES_MAX as u64)),
-            None,
-            "another one in the same place"
-        );
-        assert_eq!(workers[0].queue(soon, None), None, "no connection");
-        assert_eq!(workers[1].queue(soon, following(7)), None, "it has arrived");
-        assert_eq!(workers[0].queue(START + FOLLOWED_AFTER, following(7)), None);
+        assert_eq!(workers[0].queue(START + steps(Led::OVER + 1), following(7)), None);
     }
 
     #[test]
     fn a_beginning_that_is_repeated_changes_nothing() {
         let mut workers = workers(2);
-        let queues = [7, 7, 8, 7, 8].map(|name| workers[0].queue(START, beginning(name)));
+        let queues = [7, 7, 8, 7, 8].map(|number| workers[0].queue(START, first(number)));
         assert_eq!(queues, [0, 0, 1, 0, 1].map(Some));
+        workers[0].came(START, BUSY);
+        assert_eq!(
+            workers[0].queue(START, beginning(7, ALL, 2)),
+            Some(1),
+            "another one between the same ports"
+        );
+        assert_eq!(workers[0].queue(START, following(7)), Some(1));
+    }
+
+    #[test]
+    fn one_pass_gives_no_more_than_it_has_time_for() {
+        let mut workers = workers(2);
+        let given = |worker: &mut Placement, now| {
+            (0..100)
+                .filter(|&number| worker.queue(now, first(number)).is_some())
+                .count()
+        };
+        assert_eq!(given(&mut workers[0], START), GIVEN_PER_PASS_MAX as usize);
+        // Those once more, and as many others.
+        let next = START + Duration::from_nanos(1);
+        assert_eq!(given(&mut workers[0], next), 2 * GIVEN_PER_PASS_MAX as usize);
     }
 
     #[test]
     fn amounts_fade_by_halves_and_end_at_the_most_that_there_is_room_for() {
-        let step = Duration::from_nanos(1 << Fading::STEP);
         let amount = Fading(0).plus(START, 1000);
-        let after = |steps| amount.amount(START + step * steps);
+        let after = |count| amount.amount(START + steps(count));
         assert_eq!([0, 1, 2, 9, 10, 40, 1000].map(after), [1000, 500, 250, 1, 0, 0, 0]);
-        assert_eq!(amount.plus(START + step, 7).amount(START + step), 507);
+        assert_eq!(amount.plus(START + steps(1), 7).amount(START + steps(1)), 507);
         assert_eq!(amount.plus(START, u64::MAX).amount(START), Fading::AMOUNT_MAX);
         // The last step before it begins anew, and the first one after.
-        let last = Time::from_nanos(((1 << 24) - 1) << Fading::STEP);
-        assert_eq!(Fading(0).plus(last, 1000).amount(last + step), 500);
+        let last = Time::from_nanos(Fading::STEPS << STEP);
+        let amount = Fading(Fading::STEPS << Fading::AMOUNT_BITS | 1000);
+        assert_eq!([last, last + steps(1)].map(|now| amount.amount(now)), [1000, 500]);
+    }
+
+    #[test]
+    fn an_amount_that_a_later_clock_has_written_is_there_all_the_same() {
+        let later = START + steps(1);
+        let amount = Fading(0).plus(later, 1000);
+        assert_eq!(amount.amount(START), 1000);
+        let added = amount.plus(START, 24);
+        assert_eq!(
+            (added.amount(START), added.amount(later), added.amount(later + steps(1))),
+            (1024, 1024, 512)
+        );
     }
 }

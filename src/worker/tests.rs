@@ -14,7 +14,7 @@ use mailbox::WorkerPort;
 use placement::Loads;
 
 const PEER: PeerId = PeerId(0);
-const INDEX: u32 = 0x0102_0300;
+const INDEX: u32 = 0x0102_0400;
 
 /// An engine to which nothing happens but what the test puts into the mailbox while the worker waits; nobody is heard to ring.
 struct Quiet<F> {

@@ -23,11 +23,13 @@ const INNER_V4: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
 const INNER_V6: [&str; 2] = ["fd99::1", "fd99::2"];
 
 /// How both daemons of a test are configured.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Setup {
     pub(crate) io: &'static str,
     pub(crate) suite: &'static str,
     pub(crate) workers: u32,
+    /// How many more b has.
+    pub(crate) more_workers_of_b: u32,
     pub(crate) ipv6: bool,
     pub(crate) lane_ports: bool,
 }
@@ -38,6 +40,7 @@ impl Default for Setup {
             io: "auto",
             suite: "native",
             workers: 1,
+            more_workers_of_b: 0,
             ipv6: true,
             lane_ports: false,
         }
@@ -221,9 +224,11 @@ fn config(setup: Setup, [me, other]: [usize; 2], key: &str, peer_key: &str, cont
         io,
         suite,
         workers,
+        more_workers_of_b,
         ipv6,
         lane_ports,
     } = setup;
+    let workers = workers + [0, more_workers_of_b][me];
     let list = |v4: String, v6: String| {
         if ipv6 {
             format!(r#"["{v4}", "{v6}"]"#)

@@ -25,13 +25,31 @@ impl Part {
     pub const OWN: u16 = u16::MAX;
 }
 
+/// Which workers of this end open the lanes of a session, one each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lanes {
+    /// Who opens the first lane; the others follow, and after the last worker comes the first one.
+    pub first: u8,
+    /// How many lanes the sender has, which may be more than there are workers.
+    pub count: u8,
+}
+
 /// A TCP connection, as far as one packet tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
-    /// Equal for all packets of one direction. Two connections may have the same.
+    /// Equal for all packets of both directions. Two connections may have the same.
     pub name: u64,
-    /// It is the far end's first packet, SYN and ACK: this end has sent no data yet.
-    pub begins: bool,
+    /// The packet is the answer to a connection's first one, SYN and ACK: who called has sent no data yet.
+    pub begins: Option<Beginning>,
+}
+
+/// How a connection begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beginning {
+    /// Of the session that the packet came by.
+    pub lanes: Lanes,
+    /// The packet's sequence number, which another connection between the same ports hardly shares.
+    pub seq: u32,
 }
 
 /// One TUN write: [`head`](Group::head), then all [`parts`](Group::parts). Its memory is on the heap: the addresses that a
@@ -97,8 +115,7 @@ impl Group {
         self.inner.bytes
     }
 
-    /// Whose packets these are; `None` for other protocols, fragments and what cannot be led elsewhere ([`Origin::lanes`](super::Origin)),
-    /// which includes a packet in memory of its own.
+    /// Whose packets these are; `None` for other protocols, fragments, packets in memory of their own, and where the sender has one lane.
     pub fn connection(&self) -> Option<Connection> {
         self.inner.connection
     }

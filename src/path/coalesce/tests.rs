@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 const ALL: Offloads = Offloads { tcp: true, udp: true };
 const NS: u64 = 1_000;
+const LANES: Lanes = Lanes { first: 1, count: 2 };
 
 /// Receive buffers of one datagram each, a coalescer, and what came out.
 struct Bench {
@@ -32,7 +33,7 @@ impl Bench {
             index as u16,
             at,
             packet,
-            Origin { partial, lanes: true },
+            Origin { partial, lanes: LANES },
             index as u64 * NS,
             &mut self.out,
         )
@@ -642,7 +643,7 @@ fn recycled_groups_carry_nothing_over() {
 }
 
 #[test]
-fn a_connection_is_told_by_its_name_and_begins_with_the_far_ends_answer() {
+fn a_connection_is_told_by_its_name_and_begins_with_the_answer_to_its_first_packet() {
     const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
     for v6 in [false, true] {
         let data = Sample::tcp(v6, 1, bytes(300));
@@ -667,7 +668,8 @@ fn a_connection_is_told_by_its_name_and_begins_with_the_far_ends_answer() {
             .iter()
             .map(|told| told.map(|connection| connection.begins))
             .collect();
-        let expected = [false, true, true, false, false, false].map(Some);
+        let answer = Some(Beginning { lanes: LANES, seq: 1 });
+        let expected = [None, answer, answer, None, None, None].map(Some);
         assert_eq!(begins, [&expected[..], &[None]].concat());
         let names: Vec<u64> = told.iter().flatten().map(|connection| connection.name).collect();
         assert!(names[..5].iter().all(|&name| name == names[0]), "{names:?}");
@@ -676,12 +678,23 @@ fn a_connection_is_told_by_its_name_and_begins_with_the_far_ends_answer() {
 }
 
 #[test]
-fn a_connection_without_lanes_never_begins() {
-    let mut sample = Sample::tcp(false, 1, vec![]);
-    sample.flags = tcp::SYN | tcp::ACK;
-    let packet = sample.bytes(Written::Complete);
-    let mut coalescer = Coalescer::new(ALL);
-    let mut out = Vec::new();
-    coalescer.push(0, 0, &packet, Origin::default(), 0, &mut out).unwrap();
-    assert_eq!(out[0].connection(), None);
+fn a_connection_has_one_name_for_both_directions_and_none_where_the_sender_has_one_lane() {
+    for v6 in [false, true] {
+        let there = Sample::tcp(v6, 1, vec![]).bytes(Written::Complete);
+        let addresses = if v6 { 8..40 } else { 12..20 };
+        let ports = addresses.end..addresses.end + 4;
+        let mut back = there.clone();
+        back[addresses.clone()].rotate_left(addresses.len() / 2);
+        back[ports].rotate_left(2);
+        assert_ne!(back, there);
+        let told = |packet: &[u8], lanes| {
+            let origin = Origin { partial: false, lanes };
+            let mut out = Vec::new();
+            Coalescer::new(ALL).push(0, 0, packet, origin, 0, &mut out).unwrap();
+            out[0].connection()
+        };
+        assert!(told(&there, LANES).is_some());
+        assert_eq!(told(&back, LANES), told(&there, LANES));
+        assert_eq!(told(&there, Lanes { first: 1, count: 1 }), None);
+    }
 }

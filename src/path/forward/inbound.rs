@@ -5,15 +5,15 @@ use std::ops::Range;
 
 use super::{Forwarder, want_session};
 use crate::path::capture::{self, Direction};
-use crate::path::coalesce::{Group, Origin};
+use crate::path::coalesce::{Group, Lanes, Origin};
 use crate::path::drops::Drop;
 use crate::path::ecn;
 use crate::path::gso::Slots;
 use crate::path::report::{Handover, Handshake, Received, Report};
 use crate::path::route::RouteTable;
-use crate::proto::{GROUP, PeerId, SessionId, Time};
+use crate::proto::{GROUP, OpenHalf, PeerId, SessionId, Time};
 use crate::wire::ip::Ip;
-use crate::wire::message::{DataHeader, FLAG_LANE_PORT, FLAG_PARTIAL_CHECKSUM, HandshakeMessage, NATIVE_DATA};
+use crate::wire::message::{self, DataHeader, FLAG_LANE_PORT, FLAG_PARTIAL_CHECKSUM, HandshakeMessage, NATIVE_DATA};
 
 impl<S: AsMut<[u8]>> Forwarder<S> {
     /// One receive buffer's datagrams, each `received.segment` bytes long but perhaps the last. `buffer` names the
@@ -88,7 +88,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             return false;
         };
         let receiver = headers[0].receiver;
-        let is_ours = receiver as u8 % self.workers == self.worker;
+        let is_ours = message::owner(receiver, self.workers) == self.worker;
         if !is_ours || headers.iter().any(|header| header.receiver != receiver) {
             return false;
         }
@@ -98,6 +98,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let results = opener.half.open_group(now, &headers, segment, group);
         let (id, session) = (opener.peer, opener.half.session());
         let wants_rekey = opener.half.wants_rekey(now);
+        let lanes = lanes_of(&opener.half, self.workers);
         let authentic = headers.iter().zip(&results).filter(|(_, result)| result.is_ok());
         let telling = authentic.filter(|(header, _)| says_where(header));
         let newest = telling.map(|(header, _)| header.counter).max();
@@ -109,6 +110,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
                 session,
                 wants_rekey,
                 newest: Some(header.counter) == newest,
+                lanes,
                 text,
             });
             let outcome = match opened {
@@ -141,7 +143,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         let Some(header) = DataHeader::parse(datagram) else {
             return self.handshake(received, datagram);
         };
-        let owner = header.receiver as u8 % self.workers;
+        let owner = message::owner(header.receiver, self.workers);
         if owner != self.worker {
             self.counters.mis_steered.add(1);
             Handover::add(&mut self.handovers, owner, received, datagram);
@@ -156,6 +158,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             session,
             wants_rekey,
             newest: says_where(&header) && opener.is_news(header.counter),
+            lanes: lanes_of(&opener.half, self.workers),
             text,
         };
         self.accept(now, received, home, &header, opened, datagram, slots)
@@ -188,6 +191,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
             session,
             wants_rekey,
             newest,
+            lanes,
             text,
         } = opened;
         let peer = self.peers.get_mut(id).ok_or(Drop::UnknownIndex)?;
@@ -230,7 +234,7 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
         self.counters.bytes_in.add(len as u64);
         let origin = Origin {
             partial: header.flags & FLAG_PARTIAL_CHECKSUM != 0,
-            lanes: header.kind == NATIVE_DATA,
+            lanes,
         };
         match home {
             Home::Buffer {
@@ -261,6 +265,16 @@ fn says_where(header: &DataHeader) -> bool {
     header.kind != NATIVE_DATA || header.flags & FLAG_LANE_PORT == 0
 }
 
+/// Which of so many workers open the lanes of the session that `half` is one of.
+#[inline]
+fn lanes_of(half: &OpenHalf, workers: u8) -> Lanes {
+    let lane = half.local_index() as u8;
+    Lanes {
+        first: message::owner(half.local_index() - u32::from(lane), workers),
+        count: half.remote_lanes(),
+    }
+}
+
 /// A datagram that has turned out authentic.
 struct Opened {
     id: PeerId,
@@ -268,6 +282,8 @@ struct Opened {
     wants_rekey: bool,
     /// Of those that tell where the peer is, none that came before on the same lane was sent later.
     newest: bool,
+    /// Those of the session.
+    lanes: Lanes,
     /// The plaintext within the datagram.
     text: Range<usize>,
 }

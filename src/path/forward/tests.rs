@@ -20,7 +20,7 @@ use crate::path::sample::{Sample, Written};
 use crate::path::segment::{Checksums, Segments};
 use crate::proto::{Action, Device, DeviceConfig, Endpoint, Now, PeerConfig, PeerId, Suite, SuiteChoice, Time};
 use crate::stats::counters::{CounterSnapshot, WorkerCounters};
-use crate::wire::message::{DATA_OVERHEAD, FLAG_LANE_PORT, NATIVE_DATA};
+use crate::wire::message::{self, DATA_OVERHEAD, FLAG_LANE_PORT, NATIVE_DATA};
 
 /// Slots of plain memory, as many as are left.
 struct Memory(usize);
@@ -250,7 +250,7 @@ impl Host {
             } => {
                 let mut open: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
                 for half in opens {
-                    open[half.local_index() as usize % 256 % count].push(half);
+                    open[usize::from(message::owner(half.local_index(), count as u8))].push(half);
                 }
                 let seals: Vec<_> = match suite {
                     Suite::Native => seals,

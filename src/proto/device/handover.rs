@@ -195,6 +195,7 @@ impl SessionState {
             suite: self.suite,
             session: self.id,
             created: self.created,
+            remote_lanes: self.remote_lanes,
             initiator: self.initiator,
         };
         let seals = self.seals.iter().map(|state| SealHalf::resume(state, facts, crypto));

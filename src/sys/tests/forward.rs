@@ -131,7 +131,7 @@ impl Forwarder {
             let at = number * received.segment + HEADER;
             let origin = Origin {
                 partial: datagram[0] == 1,
-                lanes: false,
+                ..Origin::default()
             };
             self.coalescer
                 .push(index, at, &datagram[HEADER..], origin, 0, &mut self.groups)

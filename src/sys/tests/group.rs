@@ -4,6 +4,7 @@ use super::lab::{in_namespace, ip};
 use crate::proto::endpoint::{Endpoint, Local};
 use crate::sys::udp::{self, UdpOptions, UdpSocket};
 use crate::sys::{option, steer};
+use crate::wire::message;
 use std::net::{SocketAddr, UdpSocket as StdSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -35,16 +36,19 @@ fn data_messages_reach_the_worker_that_their_index_names() {
         &["127.0.0.1"]
     };
     for ip in senders {
-        // Several flows: the hash would spread them.
+        // Several flows, which the hash would spread, to several bases.
         for flow in 0..8u32 {
             let sender = StdSocket::bind(format!("{ip}:0")).unwrap();
             sender.connect(format!("{ip}:{}", group.port)).unwrap();
             for lane in [0u8, 1, 2, 3, 4, 128, 255] {
                 for kind in [4, 0x84] {
-                    let message = data_message(kind, 0xabcd_e000 + (flow << 8) + u32::from(lane));
+                    let receiver = 0xabcd_e000 + (flow << 8) + u32::from(lane);
+                    let message = data_message(kind, receiver);
                     sender.send(&message).unwrap();
                     let mut found = [0; 64];
-                    let len = sockets[usize::from(lane % WORKERS)].recv(&mut found).unwrap();
+                    let len = sockets[usize::from(message::owner(receiver, WORKERS))]
+                        .recv(&mut found)
+                        .unwrap();
                     assert_eq!(found[..len], message, "lane {lane} from {ip}");
                 }
             }

@@ -1,6 +1,6 @@
 //! Any TUN frame through segmentation, and any run of packets through coalescing: what comes out of the far TUN is what went in.
 
-use ringway::path::coalesce::{Coalescer, Group, Offloads, Origin, Part};
+use ringway::path::coalesce::{Coalescer, Group, Lanes, Offloads, Origin, Part};
 use ringway::path::segment::{Checksums, Segments};
 use ringway::wire::checksum::Sum;
 use ringway::wire::ip::{Fragment, Ip};
@@ -50,7 +50,7 @@ fn journey(packets: &[(Vec<u8>, bool)]) {
     for (index, (packet, partial)) in packets.iter().enumerate().take(usize::from(Part::OWN)) {
         let origin = Origin {
             partial: *partial,
-            lanes: true,
+            lanes: Lanes { first: 0, count: 2 },
         };
         if coalescer.push(index as u16, 0, packet, origin, 0, &mut groups).is_ok() {
             let ip = Ip::parse(packet).expect("only packets are accepted");
