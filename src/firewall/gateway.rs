@@ -21,7 +21,7 @@ const PURPOSE: &str = "gateway";
 pub struct Running {
     state: Mutex<State>,
     updated: Notify,
-    /// The kill switch is being raised or lifted: where nobody waits for the end of that, it may stand.
+    /// A change that raises or lifts the kill switch is under way: where nobody waits for its end, the switch may stand.
     pub(super) is_switch_changing: Cell<bool>,
 }
 

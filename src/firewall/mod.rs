@@ -70,12 +70,13 @@ pub enum FirewallError {
 /// the next; where one of them comes and the other goes, the new one comes first. On an error all is as before.
 ///
 /// The interface is the same. The kill switch knows the tunnel's packets by `fwmark`: while that changes, they are
-/// dropped until the sockets have the new one.
+/// dropped until the sockets have the new one. Where that is all, [`changed`] follows.
 pub async fn change(gateway: &gateway::Running, old: &Config, new: &Config) -> Result<(), FirewallError> {
-    let switch = |config: &Config| (config.interface.lockdown.clone(), config.interface.fwmark);
-    let switches = switch(old) != switch(new) && (old.interface.lockdown.is_some() || new.interface.lockdown.is_some());
+    let switches = switches(old, new);
     let closes = new.interface.lockdown.is_some();
-    gateway.is_switch_changing.set(switches);
+    if switches {
+        gateway.is_switch_changing.set(true);
+    }
     let result = async {
         if switches && closes {
             lockdown::apply(&new.interface).await?;
@@ -87,18 +88,29 @@ pub async fn change(gateway: &gateway::Running, old: &Config, new: &Config) -> R
         Ok(())
     }
     .await;
-    let mut is_settled = true;
     if result.is_err() {
         let mut back = vec![gateway.update(old).await];
         if switches {
             let lockdown = lockdown::apply(&old.interface).await.map(drop);
-            is_settled = lockdown.is_ok();
+            gateway.is_switch_changing.set(lockdown.is_err());
             back.push(lockdown);
         }
         for error in back.into_iter().filter_map(Result::err) {
             tracing::warn!(%error, "the packet filter is not as before");
         }
     }
-    gateway.is_switch_changing.set(!is_settled);
     result
+}
+
+/// `new` runs, after [`change`] and all else: its kill switch is as it says.
+pub fn changed(gateway: &gateway::Running, old: &Config, new: &Config) {
+    if switches(old, new) {
+        gateway.is_switch_changing.set(false);
+    }
+}
+
+/// Whether the kill switch is to be another one.
+fn switches(old: &Config, new: &Config) -> bool {
+    let switch = |config: &Config| (config.interface.lockdown.clone(), config.interface.fwmark);
+    switch(old) != switch(new) && (old.interface.lockdown.is_some() || new.interface.lockdown.is_some())
 }

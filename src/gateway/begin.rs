@@ -9,7 +9,6 @@ use crate::config::Config;
 use crate::control::runtime::block_on;
 use crate::control::signals::{Hangups, Signals};
 use crate::control::socket::SocketError;
-use crate::firewall::lockdown;
 use crate::sys::exec;
 use crate::sys::tun::{self, TunError};
 
@@ -24,7 +23,7 @@ pub(super) fn begin(config: &Config, file: &Path) -> Result<bool, RunError> {
     let is_clear = Cell::new(false);
     block_on(async {
         let mut signals = Signals::install()?;
-        // The file was read a moment ago: a SIGHUP asks for nothing yet, but it must not kill.
+        // There is nothing yet that a SIGHUP could change, but it must not kill.
         let _hangups = Hangups::install()?;
         exec::accept_signals()?;
         tokio::select! {
@@ -42,10 +41,6 @@ pub(super) fn begin(config: &Config, file: &Path) -> Result<bool, RunError> {
                 }
                 // Others may have taken it in that time.
                 wait_for_name(&interface.name).await?;
-                // The daemon before may have lifted it as its own.
-                if interface.lockdown.is_some() && !lockdown::standing().await?.contains(&interface.name) {
-                    lockdown::apply(interface).await?;
-                }
                 is_clear.set(true);
                 Ok(hooks::run("pre_up", &interface.hooks.pre_up, &interface.name).await?)
             } => {

@@ -469,8 +469,11 @@ impl<'a> Live<'a> {
         }
         if let Err(error) = result {
             self.network.undo(made).await;
-            if is_filtered && let Err(error) = firewall::change(self.rules, &wanted, &self.running).await {
-                tracing::warn!("{error}");
+            if is_filtered {
+                match firewall::change(self.rules, &wanted, &self.running).await {
+                    Ok(()) => firewall::changed(self.rules, &wanted, &self.running),
+                    Err(error) => tracing::warn!("{error}"),
+                }
             }
             if marked_first && let Err(error) = self.mark(mark_before).await {
                 tracing::warn!("{error}");
@@ -478,7 +481,8 @@ impl<'a> Live<'a> {
             return Err(error);
         }
         self.network.finish(&plan, ways).await;
-        self.running = wanted;
+        let before = std::mem::replace(&mut self.running, wanted);
+        firewall::changed(self.rules, &before, &self.running);
         Ok(plan.summary)
     }
 

@@ -296,11 +296,16 @@ fn run_open(
     // The interface is gone.
     if mark.borrow().is_some() {
         let interface = &config.interface;
-        block_on(hooks::run_down(
+        let ran = block_on(hooks::run_down(
             "post_down",
             &interface.hooks.post_down,
             &interface.name,
-        ))?;
+        ));
+        if let Err(error) = ran {
+            // It is left to the next start.
+            mark.take();
+            return Err(error.into());
+        }
     }
     result
 }
@@ -375,6 +380,10 @@ impl Tunnel<'_> {
                 control.resume(&resumed.state.control)?;
             }
             None => control.add_peers(&config.peers).await?,
+        }
+        if resumed.is_none() && config.interface.lockdown.is_some() && !lockdown::standing().await?.contains(&name) {
+            // The daemon before has lifted it as its own, since this one raised it.
+            lockdown::apply(&config.interface).await?;
         }
         // Before the link, so that no packet of the tunnel passes unjudged.
         let rules = match resumed.as_ref().and_then(|resumed| resumed.state.gateway.as_ref()) {

@@ -237,9 +237,12 @@ fn name(addresses: &[u8], ports: [u8; 4]) -> u64 {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let end = |address: &[u8], port: [u8; 2]| {
         let words = address.as_chunks::<4>().0;
-        words.iter().fold(u64::from(u16::from_ne_bytes(port)), |mixed, word| {
+        let port = u64::from(u16::from_ne_bytes(port));
+        let mixed = words.iter().fold(port, |mixed, word| {
             (mixed.rotate_left(32) ^ u64::from(u32::from_ne_bytes(*word))).wrapping_mul(FACTOR)
-        })
+        });
+        // Not linear: what one end has more and the other has less is not to cancel out.
+        (mixed ^ mixed >> 32).wrapping_mul(FACTOR)
     };
     let (source, destination) = addresses.split_at(addresses.len() / 2);
     let both = end(source, [ports[0], ports[1]]).wrapping_add(end(destination, [ports[2], ports[3]]));

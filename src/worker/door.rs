@@ -25,7 +25,7 @@ use crate::sys::inbox::Inbox;
 use crate::sys::outbox::Outbox;
 use crate::sys::udp::UdpSocket;
 use crate::sys::wake::{Wake, Waker};
-use crate::wire::message::{COOKIE_REPLY_LEN, DataHeader};
+use crate::wire::message::{self, COOKIE_REPLY_LEN, DataHeader};
 
 /// Datagrams looked at before the others may gather again: with [`GATHER`] at most 256,000 a second.
 const PASS_MAX: usize = 512;
@@ -283,7 +283,7 @@ impl Judge {
         };
         match DataHeader::parse(datagram) {
             Some(header) => {
-                let owner = header.receiver as u8 % self.mailbox.workers() as u8;
+                let owner = message::owner(header.receiver, self.mailbox.workers() as u8);
                 Handover::add(&mut self.handovers, owner, received, datagram);
             }
             None => self.judge(now, received.from, datagram),
@@ -334,7 +334,7 @@ mod tests {
         thread: Option<std::thread::JoinHandle<io::Result<()>>>,
         port: DoorPort,
         reports: mailbox::Reports,
-        worker: mailbox::Mailbox,
+        workers: Vec<mailbox::Mailbox>,
         counters: Arc<WorkerCounters>,
         socket: UdpSocket,
         client: StdSocket,
@@ -356,15 +356,15 @@ mod tests {
         let socket = group.sockets.remove(0);
         let watched = socket.try_clone().unwrap();
         let waking = wake::pair().unwrap();
-        let (worker_waker, _) = wake::pair().unwrap();
-        let (_, mut mailboxes, mailbox, reports) = mailbox::connect(&[worker_waker], &waking.0);
+        let workers = [(); 2].map(|()| wake::pair().unwrap().0);
+        let (_, mailboxes, mailbox, reports) = mailbox::connect(&workers, &waking.0);
         let counters = Arc::new(WorkerCounters::default());
         let (door, port) = Door::new(socket, waking, doorman(PUBLIC), mailbox, counters.clone());
         Lab {
             thread: Some(std::thread::spawn(move || door.run())),
             port,
             reports,
-            worker: mailboxes.remove(0),
+            workers: mailboxes,
             counters,
             socket: watched,
             client: client_of(group.port),
@@ -469,13 +469,15 @@ mod tests {
             from: Endpoint::new(lab.client.local_addr().unwrap()),
             datagram: initiation(&PUBLIC).into(),
         };
-        lab.worker.report(Report::Handshake(stray)).unwrap();
+        lab.workers[0].report(Report::Handshake(stray)).unwrap();
         assert_eq!(&lab.next().datagram[..], &initiation(&PUBLIC)[..]);
-        let mut data = vec![crate::wire::message::WG_DATA, 0, 0, 0, 7, 7, 7, 7];
-        data.extend([0; 24]);
-        lab.client.send(&data).unwrap();
-        let handover = lab.worker.handovers.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert_eq!((handover.owner, handover.bytes), (0, data));
+        for (index, owner) in [([7, 7, 7, 7], 0), ([5, 4, 3, 2], 1)] {
+            let data = [&[message::WG_DATA, 0, 0, 0], &index[..], &[0; 24]].concat();
+            lab.client.send(&data).unwrap();
+            let handovers = &lab.workers[usize::from(owner)].handovers;
+            let handover = handovers.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert_eq!((handover.owner, handover.bytes), (owner, data));
+        }
         lab.end();
     }
 

@@ -31,7 +31,7 @@ const BYTES_MIN: u64 = 1 << 20;
 /// 2^27 nanoseconds, about 0.13 s: the unit of time here, and the logarithm of that.
 const STEP: u32 = 27;
 /// Workers read their clocks once per pass: what is ahead by less than this was written by one that has read it later.
-const AHEAD_MAX: u64 = 64;
+const AHEAD_MAX: u64 = 8;
 
 /// The number of a step, in as many bits as `mask` has.
 fn step(now: Time, mask: u64) -> u64 {
@@ -137,7 +137,7 @@ impl Fading {
 }
 
 /// A connection that is led to a worker's queue, in one word, so that it is read whole: 32 bits of the name that its place does not tell, 8 of
-/// the sequence number that it began with, the queue, and the step when it began.
+/// the sequence number that it began with, the queue, and the step when it began, which comes again after two hours and a half.
 #[derive(Debug)]
 struct Led(AtomicU64);
 

@@ -696,5 +696,9 @@ fn a_connection_has_one_name_for_both_directions_and_none_where_the_sender_has_o
         assert!(told(&there, LANES).is_some());
         assert_eq!(told(&back, LANES), told(&there, LANES));
         assert_eq!(told(&there, Lanes { first: 1, count: 1 }), None);
+        let mut neighbour = there.clone();
+        neighbour[addresses.end + 1] = neighbour[addresses.end + 1].wrapping_add(1);
+        neighbour[addresses.end + 3] = neighbour[addresses.end + 3].wrapping_sub(1);
+        assert_ne!(told(&neighbour, LANES), told(&there, LANES), "ports with the same sum");
     }
 }
