@@ -79,6 +79,8 @@ pub fn state_path(control_socket: &Path) -> PathBuf {
 pub struct HandedOver {
     egress: Option<Vec<String>>,
     rules: String,
+    #[serde(default)]
+    is_switch_changing: bool,
 }
 
 /// Goes on with what another process has set up by the same `config`. Where this program's rules are others, they take the
@@ -96,7 +98,9 @@ pub async fn resume(config: &Config, handed_over: &HandedOver) -> Running {
     if let Err(error) = state.apply().await {
         tracing::warn!(%error, "the gateway's rules are those of before the upgrade");
     }
-    Running::of(state)
+    let running = Running::of(state);
+    running.is_switch_changing.set(handed_over.is_switch_changing);
+    running
 }
 
 impl Running {
@@ -114,6 +118,7 @@ impl Running {
         HandedOver {
             egress: state.egress.clone(),
             rules: state.rules.clone(),
+            is_switch_changing: self.is_switch_changing.get(),
         }
     }
 
@@ -168,15 +173,14 @@ impl Running {
         }
     }
 
-    /// Removes the table and puts the kernel's switches back, those that a change was about to make when it was cut short too: a kill
-    /// switch where `config`, which ran last, has none.
+    /// Removes the table and puts the kernel's switches back, those that a change was about to make when it was cut short too; the kill
+    /// switch, where one was cut short, is made as `config` says, which ran last.
     pub async fn tear_down(self, config: &Config) {
         let interface = &config.interface;
         if self.is_switch_changing.get()
-            && interface.lockdown.is_none()
-            && let Err(error) = lockdown::lift(&interface.name).await
+            && let Err(error) = lockdown::apply(interface).await
         {
-            tracing::warn!(%error, "a kill switch may hold; lift it with: ringway unblock {}", interface.name);
+            tracing::warn!(%error, "the kill switch may not be as the file says; lift it with: ringway unblock {}", interface.name);
         }
         let mut state = self.state.into_inner();
         // A change that was to remove it may have been cut short.

@@ -89,17 +89,29 @@ pub async fn change(gateway: &gateway::Running, old: &Config, new: &Config) -> R
     }
     .await;
     if result.is_err() {
-        let mut back = vec![gateway.update(old).await];
-        if switches {
-            let lockdown = lockdown::apply(&old.interface).await.map(drop);
-            gateway.is_switch_changing.set(lockdown.is_err());
-            back.push(lockdown);
-        }
-        for error in back.into_iter().filter_map(Result::err) {
-            tracing::warn!(%error, "the packet filter is not as before");
-        }
+        undo(gateway, new, old).await;
     }
     result
+}
+
+/// Puts back what [`change`] has made of `old`, each part whatever becomes of the others.
+pub async fn undo(gateway: &gateway::Running, new: &Config, old: &Config) {
+    let lockdown = async {
+        if switches(new, old) {
+            let lockdown = lockdown::apply(&old.interface).await.map(drop);
+            gateway.is_switch_changing.set(lockdown.is_err());
+            return lockdown;
+        }
+        Ok(())
+    };
+    let update = gateway.update(old);
+    let results = match old.interface.lockdown {
+        Some(_) => [lockdown.await, update.await],
+        None => [update.await, lockdown.await],
+    };
+    for error in results.into_iter().filter_map(Result::err) {
+        tracing::warn!(%error, "the packet filter is not as before");
+    }
 }
 
 /// `new` runs, after [`change`] and all else: its kill switch is as it says.

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::control::runtime::block_on;
 use crate::control::signals::{Hangups, Signals};
 use crate::control::socket::SocketError;
+use crate::firewall::lockdown;
 use crate::sys::exec;
 use crate::sys::tun::{self, TunError};
 
@@ -41,6 +42,10 @@ pub(super) fn begin(config: &Config, file: &Path) -> Result<bool, RunError> {
                 }
                 // Others may have taken it in that time.
                 wait_for_name(&interface.name).await?;
+                // What a killed daemon has left goes where this file has none, and the daemon before may have lifted this one's as its own.
+                if interface.lockdown.is_none() || !lockdown::standing().await?.contains(&interface.name) {
+                    lockdown::apply(interface).await?;
+                }
                 is_clear.set(true);
                 Ok(hooks::run("pre_up", &interface.hooks.pre_up, &interface.name).await?)
             } => {

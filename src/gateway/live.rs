@@ -470,10 +470,7 @@ impl<'a> Live<'a> {
         if let Err(error) = result {
             self.network.undo(made).await;
             if is_filtered {
-                match firewall::change(self.rules, &wanted, &self.running).await {
-                    Ok(()) => firewall::changed(self.rules, &wanted, &self.running),
-                    Err(error) => tracing::warn!("{error}"),
-                }
+                firewall::undo(self.rules, &wanted, &self.running).await;
             }
             if marked_first && let Err(error) = self.mark(mark_before).await {
                 tracing::warn!("{error}");

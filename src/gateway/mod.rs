@@ -91,7 +91,14 @@ pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(),
     let file = std::path::absolute(file)?;
     // One that ends it waits until somebody listens.
     exec::hold_signals()?;
-    block_on(lockdown::apply(&config.interface))??;
+    let interface = &config.interface;
+    // A daemon that runs keeps the one that it has: whether this one may begin turns out later.
+    block_on(async {
+        if interface.lockdown.is_some() && !socket::is_served(&interface.control_socket).await {
+            lockdown::apply(interface).await?;
+        }
+        Ok::<(), RunError>(())
+    })??;
     run_on(config, file, None, ready)
 }
 
@@ -127,7 +134,7 @@ fn run_on(
         run_open(&mut config, file.clone(), from, guard, &mark, &mut ready)
     });
     let lifted = unlock(&config.interface, result.is_ok());
-    // Last: whoever starts such a tunnel waits for it, and has its own switch by then.
+    // Last: whoever starts such a tunnel waits for it, and raises its own switch once more then.
     if let Some(mark) = mark.take() {
         block_on(forget(mark))?;
     }
@@ -142,10 +149,16 @@ fn unlock(interface: &Interface, is_well: bool) -> Result<(), RunError> {
             service::takes(REMOVAL_TIME_MAX);
             block_on(lockdown::lift(&interface.name))??;
         }
-        Some(_) => tracing::warn!(
-            "the kill switch holds; lift it with: ringway unblock {}",
-            interface.name
-        ),
+        Some(_) => {
+            // Not so where this daemon was not to begin.
+            let standing = block_on(lockdown::standing())?;
+            if standing.map_or(true, |names| names.contains(&interface.name)) {
+                tracing::warn!(
+                    "the kill switch holds; lift it with: ringway unblock {}",
+                    interface.name
+                );
+            }
+        }
     }
     Ok(())
 }

@@ -213,8 +213,11 @@ impl Flow {
 
 /// The connection that a packet with ports is one of.
 fn connection(ip: Ip<'_>, lanes: Lanes) -> Option<Connection> {
+    if lanes.count <= 1 {
+        return None;
+    }
     let upper = ip.upper();
-    if lanes.count <= 1 || upper.protocol != tcp::PROTOCOL {
+    if upper.protocol != tcp::PROTOCOL {
         return None;
     }
     let tcp = Tcp::parse(&ip.bytes()[upper.start..])?;

@@ -77,6 +77,16 @@ impl Host {
         );
     }
 
+    /// Writes a's file: with a kill switch, or with a gateway instead.
+    fn write_either(&self, is_locked: bool) {
+        if is_locked {
+            return self.write("");
+        }
+        let [metrics, b] = self.peers(false);
+        let gateway = "[gateway]\negress = [\"under0\"]\n".to_owned();
+        self.pair.a.write("dns = [\"10.99.0.3\"]\n", &[gateway, metrics, b]);
+    }
+
     /// What comes after `[interface]`; `has_all`: b gets all packets.
     fn peers(&self, has_all: bool) -> [String; 2] {
         let b = self.pair.b.as_peer_at_home();
@@ -359,19 +369,11 @@ fn a_daemon_that_is_ended_amid_a_reload_leaves_nothing() {
     let Some(mut host) = Host::new() else { return };
     let nft = SlowNft::new(&host);
     let reloads = |host: &Host| host.pair.a.log().matches(" reloaded: ").count();
-    let write_in_turn = |host: &Host, is_locked: bool| match is_locked {
-        true => host.write(""),
-        false => {
-            let [metrics, b] = host.peers(false);
-            let gateway = "[gateway]\negress = [\"under0\"]\n".to_owned();
-            host.pair.a.write("dns = [\"10.99.0.3\"]\n", &[gateway, metrics, b]);
-        }
-    };
     for is_locked in [true, false] {
         for number in 1.. {
-            write_in_turn(&host, !is_locked);
+            host.write_either(!is_locked);
             host.start();
-            write_in_turn(&host, is_locked);
+            host.write_either(is_locked);
             let before = reloads(&host);
             nft.hold(number);
             host.pair.a.signal(Signal::SIGHUP);
@@ -390,6 +392,29 @@ fn a_daemon_that_is_ended_amid_a_reload_leaves_nothing() {
                 break;
             }
         }
+    }
+}
+
+#[test]
+fn a_start_that_is_refused_leaves_the_kill_switch_of_the_daemon_that_runs() {
+    let Some(mut host) = Host::new() else { return };
+    for is_locked in [true, false] {
+        host.write_either(is_locked);
+        host.start();
+        host.write_either(!is_locked);
+        let mut second = host.lab().a.command(RINGWAY);
+        let output = second
+            .arg("run")
+            .arg(&host.pair.a.file)
+            .output()
+            .expect("it can be run");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{said}");
+        assert!(!said.contains("the kill switch holds") || is_locked, "{said}");
+        assert_eq!(host.is_locked(), is_locked, "{said}");
+        assert_eq!(host.is_unlocked(), !is_locked, "{said}");
+        host.pair.a.end_by(Signal::SIGTERM);
+        assert_eq!(host.around(), host.before);
     }
 }
 
