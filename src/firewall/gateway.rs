@@ -178,7 +178,7 @@ impl Running {
     pub async fn tear_down(self, config: &Config) {
         let interface = &config.interface;
         if self.is_switch_changing.get()
-            && let Err(error) = lockdown::apply(interface).await
+            && let Err(error) = lockdown::restore(interface).await
         {
             tracing::warn!(%error, "the kill switch may not be as the file says; lift it with: ringway unblock {}", interface.name);
         }

@@ -40,6 +40,14 @@ pub async fn apply(interface: &Interface) -> Result<bool, FirewallError> {
     Ok(true)
 }
 
+/// As [`apply`], where one may stand that the file does not want: that it cannot be looked for is an error.
+pub async fn restore(interface: &Interface) -> Result<(), FirewallError> {
+    match interface.lockdown {
+        Some(_) => apply(interface).await.map(drop),
+        None => lift(&interface.name).await,
+    }
+}
+
 /// Lifts the switch of the interface `name`; nothing happens where there is none.
 pub async fn lift(name: &str) -> Result<(), FirewallError> {
     Ok(nft::delete(&nft::table(PURPOSE, name)).await?)

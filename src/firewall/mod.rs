@@ -98,7 +98,7 @@ pub async fn change(gateway: &gateway::Running, old: &Config, new: &Config) -> R
 pub async fn undo(gateway: &gateway::Running, new: &Config, old: &Config) {
     let lockdown = async {
         if switches(new, old) {
-            let lockdown = lockdown::apply(&old.interface).await.map(drop);
+            let lockdown = lockdown::restore(&old.interface).await;
             gateway.is_switch_changing.set(lockdown.is_err());
             return lockdown;
         }

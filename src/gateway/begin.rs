@@ -42,10 +42,8 @@ pub(super) fn begin(config: &Config, file: &Path) -> Result<bool, RunError> {
                 }
                 // Others may have taken it in that time.
                 wait_for_name(&interface.name).await?;
-                // What a killed daemon has left goes where this file has none, and the daemon before may have lifted this one's as its own.
-                if interface.lockdown.is_none() || !lockdown::standing().await?.contains(&interface.name) {
-                    lockdown::apply(interface).await?;
-                }
+                // As this file says: a killed daemon may have left another one, and one that was just ending has done with its own what its file said.
+                lockdown::apply(interface).await?;
                 is_clear.set(true);
                 Ok(hooks::run("pre_up", &interface.hooks.pre_up, &interface.name).await?)
             } => {

@@ -55,7 +55,7 @@ use crate::control::signals::{Hangups, Signals};
 use crate::control::socket::{self, SocketError};
 use crate::control::{self, Control, Facts};
 use crate::firewall::{self, lockdown};
-use crate::sys::exec;
+use crate::sys::{exec, tun};
 use crate::uapi;
 use begin::begin;
 use guard::Guard;
@@ -94,7 +94,8 @@ pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(),
     let interface = &config.interface;
     // A daemon that runs keeps the one that it has: whether this one may begin turns out later.
     block_on(async {
-        if interface.lockdown.is_some() && !socket::is_served(&interface.control_socket).await {
+        let runs = tun::index_of(&interface.name).is_some() || socket::is_served(&interface.control_socket).await;
+        if interface.lockdown.is_some() && !runs {
             lockdown::apply(interface).await?;
         }
         Ok::<(), RunError>(())
@@ -150,13 +151,14 @@ fn unlock(interface: &Interface, is_well: bool) -> Result<(), RunError> {
             block_on(lockdown::lift(&interface.name))??;
         }
         Some(_) => {
-            // Not so where this daemon was not to begin.
-            let standing = block_on(lockdown::standing())?;
-            if standing.map_or(true, |names| names.contains(&interface.name)) {
-                tracing::warn!(
-                    "the kill switch holds; lift it with: ringway unblock {}",
-                    interface.name
-                );
+            service::takes(REMOVAL_TIME_MAX);
+            let (name, socket) = (&interface.name, &interface.control_socket);
+            // What stands is another daemon's where this one was not to begin.
+            let runs = block_on(socket::is_served(socket))?;
+            match block_on(lockdown::standing())? {
+                Ok(names) if runs || !names.contains(name) => {}
+                Ok(_) => tracing::warn!("the kill switch holds; lift it with: ringway unblock {name}"),
+                Err(error) => tracing::warn!(%error, "the kill switch may hold; lift it with: ringway unblock {name}"),
             }
         }
     }

@@ -410,11 +410,32 @@ fn a_start_that_is_refused_leaves_the_kill_switch_of_the_daemon_that_runs() {
             .expect("it can be run");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{said}");
-        assert!(!said.contains("the kill switch holds") || is_locked, "{said}");
+        assert!(!said.contains("ringway unblock"), "{said}");
         assert_eq!(host.is_locked(), is_locked, "{said}");
         assert_eq!(host.is_unlocked(), !is_locked, "{said}");
         host.pair.a.end_by(Signal::SIGTERM);
         assert_eq!(host.around(), host.before);
+    }
+}
+
+#[test]
+fn the_next_daemon_has_its_own_kill_switch_whatever_the_one_that_is_ending_leaves() {
+    let Some(mut host) = Host::new() else { return };
+    for keep in [true, false] {
+        host.write(&format!(
+            "lockdown_keep = {keep}\nfwmark = 4660\npost_down = [\"sleep 0.5\"]\n"
+        ));
+        host.start();
+        let ups = |host: &Host| host.pair.a.log().matches(" up name=").count();
+        let before = ups(&host);
+        host.pair.a.signal(Signal::SIGTERM);
+        host.write("fwmark = 22136\n");
+        host.launch();
+        wait_until("the next daemon", PATIENCE, || ups(&host) > before);
+        let table = format!("ringway-lockdown-{INTERFACE}");
+        let rules = host.lab().a.run(&["nft", "list", "table", "inet", &table]);
+        assert!(rules.contains("0x00005678") && !rules.contains("0x00001234"), "{rules}");
+        host.comes_up_and_ends("the next daemon");
     }
 }
 
