@@ -9,7 +9,7 @@
 
 use super::{FirewallError, rules};
 use crate::config::{Interface, lockdown};
-use crate::link::nft;
+use crate::link::nft::{self, NftError};
 
 const PURPOSE: &str = "lockdown";
 
@@ -44,7 +44,12 @@ pub async fn apply(interface: &Interface) -> Result<bool, FirewallError> {
 pub async fn restore(interface: &Interface) -> Result<(), FirewallError> {
     match interface.lockdown {
         Some(_) => apply(interface).await.map(drop),
-        None => lift(&interface.name).await,
+        None => match nft::tables().await {
+            // Then there is none of ours.
+            Err(NftError::Missing) => Ok(()),
+            Err(error) if error.is_permission_denied() => Ok(()),
+            _ => lift(&interface.name).await,
+        },
     }
 }
 

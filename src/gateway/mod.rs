@@ -94,8 +94,12 @@ pub fn run(config: Config, file: &Path, ready: impl FnMut(&Facts)) -> Result<(),
     let interface = &config.interface;
     // A daemon that runs keeps the one that it has: whether this one may begin turns out later.
     block_on(async {
-        let runs = tun::index_of(&interface.name).is_some() || socket::is_served(&interface.control_socket).await;
-        if interface.lockdown.is_some() && !runs {
+        if interface.lockdown.is_none() || socket::is_served(&interface.control_socket).await {
+            return Ok(());
+        }
+        // It may have another control socket.
+        let is_kept = tun::index_of(&interface.name).is_some() && lockdown::standing().await?.contains(&interface.name);
+        if !is_kept {
             lockdown::apply(interface).await?;
         }
         Ok::<(), RunError>(())

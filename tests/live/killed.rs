@@ -425,13 +425,14 @@ fn the_next_daemon_has_its_own_kill_switch_whatever_the_one_that_is_ending_leave
         host.write(&format!(
             "lockdown_keep = {keep}\nfwmark = 4660\npost_down = [\"sleep 0.5\"]\n"
         ));
-        host.start();
         let ups = |host: &Host| host.pair.a.log().matches(" up name=").count();
         let before = ups(&host);
+        host.start();
+        wait_until("what says so", PATIENCE, || ups(&host) > before);
         host.pair.a.signal(Signal::SIGTERM);
         host.write("fwmark = 22136\n");
         host.launch();
-        wait_until("the next daemon", PATIENCE, || ups(&host) > before);
+        wait_until("the next daemon", PATIENCE, || ups(&host) > before + 1);
         let table = format!("ringway-lockdown-{INTERFACE}");
         let rules = host.lab().a.run(&["nft", "list", "table", "inet", &table]);
         assert!(rules.contains("0x00005678") && !rules.contains("0x00001234"), "{rules}");
