@@ -206,8 +206,9 @@ fn raise_alarm(guard: Option<Guard>) {
     }
 }
 
-/// As [`run`], whatever the kill switch does. Leaves in `config` what ran last, and in `mark` that of a tunnel that is down. Where the tunnel is to go on, comes back with
-/// it and with the program that is to have it. The `guard` of one that came here is dismissed once it runs.
+/// As [`run`], whatever the kill switch does. Leaves in `config` what ran last, and in `mark` that of a tunnel that is down. Where the
+/// tunnel is to go on, comes back with it and with the program that is to have it. The `guard` of one that came here is dismissed once it
+/// runs.
 fn run_open(
     config: &mut Config,
     file: PathBuf,

@@ -30,6 +30,8 @@ const FLOWS_MAX: usize = 16;
 const PACKETS_MAX: usize = 64;
 /// Bytes of a super-packet: the IPv4 total length is a 16-bit field. IPv6 could carry 40 more.
 const BYTES_MAX: usize = 65_535;
+/// Knuth's multiplicative hashing; the high half of a product depends on all bits.
+const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Idle groups that are kept for reuse, at under 1 KiB each.
 const SPARES_MAX: usize = 256;
 
@@ -177,8 +179,7 @@ impl Flow {
     fn new(addresses: &[u8], protocol: u8, ports: [u8; 4]) -> Flow {
         let words = addresses.as_chunks::<8>().0;
         let mixed = words.iter().fold(u64::from(protocol), |mixed, word| {
-            // Knuth's multiplicative hashing; the high half depends on all bits.
-            (mixed.rotate_left(32) ^ u64::from_ne_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            (mixed.rotate_left(32) ^ u64::from_ne_bytes(*word)).wrapping_mul(FACTOR)
         });
         Flow {
             hosts: (mixed >> 32) as u32,
@@ -193,21 +194,25 @@ impl Flow {
             start,
             fragment,
         } = ip.upper();
-        let addresses = match ip {
-            Ip::V4(_) => 12..20,
-            Ip::V6(_) => 8..40,
-        };
         let ports = match fragment {
             Fragment::Whole => ip.bytes()[start..].first_chunk::<4>(),
             _ => None,
         };
-        let flow = Flow::new(&ip.bytes()[addresses], protocol, ports.copied().unwrap_or_default());
+        let flow = Flow::new(addresses(ip), protocol, ports.copied().unwrap_or_default());
         (flow, ports.is_some())
     }
 
     /// Whether a packet of `other` might belong to this flow.
     fn may_be(self, other: Flow, other_has_ports: bool) -> bool {
         self.hosts == other.hosts && (!other_has_ports || self.ports == other.ports)
+    }
+}
+
+/// Source and destination.
+fn addresses(ip: Ip<'_>) -> &[u8] {
+    match ip {
+        Ip::V4(packet) => &packet.bytes()[12..20],
+        Ip::V6(packet) => &packet.bytes()[8..40],
     }
 }
 
@@ -220,15 +225,11 @@ fn connection(ip: Ip<'_>, lanes: Lanes) -> Option<Connection> {
     if upper.protocol != tcp::PROTOCOL {
         return None;
     }
-    let tcp = Tcp::parse(&ip.bytes()[upper.start..])?;
-    let addresses = match ip {
-        Ip::V4(_) => 12..20,
-        Ip::V6(_) => 8..40,
-    };
-    let ports = *ip.bytes()[upper.start..].first_chunk()?;
+    let header = &ip.bytes()[upper.start..];
+    let (tcp, ports) = (Tcp::parse(header)?, *header.first_chunk()?);
     let is_answer = tcp.flags() & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK;
     Some(Connection {
-        name: name(&ip.bytes()[addresses], ports),
+        name: name(addresses(ip), ports),
         begins: is_answer.then(|| Beginning { lanes, seq: tcp.seq() }),
     })
 }
@@ -236,8 +237,6 @@ fn connection(ip: Ip<'_>, lanes: Lanes) -> Option<Connection> {
 /// A connection's name: the same for both directions, as the TUN's is. `addresses` = source and destination.
 #[inline]
 fn name(addresses: &[u8], ports: [u8; 4]) -> u64 {
-    /// Knuth's multiplicative hashing, as above.
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let end = |address: &[u8], port: [u8; 2]| {
         let words = address.as_chunks::<4>().0;
         let port = u64::from(u16::from_ne_bytes(port));
