@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::gcm::Nonce;
-use super::gcm512::Schedule;
+use super::gcm512::{Schedule, TAIL_AT};
 use super::simd::Avx512;
 use super::{Algorithm, Forged, KEY_LEN, NONCE_LEN, Record, TAG_LEN, chachapoly512};
 
@@ -25,7 +25,7 @@ impl Key {
     #[inline]
     pub(super) fn seal(&self, nonce: &[u8; NONCE_LEN], aad: &[u8], text: &mut [u8], tag: &mut [u8; TAG_LEN]) {
         match self {
-            Key::Aes256Gcm(cpu, schedule) => cpu.gcm_seal(schedule, Nonce::new(nonce), aad, text, tag),
+            Key::Aes256Gcm(cpu, schedule) => cpu.gcm_seal(schedule, Nonce::new(nonce), aad, text, &[], tag),
             Key::ChaCha20Poly1305(cpu, key) => cpu.chachapoly_seal(key, nonce, aad, text, tag),
         }
     }
@@ -43,16 +43,20 @@ impl Key {
 
     pub(super) fn seal_run(&self, records: &mut [Record<'_>]) {
         match self {
-            Key::Aes256Gcm(..) => {
+            Key::Aes256Gcm(cpu, schedule) => {
                 for record in records {
+                    record.join_before(TAIL_AT);
                     let (text, tag) = record
                         .text
                         .split_last_chunk_mut()
                         .expect("the caller leaves room for the tag");
-                    self.seal(&record.nonce, record.aad, text, tag);
+                    cpu.gcm_seal(schedule, Nonce::new(&record.nonce), record.aad, text, record.tail, tag);
                 }
             }
-            Key::ChaCha20Poly1305(cpu, key) => cpu.chachapoly_seal_run(key, records),
+            Key::ChaCha20Poly1305(cpu, key) => {
+                records.iter_mut().for_each(Record::join);
+                cpu.chachapoly_seal_run(key, records);
+            }
         }
     }
 

@@ -303,6 +303,38 @@ mod tests {
     }
 
     #[test]
+    fn any_part_of_a_plaintext_may_be_its_tail() {
+        let plaintext: Vec<u8> = (0..9000u32).map(|i| (i * 31 / 8) as u8).collect();
+        let lens = (0..=300).chain([1387, 1388, 1420, 2015, 2016, 2017, 2100, 4500, 9000]);
+        for (algorithm, len) in ALGORITHMS
+            .into_iter()
+            .flat_map(|algorithm| lens.clone().map(move |len| (algorithm, len)))
+        {
+            let plaintext = &plaintext[..len];
+            for aead in each_backend(algorithm, &[0x42; KEY_LEN]) {
+                let mut record = with_room_for_the_tag(plaintext);
+                aead.seal_in_place(&NONCE, &[7; 16], &mut record);
+                for at in [0, 1, 20, 48, 52, 111, 112, 113, len / 2, len]
+                    .into_iter()
+                    .filter(|&at| at <= len)
+                {
+                    let mut text = with_room_for_the_tag(plaintext);
+                    text[at..].fill(0x5a);
+                    aead.seal_run(&mut [Record::new(NONCE, &[7; 16], &mut text).with_tail(&plaintext[at..])]);
+                    assert_eq!(text, record, "{algorithm:?} of {len} bytes, the tail from {at} on");
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "room for its tail")]
+    fn a_tail_that_is_longer_than_its_text_panics() {
+        let aead = Aead::new(Algorithm::Aes256Gcm, Choice::Auto, &[1; KEY_LEN]);
+        aead.seal_run(&mut [Record::new(NONCE, &[], &mut [0; 30]).with_tail(&[0; 15])]);
+    }
+
+    #[test]
     fn a_record_shorter_than_a_tag_is_forged() {
         for algorithm in ALGORITHMS {
             for aead in each_backend(algorithm, &[1; KEY_LEN]) {

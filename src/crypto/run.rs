@@ -1,7 +1,7 @@
 //! Runs: the records of one GSO or GRO batch, sealed or opened in one call.
 #![forbid(unsafe_code)]
 
-use super::{Aead, Key, NONCE_LEN};
+use super::{Aead, Key, NONCE_LEN, TAG_LEN};
 
 /// One record of a run.
 #[derive(Debug)]
@@ -12,6 +12,9 @@ pub struct Record<'a> {
     pub aad: &'a [u8],
     /// Plaintext | 16 bytes of any value, or ciphertext | tag.
     pub text: &'a mut [u8],
+    /// Sealing: the plaintext's last bytes, which are taken from here and not from `text`. Those that `text` has in their place are
+    /// overwritten.
+    pub tail: &'a [u8],
     /// What [`Aead::open_run`] found: the record does not authenticate, and its text is zeroed.
     pub forged: bool,
 }
@@ -24,20 +27,55 @@ impl<'a> Record<'a> {
             nonce,
             aad,
             text,
+            tail: &[],
             forged: false,
         }
+    }
+
+    /// The same, with the plaintext's last bytes elsewhere.
+    #[inline]
+    pub fn with_tail(self, tail: &'a [u8]) -> Record<'a> {
+        Record { tail, ..self }
+    }
+
+    /// Copies the tail to where it belongs.
+    ///
+    /// # Panics
+    /// When the text is shorter than the tail and a tag.
+    #[inline]
+    pub(super) fn join(&mut self) {
+        self.join_before(usize::MAX);
+    }
+
+    /// Copies what of the tail belongs before byte `at` of the text, or all of it when it begins behind that. The rest is what is
+    /// left in `tail`.
+    ///
+    /// # Panics
+    /// As [`Record::join`].
+    #[inline]
+    pub(super) fn join_before(&mut self, at: usize) {
+        let end = self.text.len().checked_sub(TAG_LEN);
+        let start = end.and_then(|end| end.checked_sub(self.tail.len()));
+        let start = start.expect("the text has room for its tail and the tag");
+        let copied = at
+            .checked_sub(start)
+            .map_or(self.tail.len(), |before| before.min(self.tail.len()));
+        let (tail, rest) = self.tail.split_at(copied);
+        self.text[start..][..copied].copy_from_slice(tail);
+        self.tail = rest;
     }
 }
 
 impl Aead {
-    /// [`Aead::seal_in_place`] for each record.
+    /// [`Aead::seal_in_place`] for each record, whose tail need not have been copied into its text before: AES-256-GCM on AVX-512
+    /// reads it from where it is.
     ///
     /// ChaCha20-Poly1305 on AVX-512 works on eight consecutive records side by side when they have about the same length
     /// and no associated data, as those of a GSO batch in the WireGuard suite. Then a run costs much less than its
     /// records one by one.
     ///
     /// # Panics
-    /// When a text is shorter than a tag. Records before it may have been sealed.
+    /// When a text is shorter than its tail and a tag. Records before it may have been sealed.
     #[inline]
     pub fn seal_run(&self, records: &mut [Record<'_>]) {
         match &self.0 {
@@ -45,6 +83,7 @@ impl Aead {
             Key::Avx512(key) => key.seal_run(records),
             _ => {
                 for record in records {
+                    record.join();
                     self.seal_in_place(&record.nonce, record.aad, record.text);
                 }
             }

@@ -47,10 +47,11 @@ impl Avx512 {
         nonce: Nonce,
         aad: &[u8],
         text: &mut [u8],
+        tail: &[u8],
         tag: &mut [u8; TAG_LEN],
     ) {
         // SAFETY: the function needs avx512bw, avx512vl, vaes, vpclmulqdq and bmi2, which `self` proves.
-        unsafe { gcm512::seal(schedule, nonce, aad, text, tag) }
+        unsafe { gcm512::seal(schedule, nonce, aad, text, tail, tag) }
     }
 
     /// [`gcm512::open`].

@@ -150,6 +150,31 @@ impl<'a> Segments<'a> {
     /// Unless `out` has exactly [`Segments::next_len`] bytes.
     #[inline]
     pub fn write_next(&mut self, out: &mut [u8]) -> bool {
+        let payload = self.write_next_headers(out);
+        out[self.header_len..].copy_from_slice(payload);
+        if let Some((start, offset)) = self.unfinished {
+            finish_checksum(&mut out[start..], offset);
+        }
+        self.partial
+    }
+
+    /// The payloads of the next `count` segments, end to end, and whether their checksum fields hold only the pseudo-header sum: for
+    /// who takes them from there and has [`Segments::write_next_headers`] write the rest. `None` when a checksum has to be finished.
+    ///
+    /// # Panics
+    /// When fewer are left that have the next one's size.
+    pub fn payloads(&self, count: usize) -> Option<(&'a [u8], bool)> {
+        let len = self.next_len().expect("there is a next segment") - self.header_len;
+        let payloads = &self.packet[self.at..][..count * len];
+        self.unfinished.is_none().then_some((payloads, self.partial))
+    }
+
+    /// Writes the next IP packet to `out` but for its payload and a checksum that has to be finished; the payload.
+    ///
+    /// # Panics
+    /// As [`Segments::write_next`].
+    #[inline]
+    pub fn write_next_headers(&mut self, out: &mut [u8]) -> &'a [u8] {
         assert_eq!(
             Some(out.len()),
             self.next_len(),
@@ -157,8 +182,8 @@ impl<'a> Segments<'a> {
         );
         let (headers, payload) = out.split_at_mut(self.header_len);
         headers.copy_from_slice(&self.packet[..self.header_len]);
-        payload.copy_from_slice(&self.packet[self.at..self.at + payload.len()]);
         let bytes_before = self.at - self.header_len;
+        let payload = &self.packet[self.at..][..payload.len()];
         self.at += payload.len();
 
         if let Some(numbers) = &self.numbers {
@@ -166,10 +191,7 @@ impl<'a> Segments<'a> {
             numbers.write(headers, payload.len(), self.count, bytes_before, is_last);
             self.count = self.count.wrapping_add(1);
         }
-        if let Some((start, offset)) = self.unfinished {
-            finish_checksum(&mut out[start..], offset);
-        }
-        self.partial
+        payload
     }
 }
 
@@ -262,7 +284,19 @@ mod tests {
         let mut packets = Vec::new();
         while let Some(len) = segments.next_len() {
             let mut packet = vec![0xaa; len];
+            let mut in_parts = segments.clone();
             let partial = segments.write_next(&mut packet);
+            if let Some((payload, also_partial)) = in_parts.payloads(1) {
+                let mut written = vec![0xaa; len];
+                assert_eq!(in_parts.write_next_headers(&mut written), payload);
+                let headers = len - payload.len();
+                assert!(written[headers..].iter().all(|&byte| byte == 0xaa));
+                written[headers..].copy_from_slice(payload);
+                assert!((written, also_partial) == (packet.clone(), partial));
+                assert_eq!(in_parts.next_len(), segments.next_len());
+            } else {
+                assert!(!partial);
+            }
             packets.push((packet, partial));
         }
         packets

@@ -23,7 +23,7 @@ use super::limits::{REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_AFTER_TIME_RECEIV
 use super::replay::{ReplayError, ReplayWindow};
 use super::suite::Suite;
 use super::time::Time;
-use crate::crypto::{Aead, Choice, Forged, KEY_LEN};
+use crate::crypto::{Aead, Choice, Forged, KEY_LEN, Record};
 use crate::wire::message::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, TAG_LEN};
 
 /// Why a session seals no more.
@@ -203,19 +203,17 @@ impl SealHalf {
             return Err(Refused::Expired);
         }
         let counter = self.key.claim(self.facts.suite.reject_after_messages())?;
-        self.seal_one(counter, flags, datagram);
+        self.key.aead.seal_run(&mut [self.record(counter, flags, datagram)]);
         Ok(())
     }
 
+    /// The record of `datagram`, which gets its header.
     #[inline]
-    fn seal_one(&self, counter: u64, flags: u8, datagram: &mut [u8]) {
+    fn record<'a>(&self, counter: u64, flags: u8, datagram: &'a mut [u8]) -> Record<'a> {
         let suite = self.facts.suite;
-        let header = self.header(counter, flags);
-        let (head, text) = datagram.split_at_mut(DATA_HEADER_LEN);
-        head.copy_from_slice(&header);
-        self.key
-            .aead
-            .seal_in_place(&suite.nonce(counter), associated_data(suite, &header), text);
+        let (head, text) = datagram.split_first_chunk_mut().expect("longer than a header");
+        *head = self.header(counter, flags);
+        Record::new(suite.nonce(counter), associated_data(suite, head), text)
     }
 
     #[inline]

@@ -23,21 +23,39 @@ mod schedule;
 
 use std::arch::x86_64::*;
 
-use self::record::{FAR, NEAR, Record, START};
+use self::record::{FAR, HEAD_VECTORS, NEAR, Record, START};
 pub(super) use self::schedule::{Schedule, expand};
 use super::TAG_LEN;
 use super::gcm::{BLOCK_LEN, Nonce};
 use super::simd::{load_16, store_16};
 
-/// Encrypts `text` in place and writes its tag.
+/// Where the part of a text begins that may lie elsewhere before it is sealed.
+pub(super) const TAIL_AT: usize = HEAD_VECTORS * VECTOR_LEN - BLOCK_LEN;
+
+/// Encrypts `text` and writes its tag. `tail`: what is to be taken in place of `text` from [`TAIL_AT`] on, unless it is empty.
 ///
 /// # Panics
-/// When `text` is longer than 64 GiB less 32 bytes (SP 800-38D, section 5.2.1.1).
+/// When `text` is longer than 64 GiB less 32 bytes (SP 800-38D, section 5.2.1.1), or `tail` is of another length than what it stands
+/// for.
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
-pub(super) fn seal(schedule: &Schedule, nonce: Nonce, aad: &[u8], text: &mut [u8], tag: &mut [u8; TAG_LEN]) {
-    let result = match text.len() {
-        ..=SHORT_MAX => crypt::<SEAL, SHORT>(schedule, nonce, aad, text),
-        _ => crypt::<SEAL, LONG>(schedule, nonce, aad, text),
+pub(super) fn seal(
+    schedule: &Schedule,
+    nonce: Nonce,
+    aad: &[u8],
+    text: &mut [u8],
+    tail: &[u8],
+    tag: &mut [u8; TAG_LEN],
+) {
+    let is_in_place = tail.is_empty();
+    assert!(
+        is_in_place || TAIL_AT + tail.len() == text.len(),
+        "a tail ends with its text"
+    );
+    let result = match (text.len(), is_in_place) {
+        (..=SHORT_MAX, true) => crypt::<SEAL, SHORT, IN_PLACE>(schedule, nonce, aad, text, tail),
+        (..=SHORT_MAX, false) => crypt::<SEAL, SHORT, WITH_TAIL>(schedule, nonce, aad, text, tail),
+        (_, true) => crypt::<SEAL, LONG, IN_PLACE>(schedule, nonce, aad, text, tail),
+        (_, false) => crypt::<SEAL, LONG, WITH_TAIL>(schedule, nonce, aad, text, tail),
     };
     store_16(tag, result);
 }
@@ -50,8 +68,8 @@ pub(super) fn seal(schedule: &Schedule, nonce: Nonce, aad: &[u8], text: &mut [u8
 #[must_use]
 pub(super) fn open(schedule: &Schedule, nonce: Nonce, aad: &[u8], text: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
     let expected = match text.len() {
-        ..=SHORT_MAX => crypt::<OPEN, SHORT>(schedule, nonce, aad, text),
-        _ => crypt::<OPEN, LONG>(schedule, nonce, aad, text),
+        ..=SHORT_MAX => crypt::<OPEN, SHORT, IN_PLACE>(schedule, nonce, aad, text, &[]),
+        _ => crypt::<OPEN, LONG, IN_PLACE>(schedule, nonce, aad, text, &[]),
     };
     let difference = _mm_xor_si128(expected, load_16(tag));
     _mm_test_epi64_mask(difference, difference) == 0
@@ -70,17 +88,21 @@ const OPEN: bool = true;
 // How many segments it has: one, or more.
 const SHORT: bool = false;
 const LONG: bool = true;
+// Where its text is.
+const IN_PLACE: bool = false;
+const WITH_TAIL: bool = true;
 
 /// Encrypts or decrypts `text` and returns its tag.
 #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
 #[inline]
-fn crypt<const DIRECTION: bool, const LENGTH: bool>(
+fn crypt<const DIRECTION: bool, const LENGTH: bool, const TEXT: bool>(
     schedule: &Schedule,
     nonce: Nonce,
     aad: &[u8],
     text: &mut [u8],
+    tail: &[u8],
 ) -> __m128i {
-    let mut record = Record::<DIRECTION, LENGTH>::new(schedule, nonce, aad, text);
+    let mut record = Record::<DIRECTION, LENGTH, TEXT>::new(schedule, nonce, aad, text, tail);
     if LENGTH == SHORT && record.whole_flights_end() == 0 {
         record.last_flight::<0, START>(&[]);
         return record.tag();

@@ -4,12 +4,14 @@
 use std::arch::x86_64::*;
 
 use super::ghash::{Products, alone, multiply, swap_block, swap_bytes};
-use super::{OPEN, POWERS, SEAL, SHORT, Schedule, VECTOR_LEN};
+use super::{OPEN, POWERS, SEAL, SHORT, Schedule, VECTOR_LEN, WITH_TAIL};
 use crate::crypto::gcm::{BLOCK_LEN, Nonce};
 use crate::crypto::simd::{first_bytes, load, load_16, load_partial, store, store_partial};
 
 /// Vectors in flight.
 const FLIGHT: usize = 8;
+/// Vectors whose text is in place even where there is a tail: 112 bytes, which is more than inner headers mostly have.
+pub(super) const HEAD_VECTORS: usize = 2;
 /// The fewest blocks of a last segment that follows others. That makes it longer than a flight, and saves the code for
 /// shorter ones.
 const LAST_SEGMENT_MIN: usize = 4 * FLIGHT + 2;
@@ -24,7 +26,7 @@ pub(super) const FAR: u8 = 2;
 
 /// A record on its way. The methods on the way have one caller each per kind of record, so that all of them are inlined
 /// and the record lives in registers.
-pub(super) struct Record<'a, const DIRECTION: bool, const LENGTH: bool> {
+pub(super) struct Record<'a, const DIRECTION: bool, const LENGTH: bool, const TEXT: bool> {
     schedule: &'a Schedule,
     /// Blocks that GHASH takes: AAD, text and lengths.
     blocks: usize,
@@ -42,6 +44,9 @@ pub(super) struct Record<'a, const DIRECTION: bool, const LENGTH: bool> {
     body: &'a mut [[u8; VECTOR_LEN]],
     /// The text in the last vector, 1 to 64 bytes unless `head` took it all.
     last: &'a mut [u8],
+    /// What is taken in place of `body` and `last`, from vector [`HEAD_VECTORS`] on.
+    tail_body: &'a [[u8; VECTOR_LEN]],
+    tail_last: &'a [u8],
     /// The vector at which the segment starts, and its blocks.
     segment: usize,
     segment_blocks: usize,
@@ -52,10 +57,10 @@ pub(super) struct Record<'a, const DIRECTION: bool, const LENGTH: bool> {
     encrypted_counter_1: __m128i,
 }
 
-impl<'a, const DIRECTION: bool, const LENGTH: bool> Record<'a, DIRECTION, LENGTH> {
+impl<'a, const DIRECTION: bool, const LENGTH: bool, const TEXT: bool> Record<'a, DIRECTION, LENGTH, TEXT> {
     #[target_feature(enable = "avx512bw,avx512vl,vaes,vpclmulqdq,bmi2")]
     #[inline]
-    pub(super) fn new(schedule: &'a Schedule, nonce: Nonce, aad: &[u8], text: &'a mut [u8]) -> Self {
+    pub(super) fn new(schedule: &'a Schedule, nonce: Nonce, aad: &[u8], text: &'a mut [u8], tail: &'a [u8]) -> Self {
         let blocks = 1 + text.len().div_ceil(BLOCK_LEN) + 1;
         assert!(blocks <= 1 << 32, "a counter has 32 bits");
         let lengths = _mm_set_epi64x((aad.len() * 8) as i64, (text.len() * 8) as i64);
@@ -63,6 +68,7 @@ impl<'a, const DIRECTION: bool, const LENGTH: bool> Record<'a, DIRECTION, LENGTH
         let (head, rest) = text.split_at_mut(text.len().min(VECTOR_LEN - BLOCK_LEN));
         let last_len = rest.len() - rest.len().saturating_sub(1) / VECTOR_LEN * VECTOR_LEN;
         let (body, last) = rest.split_at_mut(rest.len() - last_len);
+        let (tail_body, tail_last) = tail.split_at(tail.len().saturating_sub(last_len));
         let segment_blocks = next_segment_blocks(blocks);
         let (powers, sums) = schedule.powers_from(segment_blocks);
         let counter_0 = _mm512_broadcast_i32x4(nonce.counter_0());
@@ -85,6 +91,8 @@ impl<'a, const DIRECTION: bool, const LENGTH: bool> Record<'a, DIRECTION, LENGTH
             head,
             body: body.as_chunks_mut().0,
             last,
+            tail_body: tail_body.as_chunks().0,
+            tail_last,
             segment: 0,
             segment_blocks,
             powers,
@@ -209,6 +217,14 @@ impl<'a, const DIRECTION: bool, const LENGTH: bool> Record<'a, DIRECTION, LENGTH
         let body_index = |i: usize| if PLACE == START { i - 1 } else { i };
         let body_len = (0..N).filter(|&i| !is_head(i) && !is_last(i)).count();
         let body = &mut self.body[body_at..][..body_len];
+        let is_tail = |i: usize| TEXT == WITH_TAIL && (PLACE != START || i >= HEAD_VECTORS);
+        let tail_index = |i: usize| if PLACE == START { i - HEAD_VECTORS } else { i };
+        let tail_len = (0..N).filter(|&i| is_tail(i) && !is_last(i)).count();
+        let tail = &self.tail_body[if TEXT == WITH_TAIL {
+            at.saturating_sub(HEAD_VECTORS)
+        } else {
+            0
+        }..][..tail_len];
         let round_key = |round: usize| load(&self.schedule.round_keys[round]);
 
         let (mut text, mut state) = ([zero; N], [zero; N]);
@@ -216,7 +232,9 @@ impl<'a, const DIRECTION: bool, const LENGTH: bool> Record<'a, DIRECTION, LENGTH
             text[i] = if is_head(i) {
                 up_one_block(load_partial(self.head))
             } else if is_last(i) {
-                load_partial(self.last)
+                load_partial(if is_tail(i) { self.tail_last } else { &*self.last })
+            } else if is_tail(i) {
+                load(&tail[tail_index(i)])
             } else {
                 load(&body[body_index(i)])
             };

@@ -87,14 +87,25 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
                 refused = Some((Drop::NoSendSlot, segments.remaining() as u64));
                 break;
             };
+            // Sealing reads payloads where they are, if nothing else has to see them whole.
+            let payloads = match segments.payloads(place.count()) {
+                Some(payloads) if padding == 0 && self.taps.is_empty() => Some(payloads),
+                _ => None,
+            };
             let run = place.bytes();
-            let mut flags = if outer.lane_port { FLAG_LANE_PORT } else { 0 };
+            let mut partial = payloads.is_some_and(|(_, partial)| partial);
             for datagram in run.chunks_exact_mut(datagram_len) {
                 let (text, rest) = datagram[DATA_HEADER_LEN..].split_at_mut(len);
-                if segments.write_next(text) {
-                    flags |= FLAG_PARTIAL_CHECKSUM;
+                if payloads.is_some() {
+                    segments.write_next_headers(text);
+                } else {
+                    partial |= segments.write_next(text);
+                    rest[..padding].fill(0);
                 }
-                rest[..padding].fill(0);
+            }
+            let mut flags = if outer.lane_port { FLAG_LANE_PORT } else { 0 };
+            if partial {
+                flags |= FLAG_PARTIAL_CHECKSUM;
             }
             if !self.taps.is_empty() {
                 let texts = run
@@ -102,7 +113,8 @@ impl<S: AsMut<[u8]>> Forwarder<S> {
                     .map(|datagram| &datagram[DATA_HEADER_LEN..][..len]);
                 capture::offer(&mut self.taps, now, id, Direction::Out, texts);
             }
-            if seal.seal_run(now, flags, datagram_len, run).is_err() {
+            let tails = payloads.map_or(&[][..], |(payloads, _)| payloads);
+            if seal.seal_run(now, flags, datagram_len, run, tails).is_err() {
                 refused = Some((Drop::SessionExpired, (place.count() + segments.remaining()) as u64));
                 break;
             }

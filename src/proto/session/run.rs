@@ -31,44 +31,47 @@ impl SealKey {
 
 impl SealHalf {
     /// [`SealHalf::seal`] for datagrams laid end to end in `run`, each `len` bytes long, their counters in a row. All of
-    /// them are sealed, or none.
+    /// them are sealed, or none. `tails`: the last bytes of the plaintexts, an equal number of each, end to end, which are taken from here
+    /// and not from `run`; empty when all is there.
     ///
     /// # Errors
     /// As [`SealHalf::seal`]; the session must have counters left for the whole run.
     ///
     /// # Panics
-    /// When `len` is less than [`DATA_OVERHEAD`], or `run` is no multiple of it.
+    /// When `len` is less than [`DATA_OVERHEAD`], `run` is no multiple of it, or `tails` no multiple of the number of datagrams or longer than
+    /// their plaintexts.
     #[inline]
-    pub fn seal_run(&mut self, now: Time, flags: u8, len: usize, run: &mut [u8]) -> Result<(), Refused> {
+    pub fn seal_run(&mut self, now: Time, flags: u8, len: usize, run: &mut [u8], tails: &[u8]) -> Result<(), Refused> {
         assert!(len >= DATA_OVERHEAD && run.len().is_multiple_of(len), "whole datagrams");
+        let count = run.len() / len;
+        assert!(tails.len().is_multiple_of(count), "a tail for each datagram, or none");
         if self.facts.expired(now) {
             return Err(Refused::Expired);
         }
-        let count = (run.len() / len) as u64;
-        let first = self.key.claim_run(self.facts.suite.reject_after_messages(), count)?;
+        let first = self
+            .key
+            .claim_run(self.facts.suite.reject_after_messages(), count as u64)?;
+        let tail_len = tails.len().checked_div(count).unwrap_or(0);
         let counters = (first..).step_by(GROUP);
-        for (counter, group) in counters.zip(run.chunks_mut(GROUP * len)) {
-            if group.len() == GROUP * len {
-                self.seal_group(counter, flags, len, group);
+        for (index, (counter, group)) in counters.zip(run.chunks_mut(GROUP * len)).enumerate() {
+            let is_whole = group.len() == GROUP * len;
+            let tails = &tails[index * GROUP * tail_len..];
+            let mut records = (counter..)
+                .zip(group.chunks_mut(len))
+                .enumerate()
+                .map(|(index, (counter, datagram))| {
+                    let tail = &tails[index * tail_len..][..tail_len];
+                    self.record(counter, flags, datagram).with_tail(tail)
+                });
+            if is_whole {
+                let mut records: [Record<'_>; GROUP] =
+                    std::array::from_fn(|_| records.next().expect("a group has this many datagrams"));
+                self.key.aead.seal_run(&mut records);
             } else {
-                for (counter, datagram) in (counter..).zip(group.chunks_mut(len)) {
-                    self.seal_one(counter, flags, datagram);
-                }
+                records.for_each(|record| self.key.aead.seal_run(&mut [record]));
             }
         }
         Ok(())
-    }
-
-    fn seal_group(&self, counter: u64, flags: u8, len: usize, group: &mut [u8]) {
-        let suite = self.facts.suite;
-        let mut datagrams = (counter..).zip(group.chunks_mut(len));
-        let mut records: [Record<'_>; GROUP] = std::array::from_fn(|_| {
-            let (counter, datagram) = datagrams.next().expect("a group has this many datagrams");
-            let (head, text) = datagram.split_first_chunk_mut().expect("longer than a header");
-            *head = self.header(counter, flags);
-            Record::new(suite.nonce(counter), associated_data(suite, head), text)
-        });
-        self.key.aead.seal_run(&mut records);
     }
 }
 
@@ -130,12 +133,32 @@ mod tests {
 
     proptest! {
         #[test]
+        fn tails_may_lie_elsewhere(count in 1usize..40, len in DATA_OVERHEAD..1500, tail: prop::sample::Index, wireguard: bool) {
+            let (mut seal, _) = pair(SUITES[usize::from(wireguard)], true);
+            let other = seal.clone();
+            let mut expected = plain(count, len);
+            seal.seal_run(START, 0, len, &mut expected, &[]).expect("a fresh session");
+            let tail_len = tail.index(len - DATA_OVERHEAD + 1);
+            let mut run = plain(count, len);
+            let mut tails = Vec::new();
+            for datagram in run.chunks_mut(len) {
+                let tail = &mut datagram[..len - TAG_LEN][len - TAG_LEN - tail_len..];
+                tails.extend_from_slice(tail);
+                tail.fill(0xaa);
+            }
+            other.key.next.0.store(0, std::sync::atomic::Ordering::Relaxed);
+            let mut again = other;
+            again.seal_run(START, 0, len, &mut run, &tails).expect("a fresh session");
+            prop_assert_eq!(run, expected);
+        }
+
+        #[test]
         fn a_run_opens_one_by_one_and_in_groups(count in 1usize..40, len in DATA_OVERHEAD..1500, wireguard: bool) {
             let suite = SUITES[usize::from(wireguard)];
             let (mut seal, mut open) = pair(suite, true);
             let original = plain(count, len);
             let mut run = original.clone();
-            seal.seal_run(START, 0, len, &mut run).expect("a fresh session");
+            seal.seal_run(START, 0, len, &mut run, &[]).expect("a fresh session");
             for (at, group) in run.chunks_mut(GROUP * len).enumerate() {
                 let headers: Vec<_> = group.chunks(len).filter_map(DataHeader::parse).collect();
                 let counters: Vec<_> = headers.iter().map(|header| header.counter).collect();
@@ -160,7 +183,7 @@ mod tests {
             let (len, suite) = (200, SUITES[usize::from(wireguard)]);
             let (mut seal, mut open) = pair(suite, true);
             let mut run = plain(GROUP, len);
-            seal.seal_run(START, 0, len, &mut run).expect("a fresh session");
+            seal.seal_run(START, 0, len, &mut run, &[]).expect("a fresh session");
             let original = run[of * len..][..len].to_vec();
             run[twin * len..][..len].copy_from_slice(&original);
             run[forged * len + 60] ^= 1;
@@ -188,8 +211,11 @@ mod tests {
         seal.key.next.0.store(limit - 3, std::sync::atomic::Ordering::Relaxed);
         let mut run = plain(4, 100);
         let before = run.clone();
-        assert_eq!(seal.seal_run(START, 0, 100, &mut run), Err(Refused::Exhausted));
+        assert_eq!(seal.seal_run(START, 0, 100, &mut run, &[]), Err(Refused::Exhausted));
         assert_eq!(run, before);
-        assert_eq!(seal.seal_run(START, 0, 100, &mut run[..100]), Err(Refused::Exhausted));
+        assert_eq!(
+            seal.seal_run(START, 0, 100, &mut run[..100], &[]),
+            Err(Refused::Exhausted)
+        );
     }
 }

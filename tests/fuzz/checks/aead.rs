@@ -113,6 +113,20 @@ impl Case<'_> {
         };
         records(&mut texts, &|records| aead.seal_run(records));
         assert_eq!(texts, expected, "sealed in a run");
+        let mut in_parts = plaintexts.clone();
+        let mut records_with_tails: Vec<_> = in_parts
+            .iter_mut()
+            .zip(&plaintexts)
+            .enumerate()
+            .map(|(number, (text, plaintext))| {
+                let end = text.len() - TAG_LEN;
+                let at = (self.offset + self.flip) % (end + 1);
+                text[at..].fill(AROUND);
+                Record::new(nonce(number), aad, text).with_tail(&plaintext[at..end])
+            })
+            .collect();
+        aead.seal_run(&mut records_with_tails);
+        assert_eq!(in_parts, expected, "sealed with tails");
         let victim = self.flip % texts.len();
         let last = texts[victim].len() - 1;
         texts[victim][last] ^= 1;
