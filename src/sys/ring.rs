@@ -109,6 +109,12 @@ impl Ring {
         pushed.expect("requests are bounded below the size of the submission queue");
     }
 
+    /// Whether there is something for `enter` to submit, or completions found the queue full.
+    pub(super) fn has_queued(&mut self) -> bool {
+        let submission = self.uring.submission();
+        !submission.is_empty() || submission.cq_overflow()
+    }
+
     /// Submits what was queued and waits as told. Interrupted, timed out, and out of room for completions (they must be
     /// reaped first) are no errors.
     pub(super) fn enter(&mut self, wait: Wait) -> io::Result<()> {

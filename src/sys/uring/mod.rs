@@ -1,7 +1,10 @@
 //! The engine on io_uring: multishot receives into provided buffers, sends and writes as requests, one
-//! io_uring_enter per turn.
+//! io_uring_enter per turn that has work.
 //!
-//! A turn: start what was deferred, give buffers back, re-arm what ended; enter; reap; complete.
+//! A turn: start what was deferred, give buffers back, re-arm what ended; enter; reap; complete. Where nothing has completed it
+//! sleeps in poll(2), on the files that the multishots read, and enters again: whoever sleeps in io_uring_enter is woken like by a stranger
+//! (io_req_local_work_add), whoever sleeps in poll by somebody who says that he is about to be done (sock_def_readable,
+//! WF_SYNC). So the scheduler runs it where the packets are in the cache.
 
 mod allowance;
 mod requests;
@@ -15,13 +18,14 @@ use super::send::{self, Outlets, Resender};
 use super::tun::TunQueue;
 use super::udp::UdpSocket;
 use super::wake::Wake;
-use super::{errno, received};
+use super::{errno, poll, received};
 use crate::path::coalesce::Group;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The engine on io_uring.
 pub struct Uring {
@@ -145,6 +149,27 @@ impl Uring {
         }
     }
 
+    /// One io_uring_enter; whether anything has completed. The first error that ends the engine.
+    fn enter(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<bool> {
+        self.counters.enters += 1;
+        self.requests.enter(wait)?;
+        events.append(&mut self.ready);
+        self.reap(events)?;
+        Ok(!self.completions.is_empty())
+    }
+
+    /// Sleeps until a multishot has something to read, or somebody rings.
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.counters.enters += 1;
+        // What is not being read, for want of buffers, may be readable for long.
+        let files = [
+            self.requests.is_reading().then(|| self.tun.as_fd()),
+            self.requests.is_receiving().then(|| self.udp.shared.as_fd()),
+            Some(self.wake.as_fd()),
+        ];
+        poll::readable(files, timeout).map(drop)
+    }
+
     /// Turns completions into events; the first error that ends the engine.
     fn reap(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
         let mut completions = std::mem::take(&mut self.completions);
@@ -224,10 +249,22 @@ impl Engine for Uring {
         self.requests.provide();
         self.arm();
         let has_work = !self.ready.is_empty() || !self.deferred.is_empty();
-        self.counters.enters += 1;
-        self.requests.enter(if has_work { Wait::Now } else { wait })?;
-        events.append(&mut self.ready);
-        self.reap(events)
+        let timeout = match wait {
+            Wait::Block if !has_work => None,
+            Wait::For(timeout) if !has_work => Some(timeout),
+            Wait::Batch { .. } if !has_work => return self.enter(wait, events).map(drop),
+            _ => return self.enter(Wait::Now, events).map(drop),
+        };
+        // What has arrived nobody collects but we ourselves, so poll tells of it.
+        if self.requests.has_queued() && self.enter(Wait::Now, events)? {
+            return Ok(());
+        }
+        // Nobody but the ring tells of requests that are under way.
+        if !self.requests.only_watch() {
+            return self.enter(wait, events).map(drop);
+        }
+        self.poll(timeout)?;
+        self.enter(Wait::Now, events).map(drop)
     }
 
     fn datagrams<'a>(&'a mut self, buffer: &'a mut UdpBuffer) -> (Received, &'a mut [u8]) {

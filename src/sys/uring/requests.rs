@@ -132,6 +132,8 @@ pub(super) struct Requests {
     /// Whether they are being cancelled.
     read_cancelled: bool,
     receive_cancelled: bool,
+    /// Whether the receive is from a socket that was replaced.
+    receive_is_stale: bool,
     poll_armed: bool,
     sends_in_flight: usize,
     writes_in_flight: usize,
@@ -181,6 +183,7 @@ impl Requests {
             receive_armed: false,
             read_cancelled: false,
             receive_cancelled: false,
+            receive_is_stale: false,
             poll_armed: false,
             sends_in_flight: 0,
             writes_in_flight: 0,
@@ -226,6 +229,10 @@ impl Requests {
     /// Queues the socket's receive if it is not in flight and the kernel has buffers for it (without any it would end at
     /// once, turn after turn). Whether it was queued.
     pub(super) fn arm_receive(&mut self) -> bool {
+        if self.receive_is_stale {
+            // The attempt before may have come while it was being carried out.
+            self.cancel_receive();
+        }
         if self.receive_armed || self.memory.udp_ring.provided() == 0 {
             return false;
         }
@@ -242,6 +249,7 @@ impl Requests {
     pub(super) fn replace_udp(&mut self, udp: BorrowedFd<'_>) -> io::Result<()> {
         // Requests in flight hold on to the file they began with, so nothing they refer to changes under them.
         self.ring.replace_file(UDP.0, udp)?;
+        self.receive_is_stale = self.receive_armed;
         self.cancel_receive();
         Ok(())
     }
@@ -297,6 +305,22 @@ impl Requests {
     /// Whether the TUN is being read.
     pub(super) fn is_reading(&self) -> bool {
         self.read_armed
+    }
+
+    /// Whether datagrams are being received.
+    pub(super) fn is_receiving(&self) -> bool {
+        self.receive_armed
+    }
+
+    /// Whether there is something to submit, or completions found the queue full.
+    pub(super) fn has_queued(&mut self) -> bool {
+        self.ring.has_queued()
+    }
+
+    /// Whether nothing is in flight but what waits for a file to be readable.
+    pub(super) fn only_watch(&self) -> bool {
+        let is_cancelling = self.read_cancelled || self.receive_cancelled || self.receive_is_stale;
+        !is_cancelling && self.sends_in_flight == 0 && self.writes_in_flight == 0
     }
 
     /// Queues a send; back it comes when its socket has no such address family.
@@ -388,6 +412,7 @@ impl Requests {
             Request::ReceiveUdp => {
                 self.receive_armed = completion.more;
                 self.receive_cancelled &= completion.more;
+                self.receive_is_stale &= completion.more;
                 let buffer = completion.buffer.map(|index| {
                     memory.udp_allowance.used(result.unwrap_or(0));
                     memory.udp_ring.take(memory.arrived.pool(), index)
