@@ -11,7 +11,7 @@
 mod group;
 mod layout;
 
-pub use group::{Beginning, Connection, Group, Lanes, Part};
+pub use group::{Begins, Connection, Group, Lanes, Part};
 
 use super::drops::Drop;
 use crate::wire::checksum::Sum;
@@ -222,15 +222,19 @@ fn connection(ip: Ip<'_>, lanes: Lanes) -> Option<Connection> {
         return None;
     }
     let upper = ip.upper();
-    if upper.protocol != tcp::PROTOCOL {
-        return None;
-    }
     let header = &ip.bytes()[upper.start..];
-    let (tcp, ports) = (Tcp::parse(header)?, *header.first_chunk()?);
-    let is_answer = tcp.flags() & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK;
+    let begins = match upper.protocol {
+        tcp::PROTOCOL => match Tcp::parse(header)? {
+            tcp if tcp.flags() & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK => Begins::Answered(tcp.seq()),
+            _ => Begins::No,
+        },
+        udp::PROTOCOL => Begins::Unknown,
+        _ => return None,
+    };
     Some(Connection {
-        name: name(addresses(ip), ports),
-        begins: is_answer.then(|| Beginning { lanes, seq: tcp.seq() }),
+        name: name(addresses(ip), *header.first_chunk()?),
+        lanes,
+        begins,
     })
 }
 
@@ -311,10 +315,15 @@ impl<'a> Candidate<'a> {
 
     #[inline]
     fn connection(&self) -> Option<Connection> {
-        let is_told = self.layout.is_tcp && self.origin.lanes.count > 1;
-        is_told.then(|| Connection {
+        let lanes = self.origin.lanes;
+        (lanes.count > 1).then(|| Connection {
             name: name(self.layout.addresses(self.packet), self.flow.ports),
-            begins: None,
+            lanes,
+            begins: if self.layout.is_tcp {
+                Begins::No
+            } else {
+                Begins::Unknown
+            },
         })
     }
 

@@ -1,4 +1,4 @@
-//! Which worker carries a new TCP connection.
+//! Which worker carries a new connection.
 //!
 //! The kernel puts a flow's packets into the TUN queue that its latest packet in the other direction was written to, and goes by a hash
 //! of the addresses and ports where there was none for three seconds (tun_automq_select_queue, tun_flow_update and TUN_FLOW_EXPIRE,
@@ -10,12 +10,17 @@
 //! end writes them to its own queue of that number, and then its packets come by that lane too. Where the end that has called speaks first,
 //! its data is on that lane from the first byte on. (The first packet itself is too early: the kernel answers it before it notes where it was
 //! written to.) Only workers that open lanes of the peer come into question: to others its packets would not come.
+//!
+//! UDP does not say who has called. What comes between two ports that nothing has come between for a while ([`Met`]) begins, and is given
+//! away only by a worker that has much to do, to one that has little: so a query, a call or a game does not wait behind a transfer that
+//! the hash has put it together with. Where a worker meets more of them than it can keep in mind, they stay where they are.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
-use crate::path::coalesce::{Beginning, Connection, Lanes};
+use crate::path::coalesce::{Begins, Connection, Lanes};
 use crate::proto::Time;
 use crate::stats::counters::Cell;
 
@@ -23,10 +28,20 @@ use crate::stats::counters::Cell;
 const LED_MAX: usize = 256;
 /// What one worker gives in one pass: enough for any host, and little work where a peer sends answers to what nobody has asked.
 const GIVEN_PER_PASS_MAX: u32 = 16;
+/// How many of them datagrams may be.
+const DATAGRAMS_PER_PASS_MAX: u32 = 8;
 /// A new connection counts as this part of all that has come lately, until it shows what it is, ...
 const SHARE: u64 = 8;
 /// ... and at least as so many bytes: those that begin together, before any has moved much, are spread evenly.
 const BYTES_MIN: u64 = 1 << 20;
+/// Datagrams between two ports count as so many bytes: most are a few questions and answers.
+const DATAGRAMS_BYTES: u64 = 1 << 16;
+/// What a worker that gives datagrams away has to do at least, which is 0.35 Gbit/s, ...
+const BUSY_MIN: u64 = 8 << 20;
+/// ... and how many times as much as the one that it gives them to.
+const BUSIER: u64 = 4;
+/// How often a worker looks whether it is busier than any: all that it looks at are others' cache lines.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// 2^27 nanoseconds, about 0.13 s: the unit of time here, and the logarithm of that.
 const STEP: u32 = 27;
@@ -48,7 +63,10 @@ fn steps_since(then: u64, now: Time, mask: u64) -> u64 {
 #[derive(Debug)]
 pub struct Loads {
     each: Box<[Load]>,
-    beginnings: Beginnings,
+    /// Whose turn it is where all have the same to do.
+    turn: Alone<AtomicUsize>,
+    /// When the last connection began that is led, or less than a step before, in nanoseconds.
+    begun: Alone<AtomicU64>,
     led: Box<[Led; LED_MAX]>,
 }
 
@@ -62,41 +80,52 @@ struct Load {
     given: AtomicU64,
 }
 
-/// What changes with each new connection.
+/// Alone on its cache lines.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Beginnings {
-    /// Whose turn it is where all have the same to do.
-    turn: AtomicUsize,
-    /// When the last one began, in nanoseconds.
-    last: AtomicU64,
-}
+struct Alone<T>(T);
 
 impl Loads {
     /// Of `workers` workers that have nothing to do.
     pub fn new(workers: usize) -> Arc<Loads> {
         Arc::new(Loads {
             each: (0..workers).map(|_| Load::default()).collect(),
-            beginnings: Beginnings::default(),
+            turn: Alone::default(),
+            begun: Alone::default(),
             led: Box::new([const { Led::nothing() }; LED_MAX]),
         })
     }
 
-    /// Gives a connection to that worker of `lanes` that has the least to do, of several to the next in turn; which one that is.
-    fn give(&self, now: Time, lanes: Lanes) -> usize {
+    /// What worker `number` has to do, in bytes that have come lately or are expected.
+    fn amount(&self, now: Time, number: usize) -> u64 {
+        let load = &self.each[number];
+        Fading(load.came.get()).amount(now) + Fading(load.given.load(Relaxed)).amount(now)
+    }
+
+    /// Whether worker `number` is busy, and may have so much more to do than another one that it gives away even datagrams.
+    fn is_busy(&self, now: Time, number: usize) -> bool {
+        let amount = self.amount(now, number);
+        Fading(self.each[number].came.get()).amount(now) >= BUSY_MIN
+            && (0..self.each.len()).any(|other| self.amount(now, other) <= amount / BUSIER)
+    }
+
+    /// Worker `giver` gives a connection to that worker of `lanes` that has the least to do, of several to the next in turn; which one that
+    /// is. `None` for datagrams where nobody has much less to do than `giver`.
+    fn give(&self, now: Time, giver: usize, lanes: Lanes, begins: Begins) -> Option<usize> {
         let workers = self.each.len();
         let is_theirs = |&number: &usize| (number + workers - usize::from(lanes.first)) % workers < lanes.count.into();
-        let turn = self.beginnings.turn.load(Relaxed);
+        let turn = self.turn.0.load(Relaxed);
         let mut in_turn = (turn..turn + workers).map(|number| number % workers).filter(is_theirs);
-        let amount = |number: usize| {
-            let load = &self.each[number];
-            Fading(load.came.get()).amount(now) + Fading(load.given.load(Relaxed)).amount(now)
-        };
+        let amount = |number: usize| self.amount(now, number);
         let amounts = in_turn.clone().map(amount);
         let (total, least) = amounts.fold((0, u64::MAX), |(total, least), amount| {
             (total + amount, least.min(amount))
         });
-        let bytes = BYTES_MIN.max(total / SHARE);
+        let bytes = match begins {
+            Begins::Unknown if least > amount(giver) / BUSIER => return None,
+            Begins::Unknown => DATAGRAMS_BYTES,
+            Begins::Answered(_) | Begins::No => BYTES_MIN.max(total / SHARE),
+        };
         // What is less than half a connection is no difference: a few words on the one before would decide.
         let has_least = |&number: &usize| amount(number) <= least + bytes / 2;
         // None where amounts have grown meanwhile.
@@ -104,8 +133,8 @@ impl Loads {
         let add = |given| Some(Fading(given).plus(now, bytes).0);
         // It never refuses.
         let _ = self.each[chosen].given.fetch_update(Relaxed, Relaxed, add);
-        self.beginnings.turn.store((chosen + 1) % workers, Relaxed);
-        chosen
+        self.turn.0.store((chosen + 1) % workers, Relaxed);
+        Some(chosen)
     }
 }
 
@@ -156,17 +185,52 @@ impl Led {
 
     /// The queue of the connection `name`, while it is led; not so when it is another one's beginning.
     #[inline]
-    fn queue(&self, now: Time, name: u64, begins: Option<Beginning>) -> Option<u8> {
+    fn queue(&self, now: Time, name: u64, begins: Begins) -> Option<u8> {
         let word = self.0.load(Relaxed);
-        let is_same =
-            word >> 32 == name >> 32 && begins.is_none_or(|beginning| beginning.seq as u8 == (word >> 24) as u8);
-        let is_over = || steps_since(word & Self::STEPS, now, Self::STEPS) > Self::OVER;
-        (is_same && word != 0 && !is_over()).then_some((word >> 16) as u8)
+        let is_begun = match begins {
+            Begins::Answered(seq) => seq as u8 == (word >> 24) as u8,
+            Begins::No | Begins::Unknown => true,
+        };
+        let is_same = word >> 32 == name >> 32 && is_begun;
+        (is_same && Led::is_on(word, now)).then_some((word >> 16) as u8)
+    }
+
+    /// Whether another connection can have the place without ending one.
+    fn is_free(&self, now: Time) -> bool {
+        !Led::is_on(self.0.load(Relaxed), now)
+    }
+
+    fn is_on(word: u64, now: Time) -> bool {
+        word != 0 && steps_since(word & Self::STEPS, now, Self::STEPS) <= Self::OVER
     }
 
     fn begin(&self, now: Time, name: u64, seq: u32, queue: u8) {
         let word = name >> 32 << 32 | u64::from(seq as u8) << 24 | u64::from(queue) << 16 | step(now, Self::STEPS);
         self.0.store(word, Relaxed);
+    }
+}
+
+/// Between which ports a worker has met datagrams lately: in each place one name, 40 bits of it, and the step when it last did, which comes
+/// again after 26 days.
+#[derive(Debug)]
+struct Met(Box<[u64; Met::LEN]>);
+
+impl Met {
+    const LEN: usize = 4096;
+    const STEPS: u64 = 0xff_ffff;
+    /// About 13 s. Who is silent for longer begins anew; the kernel has forgotten him long before.
+    const OVER: u64 = 96;
+
+    /// Meets datagrams between the ports of `name`; whether they are new. What finds its place taken is not known to be.
+    #[inline]
+    fn is_new(&mut self, now: Time, name: u64) -> bool {
+        let word = &mut self.0[name as usize % Met::LEN];
+        let is_over = *word == 0 || steps_since(*word & Met::STEPS, now, Met::STEPS) > Met::OVER;
+        let is_same = *word >> 24 == name >> 24;
+        if is_same || is_over {
+            *word = name >> 24 << 24 | step(now, Met::STEPS);
+        }
+        is_over
     }
 }
 
@@ -178,6 +242,10 @@ pub struct Placement {
     /// When it last gave, and how many in that pass.
     pass: Time,
     given: u32,
+    met: Met,
+    /// When it last looked whether it has much more to do than others, and whether it had.
+    looked: Time,
+    is_busy: bool,
 }
 
 impl Placement {
@@ -192,6 +260,9 @@ impl Placement {
             loads,
             pass: Time::from_nanos(0),
             given: 0,
+            met: Met(Box::new([0; Met::LEN])),
+            looked: Time::from_nanos(0),
+            is_busy: false,
         }
     }
 
@@ -206,36 +277,60 @@ impl Placement {
     /// whoever writes it.
     #[inline]
     pub fn queue(&mut self, now: Time, connection: Option<Connection>) -> Option<u8> {
-        let Connection { name, begins } = connection?;
-        let begins = begins.filter(|beginning| beginning.lanes.count > 1);
-        let last = Time::from_nanos(self.loads.beginnings.last.load(Relaxed));
-        let nothing_is_led = now - last > std::time::Duration::from_nanos((Led::OVER + 1) << STEP);
-        if begins.is_none() && nothing_is_led {
+        let Connection { name, lanes, begins } = connection?;
+        let is_given = lanes.count > 1
+            && match begins {
+                Begins::No => false,
+                Begins::Answered(_) => true,
+                Begins::Unknown => self.met.is_new(now, name) && self.is_busy(now),
+            };
+        let last = Time::from_nanos(self.loads.begun.0.load(Relaxed));
+        let nothing_is_led = now - last > Duration::from_nanos((Led::OVER + 2) << STEP);
+        if !is_given && nothing_is_led {
             return None;
         }
         let led = &self.loads.led[Led::place(name)];
-        led.queue(now, name, begins).or_else(|| self.give(now, name, begins?))
+        match led.queue(now, name, begins) {
+            None if is_given => self.give(now, name, lanes, begins),
+            queue => queue,
+        }
     }
 
-    fn give(&mut self, now: Time, name: u64, Beginning { lanes, seq }: Beginning) -> Option<u8> {
+    #[inline]
+    fn is_busy(&mut self, now: Time) -> bool {
+        if now - self.looked >= LOOK {
+            self.is_busy = self.loads.is_busy(now, self.number.into());
+            self.looked = now;
+        }
+        self.is_busy
+    }
+
+    fn give(&mut self, now: Time, name: u64, lanes: Lanes, begins: Begins) -> Option<u8> {
         if std::mem::replace(&mut self.pass, now) != now {
             self.given = 0;
         }
-        if self.given == GIVEN_PER_PASS_MAX {
+        let led = &self.loads.led[Led::place(name)];
+        let (seq, most) = match begins {
+            Begins::Answered(seq) => (seq, GIVEN_PER_PASS_MAX),
+            Begins::Unknown if led.is_free(now) => (0, DATAGRAMS_PER_PASS_MAX),
+            Begins::Unknown | Begins::No => return None,
+        };
+        if self.given >= most {
             return None;
         }
+        let queue = self.loads.give(now, self.number.into(), lanes, begins)? as u8;
         self.given += 1;
-        let queue = self.loads.give(now, lanes) as u8;
-        self.loads.led[Led::place(name)].begin(now, name, seq, queue);
-        self.loads.beginnings.last.fetch_max(now.as_nanos(), Relaxed);
+        led.begin(now, name, seq, queue);
+        // All workers read it, so it is written once per step.
+        if now - Time::from_nanos(self.loads.begun.0.load(Relaxed)) >= Duration::from_nanos(1 << STEP) {
+            self.loads.begun.0.fetch_max(now.as_nanos(), Relaxed);
+        }
         Some(queue)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const START: Time = Time::from_nanos(77 << 40);
@@ -255,7 +350,8 @@ mod tests {
     fn beginning(number: u64, lanes: Lanes, seq: u32) -> Option<Connection> {
         Some(Connection {
             name: name(number),
-            begins: Some(Beginning { lanes, seq }),
+            lanes,
+            begins: Begins::Answered(seq),
         })
     }
 
@@ -266,7 +362,16 @@ mod tests {
     fn following(number: u64) -> Option<Connection> {
         Some(Connection {
             name: name(number),
-            begins: None,
+            lanes: ALL,
+            begins: Begins::No,
+        })
+    }
+
+    fn datagram(number: u64) -> Option<Connection> {
+        Some(Connection {
+            name: name(number),
+            lanes: ALL,
+            begins: Begins::Unknown,
         })
     }
 
@@ -396,6 +501,90 @@ mod tests {
         // Those once more, and as many others.
         let next = START + Duration::from_nanos(1);
         assert_eq!(given(&mut workers[0], next), 2 * GIVEN_PER_PASS_MAX as usize);
+    }
+
+    #[test]
+    fn a_busy_worker_gives_away_new_datagrams_and_all_lead_what_follows() {
+        let mut workers = workers(3);
+        workers[0].came(START, BUSY);
+        workers[1].came(START, BUSY / 2);
+        let queue = workers[0].queue(START, datagram(7));
+        assert_eq!(queue, Some(2));
+        let soon = START + steps(Led::OVER / 2);
+        for worker in &mut workers {
+            worker.came(soon, BUSY);
+            assert_eq!(worker.queue(soon, datagram(7)), queue);
+        }
+    }
+
+    #[test]
+    fn datagrams_stay_where_they_are_once_they_have_been_met_there() {
+        let mut workers = workers(2);
+        assert_eq!(workers[0].queue(START, datagram(7)), None, "nobody is busy");
+        let mut now = START;
+        for _ in 0..5 {
+            now = now + steps(Met::OVER);
+            workers[0].came(now, BUSY);
+            assert_eq!(workers[0].queue(now, datagram(7)), None);
+        }
+        now = now + steps(Met::OVER + 1);
+        workers[0].came(now, BUSY);
+        assert_eq!(workers[0].queue(now, datagram(7)), Some(1), "silent for so long");
+    }
+
+    #[test]
+    fn datagrams_stay_where_nobody_has_much_less_to_do_or_nobody_is_busy() {
+        let mut workers = workers(2);
+        workers[0].came(START, BUSY);
+        workers[1].came(START, BUSY / 3);
+        assert_eq!(workers[0].queue(START, datagram(1)), None);
+        assert_eq!(workers[1].queue(START, datagram(2)), None);
+        let later = START + Duration::from_secs(60);
+        workers[0].came(later, BUSY_MIN as usize - 1);
+        assert_eq!(workers[0].queue(later, datagram(3)), None);
+    }
+
+    #[test]
+    fn datagrams_are_given_to_none_but_who_has_much_less_to_do_and_opens_their_lanes() {
+        let mut workers = workers(3);
+        workers[0].came(START, BUSY);
+        workers[1].came(START, BUSY / 3);
+        let on = |first| {
+            let lanes = Lanes { first, count: 2 };
+            datagram(u64::from(first)).map(|connection| Connection { lanes, ..connection })
+        };
+        assert_eq!(workers[0].queue(START, on(0)), None, "workers 0 and 1");
+        assert_eq!(workers[0].queue(START, on(1)), Some(2), "workers 1 and 2");
+    }
+
+    #[test]
+    fn datagrams_end_no_connection_that_is_led_and_take_half_of_a_pass() {
+        let mut workers = workers(2);
+        assert_eq!(workers[0].queue(START, first(7)), Some(0));
+        workers[0].came(START, BUSY);
+        let same_place = name(7) ^ 1 << 40;
+        let other = datagram(0).map(|other| Connection {
+            name: same_place,
+            ..other
+        });
+        assert_eq!(workers[0].queue(START, other), None);
+        assert_eq!(workers[1].queue(START, following(7)), Some(0));
+        let next = START + Duration::from_nanos(1);
+        let given = (10..99).filter(|&number| workers[0].queue(next, datagram(number)).is_some());
+        assert_eq!(given.count(), DATAGRAMS_PER_PASS_MAX as usize);
+        assert!(workers[0].queue(next, first(100)).is_some());
+    }
+
+    #[test]
+    fn datagrams_that_find_their_place_taken_are_not_taken_for_new() {
+        let mut met = Met(Box::new([0; Met::LEN]));
+        let (one, other) = (7 << 40, 9 << 40);
+        assert!(met.is_new(START, one));
+        assert!(!met.is_new(START, other));
+        assert!(!met.is_new(START + steps(Met::OVER), one));
+        assert!(!met.is_new(START + steps(2 * Met::OVER), other), "kept for the first");
+        assert!(met.is_new(START + steps(2 * Met::OVER + 1), other));
+        assert!(!met.is_new(START + steps(2 * Met::OVER + 1), one));
     }
 
     #[test]

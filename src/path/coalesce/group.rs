@@ -34,22 +34,27 @@ pub struct Lanes {
     pub count: u8,
 }
 
-/// A TCP connection, as far as one packet tells.
+/// A TCP connection, or the datagrams between two UDP ports, as far as one packet tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
-    /// Equal for all packets of both directions. Two connections may have the same.
+    /// Equal for all packets of both directions. Two connections may have the same, as TCP and UDP between the same ports do.
     pub name: u64,
-    /// The packet is the answer to a connection's first one, SYN and ACK: who called has sent no data yet.
-    pub begins: Option<Beginning>,
-}
-
-/// How a connection begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Beginning {
     /// Of the session that the packet came by.
     pub lanes: Lanes,
-    /// The packet's sequence number, which another connection between the same ports hardly shares.
-    pub seq: u32,
+    /// What the packet says about the connection's beginning.
+    pub begins: Begins,
+}
+
+/// What a packet says about whether its connection begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begins {
+    /// Any other TCP packet.
+    No,
+    /// The answer to a connection's first one, SYN and ACK: who called has sent no data yet. With its sequence number, which another
+    /// connection between the same ports hardly shares.
+    Answered(u32),
+    /// UDP does not say.
+    Unknown,
 }
 
 /// One TUN write: [`head`](Group::head), then all [`parts`](Group::parts). Its memory is on the heap: the addresses that a

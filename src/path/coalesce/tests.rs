@@ -663,17 +663,22 @@ fn a_connection_is_told_by_its_name_and_begins_with_the_answer_to_its_first_pack
         bench.push_all(complete(&[other]));
         bench.push_all(complete(&[Sample::udp(v6, bytes(100))]));
         bench.flush();
+        bench.push_all(complete(&Sample::udp(v6, bytes(300)).cut(100)));
+        bench.flush();
         let told: Vec<_> = bench.out.iter().map(Group::connection).collect();
         let begins: Vec<_> = told
             .iter()
             .map(|told| told.map(|connection| connection.begins))
             .collect();
-        let answer = Some(Beginning { lanes: LANES, seq: 1 });
-        let expected = [None, answer, answer, None, None, None].map(Some);
-        assert_eq!(begins, [&expected[..], &[None]].concat());
+        let (no, answered) = (Begins::No, Begins::Answered(1));
+        let expected = [no, answered, answered, no, no, no, Begins::Unknown, Begins::Unknown];
+        assert_eq!(begins, expected.map(Some));
         let names: Vec<u64> = told.iter().flatten().map(|connection| connection.name).collect();
         assert!(names[..5].iter().all(|&name| name == names[0]), "{names:?}");
         assert_ne!(names[5], names[0]);
+        assert_eq!(names[6], names[7], "datagrams alone and together");
+        let lanes: Vec<_> = told.iter().flatten().map(|connection| connection.lanes).collect();
+        assert_eq!(lanes, [LANES; 8]);
     }
 }
 
