@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "room for its tail")]
+    #[should_panic(expected = "room for the tag and the tail")]
     fn a_tail_that_is_longer_than_its_text_panics() {
         let aead = Aead::new(Algorithm::Aes256Gcm, Choice::Auto, &[1; KEY_LEN]);
         aead.seal_run(&mut [Record::new(NONCE, &[], &mut [0; 30]).with_tail(&[0; 15])]);

@@ -56,7 +56,7 @@ impl<'a> Record<'a> {
     pub(super) fn join_before(&mut self, at: usize) {
         let end = self.text.len().checked_sub(TAG_LEN);
         let start = end.and_then(|end| end.checked_sub(self.tail.len()));
-        let start = start.expect("the text has room for its tail and the tag");
+        let start = start.expect("the caller leaves room for the tag and the tail");
         let copied = at
             .checked_sub(start)
             .map_or(self.tail.len(), |before| before.min(self.tail.len()));

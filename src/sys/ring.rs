@@ -109,7 +109,7 @@ impl Ring {
         pushed.expect("requests are bounded below the size of the submission queue");
     }
 
-    /// Whether there is something for `enter` to submit, or completions found the queue full.
+    /// Whether there is something for `enter` to submit, or completions wait in the kernel because the queue was full.
     pub(super) fn has_queued(&mut self) -> bool {
         let submission = self.uring.submission();
         !submission.is_empty() || submission.cq_overflow()

@@ -1,7 +1,8 @@
 //! One worker per core: the loop that moves packets between one TUN queue and one UDP socket.
 //!
 //! A pass has visible phases:
-//! 1. *submit and wait*: one kernel entry submits what the last pass queued and returns with what completed;
+//! 1. *submit and wait*: the engine submits what the last pass queued and returns with what completed, by one kernel entry where it need not
+//!    sleep;
 //! 2. *mailbox*: commands, and datagrams of other workers' sockets;
 //! 3. *reap*: each completion goes through the data path, which queues batches and groups;
 //! 4. *flush*: batches become sends, groups become TUN writes, reports and hand-overs leave.

@@ -13,7 +13,7 @@
 //!
 //! UDP does not say who has called. What comes between two ports that nothing has come between for a while ([`Met`]) begins, and is given
 //! away only by a worker that has much to do, to one that has little: so a query, a call or a game does not wait behind a transfer that
-//! the hash has put it together with. Where a worker meets more of them than it can keep in mind, they stay where they are.
+//! the hash has put it together with. Where more of them come than there are places for, they stay where they are.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::stats::counters::Cell;
 
 /// Connections that are led at the same time. Another one in the same place ends that early, which leaves the first one where it is.
 const LED_MAX: usize = 256;
-/// What one worker gives in one pass: enough for any host, and little work where a peer sends answers to what nobody has asked.
+/// What one worker gives, or tries to, in one pass: enough for any host, and little work where a peer sends answers to what nobody has asked.
 const GIVEN_PER_PASS_MAX: u32 = 16;
 /// How many of them datagrams may be.
 const DATAGRAMS_PER_PASS_MAX: u32 = 8;
@@ -36,11 +36,11 @@ const SHARE: u64 = 8;
 const BYTES_MIN: u64 = 1 << 20;
 /// Datagrams between two ports count as so many bytes: most are a few questions and answers.
 const DATAGRAMS_BYTES: u64 = 1 << 16;
-/// What a worker that gives datagrams away has to do at least, which is 0.35 Gbit/s, ...
+/// What a worker that gives datagrams away has to do at least, which is about 0.35 Gbit/s, both directions together, ...
 const BUSY_MIN: u64 = 8 << 20;
 /// ... and how many times as much as the one that it gives them to.
 const BUSIER: u64 = 4;
-/// How often a worker looks whether it is busier than any: all that it looks at are others' cache lines.
+/// How often a worker looks whether it is busier than any: most that it looks at are others' cache lines.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// 2^27 nanoseconds, about 0.13 s: the unit of time here, and the logarithm of that.
@@ -318,8 +318,8 @@ impl Placement {
         if self.given >= most {
             return None;
         }
-        let queue = self.loads.give(now, self.number.into(), lanes, begins)? as u8;
         self.given += 1;
+        let queue = self.loads.give(now, self.number.into(), lanes, begins)? as u8;
         led.begin(now, name, seq, queue);
         // All workers read it, so it is written once per step.
         if now - Time::from_nanos(self.loads.begun.0.load(Relaxed)) >= Duration::from_nanos(1 << STEP) {

@@ -1,5 +1,5 @@
 //! The engine on io_uring: multishot receives into provided buffers, sends and writes as requests, one
-//! io_uring_enter per turn that has work.
+//! io_uring_enter per turn that has something to submit and finds something done.
 //!
 //! A turn: start what was deferred, give buffers back, re-arm what ended; enter; reap; complete. Where nothing has completed it
 //! sleeps in poll(2), on the files that the multishots read, and enters again: whoever sleeps in io_uring_enter is woken like by a stranger
@@ -43,6 +43,8 @@ pub struct Uring {
     ready: Vec<Event>,
     completions: Vec<Completion>,
     paused: bool,
+    /// Whether poll has last told of a file that nothing came of.
+    fruitless: bool,
     counters: EngineCounters,
 }
 
@@ -75,6 +77,7 @@ impl Uring {
             ready: Vec::new(),
             completions: Vec::with_capacity(COMPLETIONS as usize),
             paused: false,
+            fruitless: false,
             counters: EngineCounters::default(),
             tun,
             queues: Arc::new([]),
@@ -158,8 +161,8 @@ impl Uring {
         Ok(!self.completions.is_empty())
     }
 
-    /// Sleeps until a multishot has something to read, or somebody rings.
-    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Sleeps until a multishot has something to read, or somebody rings; whether that has happened.
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         self.counters.enters += 1;
         // What is not being read, for want of buffers, may be readable for long.
         let files = [
@@ -167,7 +170,7 @@ impl Uring {
             self.requests.is_receiving().then(|| self.udp.shared.as_fd()),
             Some(self.wake.as_fd()),
         ];
-        poll::readable(files, timeout).map(drop)
+        Ok(poll::readable(files, timeout)?.contains(&true))
     }
 
     /// Turns completions into events; the first error that ends the engine.
@@ -259,12 +262,14 @@ impl Engine for Uring {
         if self.requests.has_queued() && self.enter(Wait::Now, events)? {
             return Ok(());
         }
-        // Nobody but the ring tells of requests that are under way.
-        if !self.requests.only_watch() {
+        // Nobody but the ring tells of requests that are under way. And poll tells as long as a file can be read, the ring once: where they
+        // disagree (a TUN that is just being removed is one case), this would go on without a rest.
+        if std::mem::take(&mut self.fruitless) || !self.requests.only_watch() {
             return self.enter(wait, events).map(drop);
         }
-        self.poll(timeout)?;
-        self.enter(Wait::Now, events).map(drop)
+        let is_told = self.poll(timeout)?;
+        self.fruitless = !self.enter(Wait::Now, events)? && is_told;
+        Ok(())
     }
 
     fn datagrams<'a>(&'a mut self, buffer: &'a mut UdpBuffer) -> (Received, &'a mut [u8]) {

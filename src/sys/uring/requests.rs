@@ -230,7 +230,7 @@ impl Requests {
     /// once, turn after turn). Whether it was queued.
     pub(super) fn arm_receive(&mut self) -> bool {
         if self.receive_is_stale {
-            // The attempt before may have come while it was being carried out.
+            // A cancellation does not find a receive that is just being carried out.
             self.cancel_receive();
         }
         if self.receive_armed || self.memory.udp_ring.provided() == 0 {
@@ -312,12 +312,12 @@ impl Requests {
         self.receive_armed
     }
 
-    /// Whether there is something to submit, or completions found the queue full.
+    /// Whether there is something to submit, or completions wait in the kernel because the queue was full.
     pub(super) fn has_queued(&mut self) -> bool {
         self.ring.has_queued()
     }
 
-    /// Whether nothing is in flight but what waits for a file to be readable.
+    /// Whether nothing is in flight but what waits until the TUN, the present socket or the bell can be read.
     pub(super) fn only_watch(&self) -> bool {
         let is_cancelling = self.read_cancelled || self.receive_cancelled || self.receive_is_stale;
         !is_cancelling && self.sends_in_flight == 0 && self.writes_in_flight == 0
@@ -461,19 +461,22 @@ impl Requests {
     /// Cancels every request and waits for its last completion; false when the kernel does not finish in time.
     fn quiesce(&mut self) -> bool {
         const PATIENCE: Duration = Duration::from_secs(2);
-        if self.is_quiet() {
-            return true;
-        }
-        let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
-        // SAFETY: refers to no memory.
-        unsafe { self.ring.push(&cancel.user_data(Request::Cancel.user_data())) };
+        /// A cancellation does not find what is just being carried out.
+        const AGAIN: Duration = Duration::from_millis(10);
         let started = Instant::now();
+        let mut cancelled: Option<Instant> = None;
         let mut completions = Vec::new();
         while !self.is_quiet() {
-            let Some(left) = PATIENCE.checked_sub(started.elapsed()) else {
+            if started.elapsed() >= PATIENCE {
                 return false;
-            };
-            if self.ring.enter(Wait::For(left)).is_err() {
+            }
+            if cancelled.is_none_or(|cancelled| cancelled.elapsed() >= AGAIN) {
+                let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+                // SAFETY: refers to no memory.
+                unsafe { self.ring.push(&cancel.user_data(Request::Cancel.user_data())) };
+                cancelled = Some(Instant::now());
+            }
+            if self.ring.enter(Wait::For(AGAIN)).is_err() {
                 return false;
             }
             self.ring.reap(&mut completions);
