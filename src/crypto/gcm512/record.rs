@@ -220,11 +220,12 @@ impl<'a, const DIRECTION: bool, const LENGTH: bool, const TEXT: bool> Record<'a,
         let is_tail = |i: usize| TEXT == WITH_TAIL && (PLACE != START || i >= HEAD_VECTORS);
         let tail_index = |i: usize| if PLACE == START { i - HEAD_VECTORS } else { i };
         let tail_len = (0..N).filter(|&i| is_tail(i) && !is_last(i)).count();
-        let tail = &self.tail_body[if TEXT == WITH_TAIL {
+        let tail_at = if tail_len > 0 {
             at.saturating_sub(HEAD_VECTORS)
         } else {
             0
-        }..][..tail_len];
+        };
+        let tail = &self.tail_body[tail_at..][..tail_len];
         let round_key = |round: usize| load(&self.schedule.round_keys[round]);
 
         let (mut text, mut state) = ([zero; N], [zero; N]);
