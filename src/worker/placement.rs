@@ -16,10 +16,17 @@
 //! the hash has put it together with. Where more of them come than there are places for, they stay where they are.
 #![forbid(unsafe_code)]
 
+mod fading;
+mod led;
+mod met;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use self::fading::{Fading, STEP};
+use self::led::Led;
+use self::met::Met;
 use crate::path::coalesce::{Begins, Connection, Lanes};
 use crate::proto::Time;
 use crate::stats::counters::Cell;
@@ -42,22 +49,6 @@ const BUSY_MIN: u64 = 8 << 20;
 const BUSIER: u64 = 4;
 /// How often a worker looks whether it is busier than any: most that it looks at are others' cache lines.
 const LOOK: Duration = Duration::from_millis(1);
-
-/// 2^27 nanoseconds, about 0.13 s: the unit of time here, and the logarithm of that.
-const STEP: u32 = 27;
-/// Workers read their clocks once per pass: what is ahead by less than this was written by one that has read it later.
-const AHEAD_MAX: u64 = 8;
-
-/// The number of a step, in as many bits as `mask` has.
-fn step(now: Time, mask: u64) -> u64 {
-    (now.as_nanos() >> STEP) & mask
-}
-
-/// How many steps ago `then` was.
-fn steps_since(then: u64, now: Time, mask: u64) -> u64 {
-    let ago = step(now, mask).wrapping_sub(then) & mask;
-    if ago > mask - AHEAD_MAX { 0 } else { ago }
-}
 
 /// What all workers know of each other.
 #[derive(Debug)]
@@ -138,102 +129,6 @@ impl Loads {
     }
 }
 
-/// A number of bytes that loses half of itself with each step, and the step when it was written: 40 and 24 bits.
-#[derive(Clone, Copy)]
-struct Fading(u64);
-
-impl Fading {
-    const AMOUNT_BITS: u32 = 40;
-    const AMOUNT_MAX: u64 = (1 << Self::AMOUNT_BITS) - 1;
-    /// It begins anew after 26 days, and what nothing was added to since counts as fresh for a moment then.
-    const STEPS: u64 = u64::MAX >> Self::AMOUNT_BITS;
-
-    fn amount(self, now: Time) -> u64 {
-        let steps = steps_since(self.0 >> Self::AMOUNT_BITS, now, Self::STEPS);
-        (self.0 & Self::AMOUNT_MAX) >> steps.min(63)
-    }
-
-    fn plus(self, now: Time, bytes: u64) -> Fading {
-        let written = self.0 >> Self::AMOUNT_BITS;
-        // Never back.
-        let step = match steps_since(written, now, Self::STEPS) {
-            0 => written,
-            _ => step(now, Self::STEPS),
-        };
-        let amount = self.amount(now).saturating_add(bytes).min(Self::AMOUNT_MAX);
-        Fading(step << Self::AMOUNT_BITS | amount)
-    }
-}
-
-/// A connection that is led to a worker's queue, in one word, so that it is read whole: 32 bits of the name that its place does not tell, 8 of
-/// the sequence number that it began with, the queue, and the step when it began, which comes again after two hours and a half.
-#[derive(Debug)]
-struct Led(AtomicU64);
-
-impl Led {
-    const STEPS: u64 = 0xffff;
-    /// A little less than the three seconds after which the kernel forgets. The far end follows with its next packet but one.
-    const OVER: u64 = 22;
-
-    const fn nothing() -> Led {
-        Led(AtomicU64::new(0))
-    }
-
-    fn place(name: u64) -> usize {
-        name as usize % LED_MAX
-    }
-
-    /// The queue of the connection `name`, while it is led; not so when it is another one's beginning.
-    #[inline]
-    fn queue(&self, now: Time, name: u64, begins: Begins) -> Option<u8> {
-        let word = self.0.load(Relaxed);
-        let is_begun = match begins {
-            Begins::Answered(seq) => seq as u8 == (word >> 24) as u8,
-            Begins::No | Begins::Unknown => true,
-        };
-        let is_same = word >> 32 == name >> 32 && is_begun;
-        (is_same && Led::is_on(word, now)).then_some((word >> 16) as u8)
-    }
-
-    /// Whether another connection can have the place without ending one.
-    fn is_free(&self, now: Time) -> bool {
-        !Led::is_on(self.0.load(Relaxed), now)
-    }
-
-    fn is_on(word: u64, now: Time) -> bool {
-        word != 0 && steps_since(word & Self::STEPS, now, Self::STEPS) <= Self::OVER
-    }
-
-    fn begin(&self, now: Time, name: u64, seq: u32, queue: u8) {
-        let word = name >> 32 << 32 | u64::from(seq as u8) << 24 | u64::from(queue) << 16 | step(now, Self::STEPS);
-        self.0.store(word, Relaxed);
-    }
-}
-
-/// Between which ports a worker has met datagrams lately: in each place one name, 40 bits of it, and the step when it last did, which comes
-/// again after 26 days.
-#[derive(Debug)]
-struct Met(Box<[u64; Met::LEN]>);
-
-impl Met {
-    const LEN: usize = 4096;
-    const STEPS: u64 = 0xff_ffff;
-    /// About 13 s. Who is silent for longer begins anew; the kernel has forgotten him long before.
-    const OVER: u64 = 96;
-
-    /// Meets datagrams between the ports of `name`; whether they are new. What finds its place taken is not known to be.
-    #[inline]
-    fn is_new(&mut self, now: Time, name: u64) -> bool {
-        let word = &mut self.0[name as usize % Met::LEN];
-        let is_over = *word == 0 || steps_since(*word & Met::STEPS, now, Met::STEPS) > Met::OVER;
-        let is_same = *word >> 24 == name >> 24;
-        if is_same || is_over {
-            *word = name >> 24 << 24 | step(now, Met::STEPS);
-        }
-        is_over
-    }
-}
-
 /// One worker's part in it.
 #[derive(Debug)]
 pub struct Placement {
@@ -260,7 +155,7 @@ impl Placement {
             loads,
             pass: Time::from_nanos(0),
             given: 0,
-            met: Met(Box::new([0; Met::LEN])),
+            met: Met::nobody(),
             looked: Time::from_nanos(0),
             is_busy: false,
         }
@@ -577,7 +472,7 @@ mod tests {
 
     #[test]
     fn datagrams_that_find_their_place_taken_are_not_taken_for_new() {
-        let mut met = Met(Box::new([0; Met::LEN]));
+        let mut met = Met::nobody();
         let (one, other) = (7 << 40, 9 << 40);
         assert!(met.is_new(START, one));
         assert!(!met.is_new(START, other));
